@@ -1,0 +1,25 @@
+"""Data sets as LightningDataModules: images (:mod:`.images`) and event recordings (:mod:`.events`).
+
+The public names load their modules on first use, so that asking for one data set does not import the libraries of all.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_MODULES = {
+    "CIFARDataModule": "cifar",
+    "DigitsDataModule": "digits",
+    "ImageDataModule": "images",
+}
+
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

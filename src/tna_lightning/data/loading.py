@@ -1,0 +1,256 @@
+"""What image and event data share: splits, the order of batches, loaders of whole batches, and the module around them.
+
+Nothing here draws from a global random generator: an order or an augmentation is a function of (seed, epoch, rank,
+batch), so that a resumed run repeats what an uninterrupted one does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+Batch = tuple[Tensor, Tensor]
+
+
+def derive_seed(*parts: int) -> int:
+    """Mix several small numbers into one seed, so that (0, 1) and (1, 0) start unrelated streams."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Split ``range(len(labels))`` into ``(rest, chosen)``, both sorted, each class in proportion.
+
+    ``chosen`` holds ``ceil(fraction * N)`` samples (scikit-learn's rule). Each class gives the whole part of its share;
+    what is then missing comes from the classes with the largest remainders, lower classes first.
+    """
+    if not 0 <= fraction < 1:
+        raise ValueError(f"fraction={fraction!r}: must lie in [0, 1)")
+    classes, class_sizes = labels.unique(return_counts=True)
+    total = math.ceil(round(fraction * len(labels), 6))
+    shares = class_sizes.double() * (total / max(1, len(labels)))
+    counts = (shares + 1e-6).floor().long()
+    by_remainder = torch.argsort(shares - counts, descending=True, stable=True)
+    counts[by_remainder[: total - int(counts.sum())]] += 1
+
+    generator = torch.Generator().manual_seed(derive_seed(seed))
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for label, count in zip(classes.tolist(), counts.tolist(), strict=True):
+        members = (labels == label).nonzero().squeeze(1)
+        chosen[members[torch.randperm(len(members), generator=generator)[:count]]] = True
+    return (~chosen).nonzero().squeeze(1), chosen.nonzero().squeeze(1)
+
+
+def split_hash(train: Tensor, val: Tensor, test: Tensor) -> str:
+    """sha256 over the sorted index lists, each led by its length, as little-endian int64."""
+    digest = hashlib.sha256()
+    for indices in (train, val, test):
+        digest.update(np.array([len(indices), *sorted(indices.tolist())], dtype="<i8").tobytes())
+    return digest.hexdigest()
+
+
+class IndexBatches(DistributedSampler):
+    """Yields lists of indices, one per batch, for one rank of several.
+
+    Lightning leaves a :class:`DistributedSampler` as it is and tells it the epoch. All ranks get equally many batches.
+
+    Training (``shuffle``): the order depends on (seed, epoch) alone. It is cut into global batches of
+    ``batch_size * num_replicas``, and each rank takes every ``num_replicas``-th sample of each. The last global batch
+    may be smaller; it is left out where it would give some rank a single sample (batch normalisation) or none.
+
+    Evaluation: each sample goes to exactly one rank, without padding, in as few batches as ``batch_size`` allows, as
+    even as they come.
+    """
+
+    def __init__(
+        self, num_samples: int, batch_size: int, *, shuffle: bool, seed: int = 0, rank: int = 0, num_replicas: int = 1
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size!r}: must be at least 1")
+        if num_samples < num_replicas:
+            raise ValueError(
+                f"batch_size={batch_size!r}: {num_samples} samples cannot be shared by {num_replicas} devices"
+            )
+        super().__init__(range(num_samples), num_replicas, rank, shuffle, seed)  # type: ignore[arg-type]
+        self.batch_size = batch_size
+        if shuffle:
+            global_batch = batch_size * num_replicas
+            self.num_batches, left_over = divmod(num_samples, global_batch)
+            least = 1 if batch_size == 1 or self.num_batches == 0 else 2
+            self.num_batches += left_over // num_replicas >= least
+        else:
+            self.num_batches = math.ceil(math.ceil(num_samples / num_replicas) / batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        num_samples = len(self.dataset)  # type: ignore[arg-type]
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
+            order = torch.randperm(num_samples, generator=generator)
+            for global_batch in order.split(self.batch_size * self.num_replicas)[: self.num_batches]:
+                yield global_batch[self.rank :: self.num_replicas].tolist()
+        else:
+            share = torch.arange(self.rank, num_samples, self.num_replicas)
+            for batch in share.tensor_split(self.num_batches):
+                yield batch.tolist()
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+
+class BatchSet(Dataset[Batch]):
+    """A subset of samples in memory (or memory-mapped): ``batches[[3, 1, 4]]`` gathers inputs and targets at once.
+
+    Args:
+        inputs: ``[N, ...]``, usually uint8.
+        targets: int64 ``[N]``, on the same device.
+        subset: the samples of ``inputs`` that belong here, in the order of this set's own indices; None means all.
+    """
+
+    def __init__(self, inputs: Tensor, targets: Tensor, subset: Tensor | None = None) -> None:
+        self.inputs = inputs
+        self.targets = targets
+        self.subset = torch.arange(len(targets)) if subset is None else subset
+
+    def __len__(self) -> int:
+        return len(self.subset)
+
+    def __getitem__(self, indices: list[int]) -> Batch:
+        where = self.subset[indices].to(self.inputs.device, non_blocking=True)
+        return self.inputs.index_select(0, where), self.targets.index_select(0, where)
+
+
+class BatchLoader:
+    """Iterates over the batches of a set in this process.
+
+    A :class:`~torch.utils.data.DataLoader` without workers does the same, draws from the global random generator at
+    each epoch, and makes Lightning warn that a gather from memory has too few workers.
+    """
+
+    batch_sampler = None  # Lightning looks for it beside `sampler`
+
+    def __init__(self, batches: BatchSet, sampler: IndexBatches) -> None:
+        self.batches = batches
+        self.sampler = sampler
+
+    def __iter__(self) -> Iterator[Batch]:
+        for indices in self.sampler:
+            yield self.batches[indices]
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+
+class BatchedDataModule(LightningDataModule):
+    """Serves batches of samples that lie in memory, and augments them on the device.
+
+    A subclass fills :attr:`train_set`, :attr:`val_set` and :attr:`test_set` in :meth:`setup`, says what
+    :meth:`augment` and :meth:`prepare` do to a batch on the device, and names its classes.
+
+    Args:
+        batch_size: training samples per step and device.
+        eval_batch_size: at most so many samples per step and device in validation and test.
+        seed: of the validation split, of the order of training samples and of the augmentation.
+        num_workers: processes that gather batches; 0 gathers in the training process.
+    """
+
+    train_set: BatchSet
+    val_set: BatchSet
+    test_set: BatchSet
+
+    def __init__(self, *, batch_size: int, eval_batch_size: int, seed: int, num_workers: int = 0) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("seed", seed, 0),
+            ("num_workers", num_workers, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name}={value!r}: must be at least {least}")
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.seed = seed
+        self.num_workers = num_workers
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the classes, in the order of the labels."""
+        raise NotImplementedError
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.class_names)
+
+    @property
+    def in_channels(self) -> int:
+        """C."""
+        raise NotImplementedError
+
+    @property
+    def split_hash(self) -> str:
+        """sha256 of which sample is in which split; needs :meth:`setup`."""
+        return split_hash(self.train_set.subset, self.val_set.subset, self.test_set.subset)
+
+    def describe(self) -> dict[str, Any]:
+        """What a run record says about the data; needs :meth:`setup`."""
+        return {
+            "name": type(self).__name__,
+            "simulated": False,
+            "train_samples": len(self.train_set),
+            "val_samples": len(self.val_set),
+            "test_samples": len(self.test_set),
+            "split_hash": self.split_hash,
+        }
+
+    def augment(self, x: Tensor, target: Tensor, generator: torch.Generator) -> Batch:
+        """Change a training batch, as loaded, on its device; all randomness comes from ``generator``."""
+        return x, target
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Turn a batch, as loaded or augmented, into what networks take."""
+        return x
+
+    def train_dataloader(self) -> BatchLoader | DataLoader[Batch]:  # noqa: D102
+        return self._loader(self.train_set, self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> BatchLoader | DataLoader[Batch] | list[Any]:  # noqa: D102
+        return self._loader(self.val_set, self.eval_batch_size, shuffle=False) if len(self.val_set) else []
+
+    def test_dataloader(self) -> BatchLoader | DataLoader[Batch]:  # noqa: D102
+        return self._loader(self.test_set, self.eval_batch_size, shuffle=False)
+
+    def _loader(self, batches: BatchSet, batch_size: int, *, shuffle: bool) -> BatchLoader | DataLoader[Batch]:
+        trainer = self.trainer
+        rank, num_replicas = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        sampler = IndexBatches(
+            len(batches), batch_size, shuffle=shuffle, seed=self.seed, rank=rank, num_replicas=num_replicas
+        )
+        if not self.num_workers:
+            return BatchLoader(batches, sampler)
+        if trainer:
+            sampler.set_epoch(trainer.current_epoch)  # workers fetch ahead, before Lightning tells a resumed epoch
+        return DataLoader(
+            batches,
+            batch_size=None,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=True,
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:  # noqa: D102
+        x, target = batch
+        trainer = self.trainer
+        if trainer is not None and trainer.training:
+            step = trainer.fit_loop.epoch_loop.batch_idx + 1  # Lightning counts the batch after its transfer
+            seed = derive_seed(self.seed, trainer.current_epoch, trainer.global_rank, step)
+            x, target = self.augment(x, target, torch.Generator(x.device).manual_seed(seed))
+        return self.prepare(x), target
