@@ -1,0 +1,1 @@
+"""Spiking neurons and the networks made of them: plain torch, time first."""
