@@ -1,9 +1,9 @@
 """Surrogate gradients: what stands in for the derivative of the spike in the backward pass.
 
 Forward is always the Heaviside step of snntorch, `spikes = (shifted > 0)` with `shifted = membrane - threshold`: a
-membrane exactly at the threshold does not spike. Each surrogate is a frozen dataclass with snntorch's parameter names and
-defaults, so it can be compared, hashed, pickled, copied and compiled, which snntorch's closures cannot. Formulas are
-those of `snntorch.surrogate` (1.0.0), written u = shifted, unless a docstring says otherwise.
+membrane exactly at the threshold does not spike. Each surrogate is a frozen dataclass with snntorch's parameter names
+and defaults, so it can be compared, hashed, pickled, copied and compiled, which snntorch's closures cannot. Formulas
+are those of `snntorch.surrogate` (1.0.0), written u = shifted, unless a docstring says otherwise.
 
 Any of them may also be called as a function of `shifted`, and is then a valid `spike_grad` of a snntorch neuron.
 """
@@ -181,7 +181,7 @@ class StochasticSpikeOperator(Surrogate):
 
 @dataclass(frozen=True)
 class CustomSurrogate(Surrogate):
-    """A function of one's own, `function(shifted, grad_spikes, spikes) -> grad`, as snntorch's `custom_surrogate` takes."""
+    """A function of one's own, `function(shifted, grad_spikes, spikes) -> grad`, as snntorch's `custom_surrogate`."""
 
     function: Callable[[Tensor, Tensor, Tensor], Tensor]
 

@@ -1,0 +1,269 @@
+"""The leaky integrate-and-fire neuron: one pure time loop, and the module that holds its parameters.
+
+Shapes: T time steps, B batch. A current `[T, B, ...]` gives spikes of the same shape, dtype and memory layout.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import shutil
+import sysconfig
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from tna_lightning.models.surrogates import Surrogate, get_surrogate
+
+log = logging.getLogger(__name__)
+
+RESETS = ("zero", "subtract", "none")
+
+
+class LIF(nn.Module):
+    """Leaky integrate-and-fire neurons with snntorch's equations, names and parameters (`snn.Leaky`, delayed reset).
+
+    Every forward starts from zero membrane U and keeps nothing. With S the spikes, I the current, theta the threshold:
+
+        reset="zero":      U[t] = beta (1 - S[t-1]) U[t-1] + I[t]      (hard reset, as in arXiv 2409.15849)
+        reset="subtract":  U[t] = beta U[t-1] + I[t] - S[t-1] theta    (soft reset)
+        reset="none":      U[t] = beta U[t-1] + I[t]
+        S[t] = 1 if U[t] - theta > 0 else 0
+
+    In the backward pass the spike has the surrogate's derivative, and S[t-1] in the reset is a constant. `beta` is
+    clamped to [0, 1] in the forward pass, so a learned one keeps its meaning. Both parameters have snntorch's names and
+    shapes: a `state_dict` entry moves between the two.
+
+    bf16 and fp16 currents are integrated in float32 and give spikes of their own dtype. Of the activations, the current
+    alone is kept for the backward pass, in its own dtype; membrane and spikes are computed from it again.
+
+    Args:
+        beta: decay of the membrane per time step, in [0, 1]; a tensor must broadcast against one time step `[B, ...]`,
+            such as `[C, 1, 1]` for one value per channel.
+        threshold: firing threshold, above 0; may be a tensor likewise.
+        reset: "zero", "subtract" or "none".
+        surrogate: name from `surrogates.SURROGATES`, or a `Surrogate` object such as `ATan(alpha=4.0)`.
+        learn_beta: train `beta` (a parametric LIF).
+        learn_threshold: train `threshold`.
+
+    Attributes:
+        compiled: run the time loop through torch.compile (see `compile_neurons`); False at first.
+
+    Raises:
+        ValueError: an argument outside of what is allowed, or an input of fewer than two dimensions.
+    """
+
+    beta: Tensor
+    threshold: Tensor
+
+    def __init__(
+        self,
+        beta: float | Tensor = 0.5,
+        threshold: float | Tensor = 1.0,
+        reset: str = "zero",
+        surrogate: str | Surrogate = "atan",
+        learn_beta: bool = False,
+        learn_threshold: bool = False,
+    ):
+        super().__init__()
+        beta_tensor, threshold_tensor = torch.as_tensor(beta), torch.as_tensor(threshold)
+        if not bool(((beta_tensor >= 0) & (beta_tensor <= 1)).all()):
+            raise ValueError(f"beta={beta!r}: must lie in [0, 1]")
+        if not bool((threshold_tensor > 0).all()):
+            raise ValueError(f"threshold={threshold!r}: must be above 0")
+        if reset not in RESETS:
+            raise ValueError(f"reset={reset!r}: must be one of {', '.join(RESETS)}")
+        self.reset = reset
+        self.surrogate = get_surrogate(surrogate)
+        self.compiled = False
+        self._register("beta", beta_tensor, learn_beta)
+        self._register("threshold", threshold_tensor, learn_threshold)
+
+    def _register(self, name: str, value: Tensor, learned: bool) -> None:
+        value = value.detach().to(torch.get_default_dtype(), copy=True)
+        if learned:
+            self.register_parameter(name, nn.Parameter(value))
+        else:
+            self.register_buffer(name, value)
+
+    def forward(self, current: Tensor) -> Tensor:
+        """Spikes `[T, B, ...]` for the currents `[T, B, ...]`."""
+        if current.ndim < 2:
+            raise ValueError(f"current={list(current.shape)}: must have at least two dimensions, [T, B, ...]")
+        beta, threshold = self.beta.clamp(0, 1), self.threshold
+        if torch.compiler.is_exporting():  # inference: nothing but plain operations, T unrolled
+            return time_loop(current, beta, threshold, self.reset)
+        if torch.compiler.is_compiling():  # the whole network: its compiler sees to layout and fusing
+            return _TimeLoop.apply(current, beta, threshold, self.reset, self.surrogate, False)
+        compiled = self.compiled and not self.surrogate.is_random and _has_compiler(current.device.type)
+        order = [0, *sorted(range(1, current.ndim), key=current.stride, reverse=True)]  # as it lies in memory
+        dense = current.permute(order)
+        if beta.numel() == threshold.numel() == 1:
+            flat, beta, threshold = dense.reshape(len(dense), -1), beta.reshape(()), threshold.reshape(())
+        else:
+            flat, beta, threshold = dense, _permute_parameter(beta, order), _permute_parameter(threshold, order)
+        spikes = _TimeLoop.apply(flat, beta, threshold, self.reset, self.surrogate, compiled)
+        return spikes.view(dense.shape).permute([order.index(dim) for dim in range(current.ndim)])
+
+    def extra_repr(self) -> str:
+        """The settings, for `print(network)`."""
+        parts = []
+        for name in ("beta", "threshold"):
+            value = getattr(self, name)
+            parts.append(f"{name}={value.item():g}" if value.numel() == 1 else f"{name}={list(value.shape)}")
+        parts += [f"reset={self.reset}", f"surrogate={self.surrogate}"]
+        parts += [f"learn_{name}=True" for name, _ in self.named_parameters()]
+        return ", ".join(parts)
+
+
+def compile_neurons(network: nn.Module, enabled: bool = True) -> None:
+    """Let every `LIF` in `network` run its time loop through torch.compile, or eagerly again: same spikes, less time.
+
+    Triton compiles it on CUDA, a C++ compiler on the CPU; where it is missing the neurons stay eager and one line in
+    the log says why. Surrogates that draw random numbers stay eager too, because compiled code would draw others. The
+    first call takes some seconds for each combination of T, dtype and settings; layers and batch sizes share the code,
+    and torch keeps it on disk for the next process.
+    """
+    for module in network.modules():
+        if isinstance(module, LIF):
+            module.compiled = enabled
+
+
+def time_loop(current: Tensor, beta: Tensor, threshold: Tensor, reset: str) -> Tensor:
+    """Spikes `[T, ...]` of neurons driven by `current` `[T, ...]`; the equations stand at `LIF`.
+
+    `beta` and `threshold` broadcast against one time step. No gradient passes through these spikes: see
+    `time_loop_gradients`.
+    """
+    _, spikes = _trajectory(current, beta, threshold, reset)
+    return torch.stack([step.to(current.dtype) for step in spikes])
+
+
+def time_loop_gradients(
+    grad_spikes: Tensor,
+    current: Tensor,
+    beta: Tensor,
+    threshold: Tensor,
+    reset: str,
+    surrogate: Surrogate,
+    learn_beta: bool,
+    learn_threshold: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradients of a loss with respect to current, beta and threshold: backpropagation through time, written out.
+
+    With g[t] = dL/dU[t], s'(u) the derivative of the surrogate, and K[t] = 1 - S[t] where reset="zero", else 1:
+
+        g[t] = dL/dS[t] s'(U[t] - theta) + beta K[t] g[t+1]
+        dL/dI[t] = g[t]
+        dL/dbeta = sum over t of g[t] K[t-1] U[t-1]
+        dL/dtheta = - sum over t of dL/dS[t] s'(U[t] - theta), and - sum of g[t] S[t-1] where reset="subtract"
+    """
+    membranes, spikes = _trajectory(current, beta, threshold, reset)
+    time_steps = len(membranes)
+    grad_current = [grad_spikes] * time_steps
+    beta_sum = torch.zeros_like(membranes[0])
+    threshold_sum = torch.zeros_like(membranes[0])
+    grad_membrane = torch.zeros_like(membranes[0])
+    for t in reversed(range(time_steps)):
+        carried = beta * grad_membrane
+        if reset == "zero":
+            carried = carried * (1 - spikes[t])
+        if learn_threshold and reset == "subtract":
+            threshold_sum = threshold_sum - grad_membrane * spikes[t]
+        if learn_beta:
+            kept = (1 - spikes[t]) * membranes[t] if reset == "zero" else membranes[t]
+            beta_sum = beta_sum + grad_membrane * kept
+        through_spike = surrogate.backward(membranes[t] - threshold, grad_spikes[t].to(membranes[t].dtype))
+        if learn_threshold:
+            threshold_sum = threshold_sum - through_spike
+        grad_membrane = through_spike + carried
+        grad_current[t] = grad_membrane.to(current.dtype)
+    grad_beta = beta_sum.sum_to_size(beta.shape).to(beta.dtype) if learn_beta else None
+    grad_threshold = threshold_sum.sum_to_size(threshold.shape).to(threshold.dtype) if learn_threshold else None
+    return torch.stack(grad_current), grad_beta, grad_threshold
+
+
+def _trajectory(current: Tensor, beta: Tensor, threshold: Tensor, reset: str) -> tuple[list[Tensor], list[Tensor]]:
+    """Membrane before its reset, and spikes, of every time step, in float32 or wider."""
+    dtype = torch.promote_types(current.dtype, torch.float32)
+    membrane = torch.zeros_like(current[0], dtype=dtype)
+    spikes = (membrane - threshold > 0).to(dtype)  # none, unless a learned threshold fell below zero (as in snntorch)
+    all_membranes, all_spikes = [], []
+    for step in current.unbind(0):
+        if reset == "zero":
+            membrane = (1 - spikes) * membrane
+        charged = beta * membrane + step.to(dtype)
+        membrane = charged - spikes * threshold if reset == "subtract" else charged
+        spikes = (membrane - threshold > 0).to(dtype)
+        all_membranes.append(membrane)
+        all_spikes.append(spikes)
+    return all_membranes, all_spikes
+
+
+class _TimeLoop(torch.autograd.Function):
+    """`time_loop` forward, `time_loop_gradients` backward, each eager or compiled as one function.
+
+    The current is all that is kept in between, in its own dtype: membranes and spikes follow from it exactly, and
+    computing them again costs a fused loop no memory traffic, where bits for spikes alone would not give the membrane.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, current: Tensor, beta: Tensor, threshold: Tensor, reset: str, surrogate: Surrogate, compiled: bool
+    ) -> Tensor:
+        ctx.save_for_backward(current, beta, threshold)
+        ctx.settings = reset, surrogate, compiled
+        run = _compiled(time_loop, current.dtype, len(current), reset) if compiled else time_loop
+        return run(current, beta, threshold, reset)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_spikes: Tensor) -> tuple[Tensor | None, ...]:
+        current, beta, threshold = ctx.saved_tensors
+        reset, surrogate, compiled = ctx.settings
+        _, learn_beta, learn_threshold, *_ = ctx.needs_input_grad
+        settings = reset, surrogate, learn_beta, learn_threshold
+        run = time_loop_gradients
+        if compiled:
+            run = _compiled(time_loop_gradients, current.dtype, len(current), *settings)
+        return *run(grad_spikes, current, beta, threshold, *settings), None, None, None
+
+
+def _permute_parameter(parameter: Tensor, order: list[int]) -> Tensor:
+    """`parameter`, which broadcasts against a time step, for time steps whose dimensions are in another order."""
+    missing = len(order) - 1 - parameter.ndim
+    return parameter.reshape((1,) * missing + parameter.shape).permute([dim - 1 for dim in order[1:]])
+
+
+@cache
+def _compiled(function: FunctionType, *key: object) -> Callable[..., Any]:
+    """`function` through torch.compile, with a code object of its own for each `key`.
+
+    torch counts recompilations by code object and falls back to eager after eight, which several T, dtypes and
+    surrogates in one process would reach.
+    """
+    own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+    return torch.compile(own, fullgraph=True, dynamic=True)
+
+
+@cache
+def _has_compiler(device_type: str) -> bool:
+    """Whether torch.compile can work for this kind of device; the log says what is missing, once."""
+    missing = []
+    if device_type == "cpu":
+        if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++")):
+            missing.append("a C++ compiler (g++ or clang++)")
+        if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+            missing.append("Python.h (package python3-dev)")
+    elif importlib.util.find_spec("triton") is None:
+        missing.append("triton")
+    if missing:
+        log.warning("Neurons run uncompiled on %s: %s not found", device_type, " and ".join(missing))
+    return not missing
