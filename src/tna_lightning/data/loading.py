@@ -150,8 +150,8 @@ class BatchLoader:
 class BatchedDataModule(LightningDataModule):
     """Serves batches of samples that lie in memory, and augments them on the device.
 
-    A subclass fills :attr:`train_set`, :attr:`val_set` and :attr:`test_set` in :meth:`setup`, says what
-    :meth:`augment` and :meth:`prepare` do to a batch on the device, and names its classes.
+    A subclass sets :attr:`name`, fills :attr:`train_set`, :attr:`val_set` and :attr:`test_set` in :meth:`setup`, says
+    what :meth:`augment` and :meth:`prepare` do to a batch on the device, and names its classes.
 
     Args:
         batch_size: training samples per step and device.
@@ -160,6 +160,7 @@ class BatchedDataModule(LightningDataModule):
         num_workers: processes that gather batches; 0 gathers in the training process.
     """
 
+    name: str
     train_set: BatchSet
     val_set: BatchSet
     test_set: BatchSet
@@ -202,7 +203,7 @@ class BatchedDataModule(LightningDataModule):
     def describe(self) -> dict[str, Any]:
         """What a run record says about the data; needs :meth:`setup`."""
         return {
-            "name": type(self).__name__,
+            "name": self.name,
             "simulated": False,
             "train_samples": len(self.train_set),
             "val_samples": len(self.val_set),
@@ -253,4 +254,6 @@ class BatchedDataModule(LightningDataModule):
             step = trainer.fit_loop.epoch_loop.batch_idx + 1  # Lightning counts the batch after its transfer
             seed = derive_seed(self.seed, trainer.current_epoch, trainer.global_rank, step)
             x, target = self.augment(x, target, torch.Generator(x.device).manual_seed(seed))
-        return self.prepare(x), target
+        x = self.prepare(x)
+        # Lightning has converted the batch to its precision already, when it was still uint8
+        return (x if trainer is None else trainer.precision_plugin.convert_input(x)), target
