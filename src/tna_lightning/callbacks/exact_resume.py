@@ -1,0 +1,68 @@
+"""A run that is continued ends where the uninterrupted one does."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+
+
+class ExactResume(Callback):
+    """Saves the random number generators with every checkpoint, and refuses checkpoints of another config.
+
+    Shuffling and augmentation are functions of seed and epoch already (see :mod:`tna_lightning.data`); this covers the
+    networks' own draws, dropout for example. Lightning saves none of it.
+
+    Args:
+        identity: the run's identity (:func:`tna_lightning.runs.identity`); a checkpoint that carries another one is refused
+            with a ValueError. None accepts any.
+    """
+
+    KEY = "tna_lightning"
+
+    def __init__(self, identity: str | None = None) -> None:
+        self.identity = identity
+        self._generators: dict[str, Any] | None = None
+
+    def on_save_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        name, keys, position, has_gauss, cached_gaussian = np.random.get_state(legacy=True)  # noqa: NPY002
+        checkpoint[self.KEY] = {
+            "identity": self.identity,
+            "generators": {
+                "torch": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached_gaussian],
+                "python": random.getstate(),
+            },
+        }
+
+    def on_load_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        saved = checkpoint.get(self.KEY)
+        if saved is None or trainer.state.fn != "fit":
+            return
+        if self.identity is not None and saved["identity"] != self.identity:
+            raise ValueError(
+                f"ckpt_path={str(trainer.ckpt_path)!r}: belongs to a run of another config "
+                f"(identity {str(saved['identity'])[:8]}, this one is {self.identity[:8]}); resume with the config it was trained with"
+            )
+        self._generators = saved["generators"]
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        # here, not on load: what Lightning does in between may draw
+        if self._generators is None:
+            return
+        torch.set_rng_state(self._generators["torch"])
+        if len(self._generators["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(self._generators["cuda"])
+        name, keys, position, has_gauss, cached_gaussian = self._generators["numpy"]
+        np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached_gaussian))  # noqa: NPY002
+        random.setstate(self._generators["python"])
+        self._generators = None

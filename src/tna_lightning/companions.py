@@ -1,0 +1,69 @@
+"""Companions that are not trained along: teachers and pretrained twins, trained once and cached."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from tna_lightning import runs
+
+log = logging.getLogger(__name__)
+
+Train = Callable[[Mapping[str, Any], Path], Mapping[str, Any]]
+
+
+def companion_networks(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with the companion's own ``model`` and ``neuron``, where it has them, in place of the base's."""
+    own = {key: config["companion"][key] for key in ("model", "neuron") if config["companion"].get(key)}
+    return {**config, **own}
+
+
+def pretraining_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config under which a run's companion is trained alone: plain, at full precision, with the companion's seed."""
+    companion = config["companion"]
+    alone = copy.deepcopy(companion_networks(config))
+    alone |= {
+        "seed": companion["seed"],
+        "objective": {"_target_": "tna_lightning.objectives.Plain"},
+        "companion": None,
+        "quant": {},
+        "init_from": None,
+        "ckpt_path": None,
+        "resume": True,
+        "study": None,
+        "logger": {},
+    }
+    if alone["data"].get("seed") == config["seed"]:
+        alone["data"]["seed"] = companion["seed"]
+    choices = config.get("choices", {})
+    alone["choices"] = {group: choices[group] for group in ("data", "optimizer", "trainer") if group in choices}
+    for group in ("model", "neuron"):
+        alone["choices"][group] = choices.get(f"{group}@companion.{group}", choices.get(group, "custom"))
+    alone["choices"] |= {"baseline": "plain", "quant": "none"}
+    return alone
+
+
+def pretrained_weights(config: Mapping[str, Any], train: Train) -> Path | str | None:
+    """Where the companion's weights come from; None if it starts from random ones.
+
+    ``companion.weights=pretrained`` trains it first, as a run of its own under ``output_dir/pretrained``. The folder's name
+    holds the hash of its config, so that every run that asks for the same companion finds it there; of several processes
+    one trains and the others wait.
+    """
+    companion = config["companion"]
+    if companion is None or companion["weights"] == "random":
+        return None
+    if companion["weights"] != "pretrained":
+        return companion["weights"]
+    alone = pretraining_config(config)
+    folder = Path(config["output_dir"]) / "pretrained" / runs.folder_name(alone)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{folder.name}.lock"):
+        log.info("companion: %s", folder)
+        train(alone, folder)
+    return folder

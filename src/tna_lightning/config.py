@@ -1,0 +1,145 @@
+"""Composing a config from ``conf/`` and ``experiments/``, and checking it before anything is built from it."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tna_lightning import runs
+from tna_lightning.home import GROUPS, home, options
+
+def register_resolvers() -> None:
+    """Make ``${tna.home:}`` and ``${tna.run_folder:}`` known to OmegaConf; calling it again changes nothing."""
+    OmegaConf.register_new_resolver("tna.home", lambda: str(home()), replace=True)
+    OmegaConf.register_new_resolver("tna.run_folder", _run_folder, replace=True)
+    OmegaConf.register_new_resolver("tna.sweep_folder", lambda study: study or "unnamed", replace=True)
+
+
+def _run_folder(*, _root_: DictConfig) -> str:
+    return runs.folder_name(resolved(_root_))
+
+
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """The config as plain containers without Hydra's own part, with ``choices`` naming the option of each group.
+
+    ``choices`` are Hydra's where the config carries them (a config composed with its ``hydra`` node), else its own.
+    """
+    content = {
+        key: OmegaConf.to_container(config._get_node(key), resolve=True)
+        if OmegaConf.is_config(config._get_node(key))
+        else config[key]
+        for key in config
+        if key != "hydra"
+    }
+    if "hydra" in config:
+        content["choices"] = dict(sorted(chosen(config["hydra"]["runtime"]["choices"]).items()))
+    return content
+
+
+def chosen(hydra_choices: Mapping[str, Any]) -> dict[str, str]:
+    """Our own groups among Hydra's choices, without the unset ones."""
+    return {
+        group: str(option)
+        for group, option in hydra_choices.items()
+        if option is not None and group.partition("@")[0] in GROUPS
+    }
+
+
+def compose(overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The resolved config for command-line overrides such as ``["model=resnet19", "quant=none"]``, from Python.
+
+    Raises:
+        ValueError: an unknown group, choice or key.
+    """
+    register_resolvers()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(home() / "conf"), version_base="1.3", job_name="tna_lightning"):
+            return resolved(hydra_compose("config", overrides=list(overrides), return_hydra_config=True))
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Check what no constructor can check alone.
+
+    Raises:
+        ValueError: ``key=value: what is allowed``.
+    """
+    seed, epochs = config["seed"], config["epochs"]
+    if not _is_int(seed) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed!r}: must be an integer from 0 to 4294967295")
+    if not _is_int(epochs) or epochs < 1:
+        raise ValueError(f"epochs={epochs!r}: must be an integer of at least 1")
+    if config["keep"] not in ("best", "last"):
+        raise ValueError(f"keep={config['keep']!r}: allowed are best, last")
+    if config["keep"] == "best" and not config["data"].get("val_fraction", 1):
+        raise ValueError("keep='best': needs validation images (data.val_fraction above 0); else use keep=last")
+    if not isinstance(config["resume"], bool):
+        raise ValueError(f"resume={config['resume']!r}: allowed are true, false")
+    if not config["companion"]:
+        return
+    # set by hand or by model@companion.model, but the baseline has no companion
+    if "weights" not in config["companion"]:
+        raise ValueError(f"companion={config['companion']}: this baseline has no companion; allowed are tna, kd, mutual")
+    if not isinstance(config["companion"]["freeze"], bool):
+        raise ValueError(f"companion.freeze={config['companion']['freeze']!r}: allowed are true, false")
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def write_config(config: Mapping[str, Any], folder: Path) -> None:
+    """Put the resolved config into a run's folder, as ``config.yaml``."""
+    runs.write_atomically(folder / runs.CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
+
+
+def read_config(folder: Path | str) -> dict[str, Any]:
+    """The resolved config of a run's folder.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = Path(folder) / runs.CONFIG
+    if not path.is_file():
+        raise ValueError(f"run={str(folder)!r}: no run folder, it has no {runs.CONFIG}")
+    config: dict[str, Any] = yaml.safe_load(path.read_text())
+    return config
+
+
+def explain(error: BaseException) -> str | None:
+    """The one line that tells a user what was wrong with the input; None for an error that is ours."""
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={choice}: allowed are {', '.join(sorted(error.options))}"
+    if isinstance(error, ConfigCompositionException):
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        match = re.match(r"Could not override '(.+?)'", lines[0])
+        if match:
+            return _unknown_key(match.group(1))
+        return lines[0]
+    if isinstance(error, OverrideParseException | OmegaConfBaseException):
+        return str(error).splitlines()[0]
+    if isinstance(error, ValueError | FloatingPointError | OSError):
+        return str(error)
+    return None
+
+
+def _unknown_key(key: str) -> str:
+    if "." not in key.removeprefix("+") and "@" not in key:
+        close = difflib.get_close_matches(key, [*GROUPS, "seed", "epochs", "keep", "study", "resume"])
+        hint = f"did you mean {' or '.join(close)}?" if close else f"groups are {', '.join(GROUPS)}"
+        return f"{key}: no such group or setting; {hint}"
+    return f"{key}: no such setting here; `--cfg job` prints all of them"

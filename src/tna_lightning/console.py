@@ -1,0 +1,72 @@
+"""What a person sees in the terminal."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Without Lightning's notes on devices and tips, and without its advice on worker processes.
+
+    Images in memory are gathered faster by the training process than by workers that must send them.
+    """
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def print_record(record: Mapping[str, Any], folder: Path | str) -> None:
+    """The table at the end of a run."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title(record), title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for name, value in summary_rows(record):
+        table.add_row(name, value)
+    table.add_row("folder", str(folder))
+    Console(soft_wrap=True).print(table)
+
+
+def title(record: Mapping[str, Any]) -> str:
+    """One line that names what was trained: choices and seed."""
+    choices = record["choices"]
+    words = [f"{group}={choices[group]}" for group in ("data", "model", "neuron", "baseline", "quant") if group in choices]
+    simulated = " (simulated events)" if record.get("data", {}).get("simulated") else ""
+    return f"{' '.join(words)} seed={record['seed']}{simulated}"
+
+
+def summary_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Name and value of each line of the final table."""
+    results, cost = record["results"], record["cost"]
+    yield "base, test accuracy", _accuracies(results, "")
+    if "test/companion_acc" in results:
+        yield "companion, test accuracy", _accuracies(results, "companion_")
+    if "val/acc" in results:
+        yield "base, validation accuracy", f"{results['val/acc']:.2%} (kept: epoch {results['kept_epoch']})"
+    yield "weights", f"{cost['weights']:,}"
+    yield "bytes, full precision", f"{cost['bytes_float32']:,}"
+    yield "bytes, as kept", f"{cost['bytes_kept']:,} ({cost['bytes_float32'] / cost['bytes_kept']:.1f} times smaller)"
+    yield "zero weights", f"{cost['zero_share']:.1%}"
+    yield "mean firing rate", f"{cost['firing_rate']:.3f} spikes a neuron and step"
+    yield "training speed", f"{record['train_images_per_s']:,.0f} images/s on {record['device']}"
+    yield "wall time", f"{record['wall_time_s']:.0f} s for {record['epochs']} epochs"
+
+
+def _accuracies(results: Mapping[str, float], prefix: str) -> str:
+    top1, top5 = results[f"test/{prefix}acc"], results.get(f"test/{prefix}acc_top5")
+    return f"{top1:.2%}" + (f" (top-5 {top5:.2%})" if top5 is not None else "")

@@ -1,0 +1,66 @@
+"""The kept network alone on the test set: ``python -m tna_lightning.evaluate RUN``. The companion is not even loaded."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import lightning
+
+from tna_lightning import runs
+from tna_lightning.config import explain
+from tna_lightning.console import quiet_lightning, title
+from tna_lightning.factory import build
+from tna_lightning.learner import TwinLearner
+from tna_lightning.quantization.packing import load_packed
+
+
+def evaluate(folder: Path | str, data_root: str | None = None) -> dict[str, float]:
+    """Test results of a finished run's kept network, by name (``test/acc``, ...), as shares in [0, 1].
+
+    Args:
+        folder: the run's folder.
+        data_root: where the data are, if not where they were in training.
+
+    Raises:
+        ValueError: no finished run, or its data or its kept network are not what they were.
+    """
+    config = runs.finished_record(folder)["config"]
+    data = config["data"] if data_root is None else {**config["data"], "root": data_root}
+    datamodule = build("data", data)
+    network = load_packed(Path(folder) / runs.NETWORK)
+    with quiet_lightning():
+        trainer = lightning.Trainer(
+            accelerator=config["trainer"]["accelerator"],
+            devices=1,
+            precision=config["trainer"]["precision"],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        learner = TwinLearner(network, num_classes=datamodule.num_classes)
+        (results,) = trainer.test(learner, datamodule=datamodule, verbose=False)
+    return {name: value for name, value in results.items() if "acc" in name}
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m tna_lightning.evaluate", description=__doc__)
+    parser.add_argument("run", help="a finished run's folder")
+    parser.add_argument("--data-root", help="where the data are, if not where they were in training")
+    arguments = parser.parse_args()
+    try:
+        record = runs.finished_record(arguments.run)
+        results = evaluate(arguments.run, arguments.data_root)
+    except (ValueError, OSError) as error:
+        print(f"error: {explain(error)}", file=sys.stderr)
+        sys.exit(2)
+    print(title(record))
+    for name, value in results.items():
+        print(f"{name} {value!r} (recorded: {record['results'][name]!r})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Objects from config nodes, with errors that name the key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from torch import nn
+
+
+def build(key: str, node: Mapping[str, Any], **arguments: Any) -> Any:
+    """Instantiate a config node with a ``_target_``.
+
+    Args:
+        key: where the node stands in the config.
+        node: the node; ``arguments`` are passed on beside what it holds.
+
+    Raises:
+        ValueError: the constructor refused a value; the message begins with the key, ``neuron.beta=1.5: must ...``.
+    """
+    try:
+        return instantiate(node, _convert_="all", **arguments)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, ValueError | FileNotFoundError):
+            where = getattr(error, "full_key", None) or ""
+            raise type(cause)(f"{'.'.join(filter(None, (key, where)))}.{cause}") from error
+        if cause is None or isinstance(cause, TypeError):  # an unknown target, or a setting the target does not take
+            raise ValueError(f"{key}={node.get('_target_')}: {cause or str(error).splitlines()[0]}") from error
+        raise
+
+
+def network_spec(config: Mapping[str, Any], datamodule: Any) -> dict[str, Any]:
+    """The JSON-able description from which a network is rebuilt: model, neuron, channels and classes."""
+    return {
+        "model": config["model"],
+        "neuron": config["neuron"],
+        "in_channels": datamodule.in_channels,
+        "num_classes": datamodule.num_classes,
+    }
+
+
+def build_network(spec: Mapping[str, Any], prefix: str = "") -> nn.Module:
+    """The network of a spec (:func:`network_spec`); ``prefix`` is put before the key in errors."""
+    neuron = build(f"{prefix}neuron", spec["neuron"])
+    try:
+        neuron()  # so that a refused value is reported under its own key, not as the model's
+    except ValueError as error:
+        raise ValueError(f"{prefix}neuron.{error}") from error
+    return build(
+        f"{prefix}model",
+        spec["model"],
+        neuron=neuron,
+        in_channels=spec["in_channels"],
+        num_classes=spec["num_classes"],
+    )

@@ -1,0 +1,95 @@
+"""Where metrics go beside ``metrics.csv``: Weights & Biases, TensorBoard, or any Lightning logger."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+
+from tna_lightning.factory import build
+from tna_lightning.runs import Run
+
+
+def tensorboard_logger(run: Run) -> TensorBoardLogger:
+    """Event files under ``tensorboard/`` in the run's folder."""
+    return TensorBoardLogger(run.folder, name="tensorboard", version="")
+
+
+def wandb_logger(
+    run: Run,
+    *,
+    project: str = "tna_lightning",
+    entity: str | None = None,
+    offline: bool | None = None,
+    tags: Sequence[str] = (),
+) -> WandbLogger:
+    """A W&B run: grouped by study, tagged with the choices, with the resolved config as a plain dict.
+
+    Args:
+        run: the run to log; a run that was cut off continues under the id that its record names.
+        project: W&B project.
+        entity: W&B user or team; None is the key's own.
+        offline: record on disk for ``wandb sync``; None means offline unless a key is at hand.
+        tags: further tags.
+    """
+    import wandb
+
+    offline = not _has_key() if offline is None else offline
+    identifier = run.record.setdefault("wandb_id", wandb.util.generate_id())
+    choices = run.record["choices"]
+    return WandbLogger(
+        project=project,
+        entity=entity,
+        name=run.folder.name,
+        id=identifier,
+        resume=None if offline else "allow",
+        group=run.config["study"] or None,
+        job_type=choices.get("baseline"),
+        tags=[*(f"{group}:{choice}" for group, choice in choices.items()), *tags],
+        save_dir=run.folder,
+        offline=offline,
+        config=run.config,
+        settings=wandb.Settings(console="off", silent=True),
+    )
+
+
+def _has_key() -> bool:
+    import wandb
+
+    mode = os.environ.get("WANDB_MODE")
+    return mode != "offline" and bool(wandb.api.api_key)
+
+
+@contextmanager
+def opened(run: Run) -> Iterator[Logger | None]:
+    """The run's logger, or None; it is finished whatever happens.
+
+    ``logger`` in the config is a Lightning logger, or (as in our own choices) a partial that is called with the run.
+    """
+    node = run.config["logger"]
+    logger = build("logger", node) if node else None
+    if logger is not None and not isinstance(logger, Logger):
+        logger = logger(run)
+    succeeded = False
+    try:
+        yield logger
+        succeeded = True
+    finally:
+        if logger is not None:
+            logger.finalize("success" if succeeded else "failed")
+        if isinstance(logger, WandbLogger):
+            # sequential runs in one process merge into one unless each is finished (wandb#1314)
+            logger.experiment.finish(exit_code=0 if succeeded else 1)
+
+
+def log_summary(logger: Logger | None, summary: Mapping[str, Any], picture: Path) -> None:
+    """Hand the run's final figures and its picture to a logger that has a place for them."""
+    if isinstance(logger, WandbLogger):
+        logger.experiment.summary.update(dict(summary))
+        logger.log_image("curves", [str(picture)])
+    elif isinstance(logger, TensorBoardLogger):
+        logger.log_hyperparams({}, {name: value for name, value in summary.items() if isinstance(value, int | float)})

@@ -1,0 +1,271 @@
+"""A run's folder: its identity, its record, and how others find and read it.
+
+A run folder holds ``config.yaml`` (resolved), ``checkpoints/``, ``metrics.csv``, ``curves.png``, ``network.safetensors``
+(the kept network) and ``run.json``, the record. Everything that reports reads ``run.json`` and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+RECORD_FORMAT = 1
+RECORD = "run.json"
+CONFIG = "config.yaml"
+NETWORK = "network.safetensors"
+LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
+
+# Settings that say where and how to work, not what to compute: two runs that differ in nothing else are the same run.
+NOT_IDENTITY = (
+    "hydra",
+    "choices",
+    "logger",
+    "output_dir",
+    "resume",
+    "ckpt_path",
+    "study",
+    "data.root",
+    "data.download",
+    "data.num_workers",
+    "trainer.enable_progress_bar",
+    "trainer.default_root_dir",
+)
+
+
+def identity_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a resolved config that determines a run's result, with dotted keys."""
+    flat = dict(_flatten(config))
+    return {
+        key: value
+        for key, value in flat.items()
+        if not any(key == excluded or key.startswith(excluded + ".") for excluded in NOT_IDENTITY)
+    }
+
+
+def identity(config: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of :func:`identity_config` in canonical JSON."""
+    canonical = json.dumps(identity_config(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def folder_name(config: Mapping[str, Any]) -> str:
+    """Name of a run's folder: its choices, its seed and the first eight digits of its identity."""
+    choices = config.get("choices", {})
+    words = [choices.get(group) for group in ("data", "model", "neuron", "baseline", "quant")]
+    return "-".join([*(word for word in words if word), f"s{config['seed']}", identity(config)[:8]])
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """``key: old -> new`` for every setting of identity in which two configs differ."""
+    old, new = identity_config(old), identity_config(new)
+    absent = "(absent)"
+    return [
+        f"{key}: {old.get(key, absent)} -> {new.get(key, absent)}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, absent) != new.get(key, absent)
+    ]
+
+
+def _flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(config, Mapping) and config:
+        for key, value in config.items():
+            yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, config
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace the file as a whole or, if anything fails, not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_record(folder: Path | str) -> dict[str, Any]:
+    """The ``run.json`` of a run folder.
+
+    Raises:
+        ValueError: there is none, or it is no record; the message names the file.
+    """
+    path = Path(folder) / RECORD
+    try:
+        record = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"run={str(folder)!r}: no run folder, it has no {RECORD}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"run={str(folder)!r}: {RECORD} is damaged ({error})") from None
+    if not isinstance(record, dict) or "status" not in record or "identity" not in record:
+        raise ValueError(f"run={str(folder)!r}: {RECORD} is not the record of a run")
+    if record.get("format", 0) > RECORD_FORMAT:
+        raise ValueError(
+            f"run={str(folder)!r}: {RECORD} has format {record['format']}, this version reads up to {RECORD_FORMAT}"
+        )
+    return record
+
+
+def finished_record(folder: Path | str) -> dict[str, Any]:
+    """The record of a run that is done.
+
+    Raises:
+        ValueError: as :func:`read_record`, or the run is not done.
+    """
+    record = read_record(folder)
+    if record["status"] != "done":
+        raise ValueError(f"run={str(folder)!r}: the run is {record['status']}, not done")
+    return record
+
+
+def find_runs(root: Path | str) -> Iterator[Path]:
+    """Folders under ``root`` (itself included) that hold a ``run.json``, in order; hidden folders are left out."""
+    for path in sorted(Path(root).rglob(RECORD)):
+        if not any(part.startswith(".") for part in path.relative_to(root).parts):
+            yield path.parent
+
+
+def is_active(folder: Path | str) -> bool:
+    """Whether some process is working in this run folder now."""
+    lock = FileLock(Path(folder) / ".lock")
+    try:
+        with lock.acquire(blocking=False):
+            return False
+    except Timeout:
+        return True
+
+
+class Run:
+    """One run's folder and record, while it is being written.
+
+    Args:
+        folder: where the run lives; made if absent.
+        config: the resolved config as plain containers.
+    """
+
+    def __init__(self, folder: Path | str, config: Mapping[str, Any]) -> None:
+        self.folder = Path(folder)
+        self.config = dict(config)
+        self.identity = identity(config)
+        self.record: dict[str, Any] = {
+            "format": RECORD_FORMAT,
+            "status": "running",
+            "name": self.folder.name,
+            "identity": self.identity,
+            "study": config.get("study"),
+            "choices": config.get("choices", {}),
+            "seed": config.get("seed"),
+            "started": now(),
+            "config": self.config,
+            "environment": environment(),
+        }
+
+    def previous(self) -> dict[str, Any] | None:
+        """The record that stands in the folder, or None.
+
+        Raises:
+            ValueError: it belongs to another config; the message names the settings that differ.
+        """
+        if not (self.folder / RECORD).exists():
+            return None
+        record = read_record(self.folder)
+        if record["identity"] != self.identity:
+            changed = differences(record.get("config", {}), self.config)
+            raise ValueError(
+                f"resume=true: {self.folder} holds a run of another config ({'; '.join(changed[:5])}"
+                f"{', ...' if len(changed) > 5 else ''}); choose another folder or resume=false"
+            )
+        return record
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the folder's lock, so that no two processes train the same run at once.
+
+        Raises:
+            ValueError: another process holds it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.folder / ".lock").acquire(blocking=False):
+                yield
+        except Timeout:
+            raise ValueError(f"run={str(self.folder)!r}: another process is training this run now") from None
+
+    def put_aside(self) -> None:
+        """Move what the folder holds to ``.replaced/`` beside it: a run is only ever replaced, never lost."""
+        aside = self.folder.parent / ".replaced"
+        number = 1
+        while (target := aside / f"{self.folder.name}.{number}").exists():
+            number += 1
+        target.mkdir(parents=True)
+        for path in self.folder.iterdir():
+            if path.name != ".lock":
+                path.rename(target / path.name)
+
+    def write(self, **entries: Any) -> dict[str, Any]:
+        """Add entries to the record, write it atomically and return it."""
+        self.record.update(entries)
+        write_atomically(self.folder / RECORD, json.dumps(self.record, indent=1, allow_nan=False) + "\n")
+        return self.record
+
+
+def now() -> str:
+    """The time in UTC to the second, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, git commit and host of this process, for the record."""
+    import torch
+
+    packages = ("tna-lightning", "torch", "lightning", "torchmetrics", "hydra-core", "numpy")
+    return {
+        "python": platform.python_version(),
+        "versions": {package: importlib.metadata.version(package) for package in packages} | {"torch": torch.__version__},
+        "git": _git_state(),
+        "platform": platform.platform(terse=True),
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit of the code that runs, and whether the tree differs from it; None outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        here = Path(__file__).parent
+        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        # an installed package may lie inside some other project's checkout: only a tracked file is ours
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,180 @@
+"""The composition root: a config becomes data, networks, learner, callbacks and trainer, and ends as a run record.
+
+``python -m tna_lightning.train FOLDER`` trains the ``config.yaml`` that stands in a run's folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from tna_lightning import companions, loggers, runs
+from tna_lightning.callbacks import ExactResume, History, StopOnNonFiniteLoss
+from tna_lightning.callbacks.cost import inference_cost
+from tna_lightning.callbacks.curves import plot_curves
+from tna_lightning.config import check, read_config, write_config
+from tna_lightning.console import print_record, quiet_lightning
+from tna_lightning.factory import build, build_network, network_spec
+from tna_lightning.learner import TwinLearner
+from tna_lightning.quantization.packing import load_packed, save_network
+from tna_lightning.weights import load_weights
+
+log = logging.getLogger(__name__)
+
+
+def train(config: Mapping[str, Any], folder: Path | str) -> dict[str, Any]:
+    """Train what the resolved config says, in this folder, and return the run's record.
+
+    A run that is done is not repeated and one that was cut off is continued, unless ``config["resume"]`` is false.
+
+    Raises:
+        ValueError: a setting is not allowed; ``key=value: what is allowed``.
+        NonFiniteLoss: the loss became NaN or infinite.
+    """
+    check(config)
+    run = runs.Run(folder, config)
+    if rank_zero_only.rank != 0:  # a further process of a run on several devices: the first one keeps the records
+        return _train(run)
+    with run.claimed():
+        if not config["resume"] and (run.folder / runs.RECORD).exists():
+            run.put_aside()
+        previous = run.previous()
+        if previous is not None and previous["status"] == "done":
+            log.info("done already, on %s: %s (resume=false trains it again)", previous["finished"], run.folder)
+            return previous
+        write_config(run.config, run.folder)
+        run.write()
+        try:
+            return run.write(**_train(run), status="done", finished=runs.now())
+        except BaseException as error:
+            status = "failed" if isinstance(error, Exception) else "interrupted"
+            run.write(status=status, finished=runs.now(), error=f"{type(error).__name__}: {error}")
+            raise
+
+
+def _train(run: runs.Run) -> dict[str, Any]:
+    config = run.config
+    companion_weights = companions.pretrained_weights(config, train)
+    lightning.seed_everything(config["seed"], workers=True, verbose=False)
+    datamodule = build("data", config["data"])
+    learner = _learner(config, datamodule, companion_weights)
+
+    checkpoints = run.folder / "checkpoints"
+    last = ModelCheckpoint(checkpoints, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+    best = ModelCheckpoint(
+        checkpoints, filename="best", monitor="val/acc", mode="max", save_on_train_epoch_end=True, enable_version_counter=False
+    )
+    # the last is written after the best, so that a resumed run knows which was best
+    kept, savers = (best, [best, last]) if config["keep"] == "best" else (last, [last])
+    history = History(run.folder / "metrics.csv")
+    callbacks: list[Callback] = [history, StopOnNonFiniteLoss(), ExactResume(run.identity), *savers]
+    if config["quant"]:
+        callbacks.append(build("quant", config["quant"]))
+
+    with loggers.opened(run) as logger, quiet_lightning():
+        trainer = build(
+            "trainer",
+            config["trainer"],
+            callbacks=callbacks,
+            logger=logger or False,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            default_root_dir=run.folder,
+        )
+        trainer.fit(learner, datamodule=datamodule, ckpt_path=_checkpoint(run), weights_only=True)
+        trainer.test(learner, datamodule=datamodule, ckpt_path=kept.best_model_path, weights_only=True, verbose=False)
+        if not trainer.is_global_zero:
+            return {}
+
+        test_results = {name: float(value) for name, value in trainer.callback_metrics.items() if "test/" in name}
+        save_network(run.folder / runs.NETWORK, learner.base, network_spec(config, datamodule))
+        network = load_packed(run.folder / runs.NETWORK)
+        record = {
+            "device": device_name(trainer),
+            "data": datamodule.describe(),
+            "split_hash": datamodule.split_hash,
+            "results": test_results | _kept_epoch(history, kept),
+            "cost": inference_cost(network, test_batches(datamodule)),
+            "epochs": len(history.rows),
+            "wall_time_s": history.wall_seconds,
+            "train_images_per_s": history.train_samples / history.train_seconds,
+            "history": history.columns(),
+        }
+        plot_curves(record["history"], run.folder / "curves.png", title=run.folder.name)
+        loggers.log_summary(logger, record["results"] | record["cost"], run.folder / "curves.png")
+        return record
+
+
+def _learner(config: Mapping[str, Any], datamodule: Any, companion_weights: Path | str | None) -> TwinLearner:
+    """The networks with their first weights, joined by the objective. The base is drawn first: it is the same in all baselines."""
+    base = build_network(network_spec(config, datamodule))
+    if config["init_from"] is not None:
+        load_weights("init_from", base, config["init_from"])
+    companion = None
+    if config["companion"] is not None:
+        spec = network_spec(companions.companion_networks(config), datamodule)
+        companion = build_network(spec, prefix="companion.")
+        if companion_weights is not None:
+            load_weights("companion.weights", companion, companion_weights)
+    return TwinLearner(
+        base,
+        companion,
+        build("objective", config["objective"]),
+        num_classes=datamodule.num_classes,
+        freeze_companion=companion is not None and config["companion"]["freeze"],
+        optimizer=build("optimizer", config["optimizer"]),
+        schedule=build("schedule", config["schedule"]),
+    )
+
+
+def _checkpoint(run: runs.Run) -> Path | None:
+    """Where training goes on from: what ``ckpt_path`` says, else the folder's last checkpoint, if there is one."""
+    last, asked = run.folder / runs.LAST_CHECKPOINT, run.config["ckpt_path"]
+    path = last if asked in (None, "last") else Path(asked)
+    if asked is not None and not path.is_file():
+        raise ValueError(f"ckpt_path={asked!r}: there is no checkpoint {path}")
+    return path if path.is_file() else None
+
+
+def _kept_epoch(history: History, kept: ModelCheckpoint) -> dict[str, Any]:
+    """Validation results of the epoch whose weights are kept, and its number."""
+    rows = [row for row in history.rows if row.get("val/acc") is not None]
+    if kept.monitor is not None:
+        row = max(rows, key=lambda row: row["val/acc"])  # the first of several equals, as ModelCheckpoint takes it
+    else:
+        row = history.rows[-1]
+    return {name: value for name, value in row.items() if name.startswith("val/")} | {"kept_epoch": row["epoch"]}
+
+
+def device_name(trainer: lightning.Trainer) -> str:
+    """Number and name of the devices that a trainer works on."""
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return name if trainer.world_size == 1 else f"{trainer.world_size} x {name}"
+
+
+def run_and_report(config: Mapping[str, Any], folder: Path) -> None:
+    """Train and print the table at the end."""
+    record = train(config, folder)
+    if rank_zero_only.rank == 0:
+        print_record(record, folder)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Train the config that stands in a run's folder."""
+    if len(arguments) != 1:
+        sys.exit("usage: python -m tna_lightning.train FOLDER   (a run's folder, with its config.yaml)")
+    folder = Path(arguments[0])
+    run_and_report(read_config(folder), folder)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

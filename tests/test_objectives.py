@@ -1,0 +1,176 @@
+"""Objectives against closed forms written with torch's own losses."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tna_lightning.objectives import Distillation, MutualLearning, Plain, TwinAugmentation, cross_entropy
+
+T, B, K = 3, 5, 7
+
+
+@pytest.fixture
+def logits():
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(T, B, K, generator=generator, requires_grad=True)
+    companion = torch.randn(T, B, K, generator=generator, requires_grad=True)
+    return base, companion, torch.randint(K, (B,), generator=generator)
+
+
+def gradient(loss, tensor):
+    (result,) = torch.autograd.grad(loss, tensor, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(tensor) if result is None else result
+
+
+def test_plain_is_cross_entropy_of_the_time_average(logits):
+    base, _, target = logits
+    expected = F.cross_entropy(base.mean(0), target)
+    losses = Plain()(base, None, target, 0)
+    torch.testing.assert_close(losses["loss"], expected)
+    torch.testing.assert_close(losses["cross_entropy"], expected)
+
+
+def test_per_step_cross_entropy_is_the_mean_of_each_steps_own(logits):
+    base, _, target = logits
+    expected = torch.stack([F.cross_entropy(step, target) for step in base]).mean()
+    torch.testing.assert_close(Plain(per_step_cross_entropy=True)(base, None, target, 0)["loss"], expected)
+
+
+@pytest.mark.parametrize("per_step", [False, True])
+def test_class_probabilities_as_target_agree_with_indices(logits, per_step):
+    base, _, target = logits
+    probabilities = F.one_hot(target, K).float()
+    torch.testing.assert_close(
+        cross_entropy(base, probabilities, per_step=per_step), cross_entropy(base, target, per_step=per_step)
+    )
+
+
+def test_twin_augmentation_is_two_cross_entropies_and_the_squared_error(logits):
+    base, twin, target = logits
+    match = F.mse_loss(base.mean(0), twin.mean(0), reduction="sum") / B
+    expected = F.cross_entropy(base.mean(0), target) + F.cross_entropy(twin.mean(0), target) + 0.3 * match
+    losses = TwinAugmentation(match_weight=0.3)(base, twin, target, 0)
+    torch.testing.assert_close(losses["loss"], expected)
+    torch.testing.assert_close(losses["match"], match)
+    for tensor in (base, twin):
+        torch.testing.assert_close(gradient(losses["loss"], tensor), gradient(expected, tensor))
+
+
+def test_per_step_match_averages_the_steps(logits):
+    base, twin, target = logits
+    expected = F.mse_loss(base, twin, reduction="sum") / (T * B)
+    torch.testing.assert_close(TwinAugmentation(per_step_match=True)(base, twin, target, 0)["match"], expected)
+
+
+def test_per_step_match_needs_equal_numbers_of_steps(logits):
+    base, twin, target = logits
+    with pytest.raises(ValueError, match=r"per_step_match=True.*3 and 2"):
+        TwinAugmentation(per_step_match=True)(base, twin[:2], target, 0)
+
+
+def test_averaged_match_takes_networks_of_different_time_steps(logits):
+    base, twin, target = logits
+    expected = F.mse_loss(base.mean(0), twin[0], reduction="sum") / B
+    torch.testing.assert_close(TwinAugmentation()(base, twin[:1], target, 0)["match"], expected)
+
+
+def test_kl_match_is_symmetric(logits):
+    base, twin, target = logits
+    log_base, log_twin = base.mean(0).log_softmax(-1), twin.mean(0).log_softmax(-1)
+    expected = F.kl_div(log_base, log_twin, reduction="batchmean", log_target=True) + F.kl_div(
+        log_twin, log_base, reduction="batchmean", log_target=True
+    )
+    torch.testing.assert_close(TwinAugmentation(match="kl")(base, twin, target, 0)["match"], expected)
+
+
+def test_late_matching_adds_the_match_term_from_its_epoch_on(logits):
+    base, twin, target = logits
+    objective = TwinAugmentation(match_weight=0.5, match_start_epoch=2)
+    early, late = objective(base, twin, target, 1), objective(base, twin, target, 2)
+    torch.testing.assert_close(late["loss"] - early["loss"], 0.5 * late["match"])
+    torch.testing.assert_close(early["match"], late["match"])
+
+
+def test_twin_without_cross_entropy_gets_the_match_terms_gradient_alone(logits):
+    base, twin, target = logits
+    losses = TwinAugmentation(match_weight=0.5, companion_cross_entropy=False)(base, twin, target, 0)
+    assert "companion_cross_entropy" not in losses
+    by_hand = 0.5 * 2 * (twin.mean(0) - base.mean(0)) / B / T
+    torch.testing.assert_close(gradient(losses["loss"], twin), by_hand.expand(T, B, K).detach())
+
+
+def test_detached_twin_trains_as_if_alone(logits):
+    base, twin, target = logits
+    losses = TwinAugmentation(match_weight=0.5, detach_companion=True)(base, twin, target, 0)
+    torch.testing.assert_close(gradient(losses["loss"], twin), gradient(F.cross_entropy(twin.mean(0), target), twin))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_distillation_is_hintons(logits, temperature):
+    base, teacher, target = logits
+    divergence = F.kl_div(
+        F.log_softmax(base.mean(0) / temperature, -1),
+        F.softmax(teacher.mean(0) / temperature, -1),
+        reduction="batchmean",
+    )
+    expected = 0.3 * F.cross_entropy(base.mean(0), target) + 0.7 * temperature**2 * divergence
+    losses = Distillation(temperature=temperature, alpha=0.7)(base, teacher, target, 0)
+    torch.testing.assert_close(losses["loss"], expected)
+    assert not gradient(losses["loss"], teacher).any()
+
+
+def test_distillation_by_squared_error(logits):
+    base, teacher, target = logits
+    match = F.mse_loss(base.mean(0), teacher.mean(0), reduction="sum") / B
+    expected = 0.5 * F.cross_entropy(base.mean(0), target) + 0.5 * match
+    torch.testing.assert_close(Distillation(match="squared_error")(base, teacher, target, 0)["loss"], expected)
+
+
+def test_mutual_learning_is_two_cross_entropies_and_two_divergences(logits):
+    base, peer, target = logits
+    log_base, log_peer = base.mean(0).log_softmax(-1), peer.mean(0).log_softmax(-1)
+    expected = (
+        F.cross_entropy(base.mean(0), target)
+        + F.cross_entropy(peer.mean(0), target)
+        + F.kl_div(log_base, log_peer, reduction="batchmean", log_target=True)
+        + F.kl_div(log_peer, log_base, reduction="batchmean", log_target=True)
+    )
+    losses = MutualLearning()(base, peer, target, 0)
+    torch.testing.assert_close(losses["loss"], expected)
+    for tensor in (base, peer):
+        torch.testing.assert_close(gradient(losses["loss"], tensor), gradient(expected, tensor))
+
+
+@given(scale=st.floats(1e-3, 1e4), weight=st.floats(0, 10))
+@settings(deadline=None, max_examples=25)
+def test_half_precision_logits_are_compared_in_float32(scale, weight):
+    base = (scale * torch.linspace(-1, 1, B * K).reshape(1, B, K)).bfloat16()
+    twin = base.flip(-1)
+    match = TwinAugmentation(match_weight=weight)(base, twin, torch.zeros(B, dtype=torch.int64), 0)["match"]
+    assert match.dtype == torch.float32
+    torch.testing.assert_close(match, F.mse_loss(base[0].float(), twin[0].float(), reduction="sum") / B)
+
+
+@pytest.mark.parametrize("objective", [TwinAugmentation(), Distillation(), MutualLearning()])
+def test_a_missing_companion_is_an_error(logits, objective):
+    with pytest.raises(ValueError, match=f"companion=None: {type(objective).__name__}"):
+        objective(logits[0], None, logits[2], 0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TwinAugmentation(match_weight=-1.0), r"match_weight=-1.0: must be at least 0"),
+        (lambda: TwinAugmentation(match_weight=float("nan")), r"match_weight=nan: must be at least 0"),
+        (lambda: TwinAugmentation(match="l1"), r"match='l1': allowed are squared_error, kl"),
+        (lambda: Distillation(temperature=0), r"temperature=0: must be above 0"),
+        (lambda: Distillation(alpha=1.5), r"alpha=1.5: must lie in \[0, 1\]"),
+        (lambda: MutualLearning(match_weight=-0.1), r"match_weight=-0.1: must be at least 0"),
+        (lambda: Plain(label_smoothing=1.0), r"label_smoothing=1.0: must lie in \[0, 1\)"),
+    ],
+)
+def test_settings_out_of_range_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
