@@ -27,7 +27,11 @@ log = logging.getLogger(__name__)
 RESETS = ("zero", "subtract", "none")
 
 
-class LIF(nn.Module):
+class SpikingNeuron(nn.Module):
+    """What turns currents `[T, B, ...]` into spikes of the same shape; a neuron that is none of these ignores time."""
+
+
+class LIF(SpikingNeuron):
     """Leaky integrate-and-fire neurons with snntorch's equations, names and parameters (`snn.Leaky`, delayed reset).
 
     Every forward starts from zero membrane U and keeps nothing. With S the spikes, I the current, theta the threshold:

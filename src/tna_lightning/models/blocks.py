@@ -1,0 +1,130 @@
+"""What the backbones are made of: layers applied to every time step at once, residual blocks, and the whole network.
+
+Letters: T time steps, B batch, C channels, H W pixels, K classes. Between layers everything is `[T, B, C, H, W]`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from tna_lightning.models.neurons import SpikingNeuron
+
+NeuronFactory = Callable[[], nn.Module]
+
+POOLS: dict[str, type[nn.AvgPool2d] | type[nn.MaxPool2d]] = {"avg": nn.AvgPool2d, "max": nn.MaxPool2d}
+
+
+class PerStep(nn.Sequential):
+    """Layers without state, run on `[T*B, ...]`: `[T, B, ...] -> [T, B, ...]` without a copy."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layers' output for every time step and image."""
+        return super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+class ConvNorm(PerStep):
+    """Convolution without bias (Kaiming normal, fan out), then batch norm over time, batch and pixels."""
+
+    conv: nn.Conv2d
+    norm: nn.BatchNorm2d
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1):
+        conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        super().__init__(OrderedDict(conv=conv, norm=nn.BatchNorm2d(out_channels)))
+
+
+def pooling(pool: str) -> PerStep:
+    """Pooling "avg" or "max" over 2 x 2 pixels; an odd rest of pixels is a window of its own."""
+    if pool not in POOLS:
+        raise ValueError(f"pool={pool!r}: must be one of {', '.join(POOLS)}")
+    return PerStep(POOLS[pool](2, ceil_mode=True))
+
+
+def scaled(channels: int, width: float) -> int:
+    """Channels of a layer in a network of that width: `round(channels * width)`, at least one."""
+    if not width > 0:
+        raise ValueError(f"width={width!r}: must be above 0")
+    return max(1, round(channels * width))
+
+
+class BasicBlock(nn.Module):
+    """Spiking residual block: conv, norm, neuron, conv, norm; plus the shortcut; then a neuron (arXiv 2011.05280).
+
+    The shortcut is the identity, or a 1 x 1 convolution with norm where stride or channels change the shape.
+    `[T, B, in_channels, H, W] -> [T, B, out_channels, H / stride, W / stride]`.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, neuron: NeuronFactory):
+        super().__init__()
+        self.conv1 = ConvNorm(in_channels, out_channels, stride=stride)
+        self.neuron1 = neuron()
+        self.conv2 = ConvNorm(out_channels, out_channels)
+        same_shape = stride == 1 and in_channels == out_channels
+        self.shortcut = nn.Identity() if same_shape else ConvNorm(in_channels, out_channels, 1, stride)
+        self.neuron2 = neuron()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Spikes of the second neuron."""
+        residual = self.conv2(self.neuron1(self.conv1(x)))
+        return self.neuron2(residual + self.shortcut(x))
+
+
+class Network(nn.Module):
+    """A backbone, time first: stem, body (a neuron first), average pool, head, classifier.
+
+    `[B, C, H, W]` is a static image: the stem runs once for it, and its output is the current of every one of
+    `time_steps` steps. `[B, T, C, H, W]` are event frames, which bring their own T. Gives logits `[T, B, K]`; without
+    spiking neurons a static image is seen once, so T = 1. No state outlives a forward pass.
+
+    Args:
+        stem: first convolution and norm.
+        body: modules on `[T, B, C, H, W]`, of which the first is a neuron.
+        head: modules on `[T, B, features]` between the average pool and the classifier.
+        classifier: the last linear layer.
+        time_steps: T of a static image, at least 1.
+        pool_size: pixels left along each side by the average pool.
+
+    Raises:
+        ValueError: `time_steps` below 1, or an input whose dimensions or channels do not fit.
+    """
+
+    def __init__(
+        self,
+        stem: ConvNorm,
+        body: list[nn.Module],
+        head: list[nn.Module],
+        classifier: nn.Linear,
+        time_steps: int,
+        pool_size: int = 1,
+    ):
+        super().__init__()
+        if not (isinstance(time_steps, int) and time_steps >= 1):
+            raise ValueError(f"time_steps={time_steps!r}: must be a whole number of at least 1")
+        self.time_steps = time_steps
+        self.in_channels = stem.conv.in_channels
+        self.stem = stem
+        self.body = nn.Sequential(*body)
+        self.pool = PerStep(nn.AdaptiveAvgPool2d(pool_size))
+        self.head = nn.Sequential(*head)
+        self.classifier = classifier
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits `[T, B, K]` for images `[B, C, H, W]` or event frames `[B, T, C, H, W]`."""
+        if x.ndim not in (4, 5) or x.shape[-3] != self.in_channels:
+            allowed = f"[B, {self.in_channels}, H, W] or event frames [B, T, {self.in_channels}, H, W]"
+            raise ValueError(f"x={list(x.shape)}: must be images {allowed}")
+        static = x.ndim == 4
+        current = self.stem(x.unsqueeze(0) if static else x.transpose(0, 1))
+        if static and is_spiking(self):
+            current = current.expand(self.time_steps, -1, -1, -1, -1)
+        features = self.pool(self.body(current)).flatten(2)
+        return self.classifier(self.head(features))
+
+
+def is_spiking(network: nn.Module) -> bool:
+    """Whether any neuron in `network` spikes; a network of ReLUs is its ANN of the same shape."""
+    return any(isinstance(module, SpikingNeuron) for module in network.modules())

@@ -1,0 +1,71 @@
+"""Spiking residual networks with the 3 x 3 stem of CIFAR."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from tna_lightning.models.blocks import BasicBlock, ConvNorm, Network, NeuronFactory, scaled
+
+
+def resnet18(
+    in_channels: int, num_classes: int, neuron: NeuronFactory, time_steps: int = 4, width: float = 1.0
+) -> Network:
+    """ResNet-18 (arXiv 1512.03385): stages of 2-2-2-2 blocks, 64-128-256-512 channels; arguments as for `resnet`."""
+    return resnet([64, 128, 256, 512], [2, 2, 2, 2], in_channels, num_classes, neuron, time_steps, width)
+
+
+def resnet19(
+    in_channels: int, num_classes: int, neuron: NeuronFactory, time_steps: int = 4, width: float = 1.0
+) -> Network:
+    """ResNet-19 of tdBN (arXiv 2011.05280): stages of 3-3-2 blocks, 128-256-512 channels, then 256 hidden neurons.
+
+    Arguments as for `resnet`.
+    """
+    return resnet([128, 256, 512], [3, 3, 2], in_channels, num_classes, neuron, time_steps, width, num_hidden=256)
+
+
+def resnet20(
+    in_channels: int, num_classes: int, neuron: NeuronFactory, time_steps: int = 4, width: float = 1.0
+) -> Network:
+    """ResNet-20 (arXiv 1512.03385): stages of 3-3-3 blocks, 16-32-64 channels; arguments as for `resnet`."""
+    return resnet([16, 32, 64], [3, 3, 3], in_channels, num_classes, neuron, time_steps, width)
+
+
+def resnet(
+    channels: list[int],
+    num_blocks: list[int],
+    in_channels: int,
+    num_classes: int,
+    neuron: NeuronFactory,
+    time_steps: int,
+    width: float,
+    num_hidden: int | None = None,
+) -> Network:
+    """Stem, stages of basic blocks of which each after the first halves the pixels, average pool, linear classifier.
+
+    Args:
+        channels: of each stage at width 1; the stem has those of the first.
+        num_blocks: of each stage.
+        in_channels: channels of the input.
+        num_classes: K.
+        neuron: gives a new neuron for each layer.
+        time_steps: T of a static image.
+        width: multiplies the channels of every layer, and the hidden neurons.
+        num_hidden: hidden neurons, fully connected, between the average pool and the classifier.
+
+    Raises:
+        ValueError: `time_steps` below 1, or `width` not above 0.
+    """
+    num_features = scaled(channels[0], width)
+    stem = ConvNorm(in_channels, num_features)
+    body: list[nn.Module] = [neuron()]
+    for stage, (stage_channels, stage_blocks) in enumerate(zip(channels, num_blocks, strict=True)):
+        for block in range(stage_blocks):
+            stride = 2 if stage > 0 and block == 0 else 1
+            body.append(BasicBlock(num_features, scaled(stage_channels, width), stride, neuron))
+            num_features = scaled(stage_channels, width)
+    head: list[nn.Module] = []
+    if num_hidden is not None:
+        head = [nn.Linear(num_features, scaled(num_hidden, width)), neuron()]
+        num_features = scaled(num_hidden, width)
+    return Network(stem, body, head, nn.Linear(num_features, num_classes), time_steps)

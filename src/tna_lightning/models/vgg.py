@@ -1,0 +1,110 @@
+"""Networks of plain convolutions: VGG (arXiv 1409.1556) in its CIFAR form, and the VGGSNN of event cameras."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from tna_lightning.models.blocks import ConvNorm, Network, NeuronFactory, pooling, scaled
+
+POOL = "pool"
+
+
+def vgg11(
+    in_channels: int,
+    num_classes: int,
+    neuron: NeuronFactory,
+    time_steps: int = 4,
+    width: float = 1.0,
+    pool: str = "max",
+) -> Network:
+    """VGG-11: 8 convolutions 64-128-256-256-512-512-512-512 and one linear layer; arguments as for `plain_network`."""
+    plan: list[int | str] = [64, POOL, 128, POOL, 256, 256, POOL, 512, 512, POOL, 512, 512, POOL]
+    return plain_network(plan, in_channels, num_classes, neuron, time_steps, width, pool)
+
+
+def vgg16(
+    in_channels: int,
+    num_classes: int,
+    neuron: NeuronFactory,
+    time_steps: int = 4,
+    width: float = 1.0,
+    pool: str = "max",
+) -> Network:
+    """VGG-16: 13 convolutions of 64 to 512 channels and one linear layer; arguments as for `plain_network`."""
+    plan: list[int | str] = [
+        64,
+        64,
+        POOL,
+        128,
+        128,
+        POOL,
+        256,
+        256,
+        256,
+        POOL,
+        512,
+        512,
+        512,
+        POOL,
+        512,
+        512,
+        512,
+        POOL,
+    ]
+    return plain_network(plan, in_channels, num_classes, neuron, time_steps, width, pool)
+
+
+def vggsnn(
+    in_channels: int,
+    num_classes: int,
+    neuron: NeuronFactory,
+    time_steps: int = 4,
+    width: float = 1.0,
+    pool: str = "avg",
+) -> Network:
+    """VGGSNN of TET (arXiv 2202.11946): 64-128, 256-256, 512-512, 512-512, each pair followed by pooling.
+
+    Meant for event frames of 2 x 48 x 48, of which 512 x 3 x 3 features reach the linear layer, as in the paper's code;
+    other sizes are pooled to 3 x 3. Arguments as for `plain_network`; events bring their own T.
+    """
+    plan: list[int | str] = [64, 128, POOL, 256, 256, POOL, 512, 512, POOL, 512, 512, POOL]
+    return plain_network(plan, in_channels, num_classes, neuron, time_steps, width, pool, pool_size=3)
+
+
+def plain_network(
+    plan: list[int | str],
+    in_channels: int,
+    num_classes: int,
+    neuron: NeuronFactory,
+    time_steps: int,
+    width: float,
+    pool: str,
+    pool_size: int = 1,
+) -> Network:
+    """3 x 3 convolutions with norm and neuron in the order of `plan`, average pool, linear classifier.
+
+    Args:
+        plan: channels of each convolution at width 1, and `POOL` where pixels are halved; a convolution first.
+        in_channels: channels of the input.
+        num_classes: K.
+        neuron: gives a new neuron for each layer.
+        time_steps: T of a static image.
+        width: multiplies the channels of every layer.
+        pool: "avg" or "max".
+        pool_size: pixels along each side that reach the classifier.
+
+    Raises:
+        ValueError: `time_steps` below 1, `width` not above 0, or an unknown `pool`.
+    """
+    first, *rest = plan
+    channels = scaled(int(first), width)
+    stem = ConvNorm(in_channels, channels)
+    body: list[nn.Module] = [neuron()]
+    for entry in rest:
+        if entry == POOL:
+            body.append(pooling(pool))
+        else:
+            body += [ConvNorm(channels, scaled(int(entry), width)), neuron()]
+            channels = scaled(int(entry), width)
+    classifier = nn.Linear(channels * pool_size**2, num_classes)
+    return Network(stem, body, [], classifier, time_steps, pool_size)
