@@ -1,0 +1,52 @@
+"""Low-bit weights: quantisers (pure), their place in a network and in training, and the packed file.
+
+Only ``WeightQuantization`` knows Lightning; it is imported when it is asked for.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from tna_lightning.quantization.packing import load_packed, network_bytes, save_network
+from tna_lightning.quantization.parametrized import (
+    plain_state_dict,
+    quantize_network,
+    quantized_share,
+    weight_report,
+)
+from tna_lightning.quantization.quantizers import (
+    Binary,
+    Quantizer,
+    Ternary,
+    TernaryAbsmean,
+    TernaryTTQ,
+    Uniform,
+    decode,
+)
+
+if TYPE_CHECKING:
+    from tna_lightning.quantization.callback import WeightQuantization
+
+__all__ = [
+    "Binary",
+    "Quantizer",
+    "Ternary",
+    "TernaryAbsmean",
+    "TernaryTTQ",
+    "Uniform",
+    "WeightQuantization",
+    "decode",
+    "load_packed",
+    "network_bytes",
+    "plain_state_dict",
+    "quantize_network",
+    "quantized_share",
+    "save_network",
+    "weight_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "WeightQuantization":
+        from tna_lightning.quantization.callback import WeightQuantization
+
+        return WeightQuantization
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

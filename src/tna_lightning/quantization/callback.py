@@ -1,0 +1,82 @@
+"""Quantisation-aware training as a Lightning callback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import lightning
+from torch import nn
+
+from tna_lightning.quantization.parametrized import quantize_network, quantized_layers
+from tna_lightning.quantization.quantizers import Quantizer
+
+
+class WeightQuantization(lightning.Callback):
+    """Quantises the weights of a learner's networks while they train; the optimizer keeps the full-precision ones.
+
+    Validation and test see quantised weights from the first epoch on, whatever training sees: what would be deployed.
+
+    Args:
+        quantizer: prototype, see :mod:`tna_lightning.quantization.quantizers`; each weight gets its own copy.
+        network: ``"base"``, ``"twin"`` (the learner's companion) or ``"both"``.
+        companion_quantizer: the companion's own scheme; by default that of the base.
+        skip: names of modules left at full precision with all they contain, such as ``stem`` and ``classifier``.
+        start_epoch: training sees full-precision weights before this epoch.
+        growth_epochs: from ``start_epoch`` on, the share of each layer's weights that training sees quantised grows
+            epoch by epoch, the largest magnitudes first, to all of them after this many epochs.
+
+    Example::
+
+        trainer = lightning.Trainer(callbacks=[WeightQuantization(Ternary(), skip=["classifier"], start_epoch=2)])
+    """
+
+    def __init__(
+        self,
+        quantizer: Quantizer,
+        network: str = "base",
+        companion_quantizer: Quantizer | None = None,
+        skip: Sequence[str] = (),
+        start_epoch: int = 0,
+        growth_epochs: int = 0,
+    ) -> None:
+        if network not in ("base", "twin", "both"):
+            raise ValueError(f"network={network!r}: must be 'base', 'twin' or 'both'")
+        if companion_quantizer is not None and network == "base":
+            raise ValueError("companion_quantizer: has no effect with network='base'; set network='both'")
+        for name, value in {"start_epoch": start_epoch, "growth_epochs": growth_epochs}.items():
+            if value < 0:
+                raise ValueError(f"{name}={value!r}: must be 0 or more")
+        self.network = network
+        self.skip = list(skip)
+        self.start_epoch = start_epoch
+        self.growth_epochs = growth_epochs
+        self._quantizers: dict[str, Quantizer] = {}
+        if network != "twin":
+            self._quantizers["base"] = quantizer
+        if network != "base":
+            self._quantizers["companion"] = companion_quantizer or quantizer
+
+    def share(self, epoch: int) -> float:
+        """Share of the weights that training sees quantised in this epoch (counted from 0)."""
+        return min(1.0, max(0.0, (epoch - self.start_epoch + 1) / (self.growth_epochs + 1)))
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:  # noqa: D102
+        # before the optimizer is made, so that it gets the learned scales, and before a checkpoint is loaded
+        for network, quantizer in self._networks(pl_module):
+            quantize_network(network, quantizer, self.skip)
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: D102
+        epoch = trainer.current_epoch
+        for network, _ in self._networks(pl_module):
+            for _, weight, quantized in quantized_layers(network):
+                quantized.set_share(weight, self.share(epoch))
+                if epoch <= self.start_epoch:  # nothing has learned the scales yet, and the weights have moved
+                    quantized.quantizer.reset_scale(weight)
+
+    def _networks(self, pl_module: lightning.LightningModule) -> Iterator[tuple[nn.Module, Quantizer]]:
+        for name, quantizer in self._quantizers.items():
+            network: Any = getattr(pl_module, name)
+            if network is None:
+                raise ValueError(f"network={self.network!r}: there is no twin to quantise")
+            yield network, quantizer

@@ -1,0 +1,207 @@
+"""The kept network as one file: codes at their bits, scales, the rest as it is, and how to build the network.
+
+The file is safetensors: it holds no code and runs none. A quantised weight ``name`` is stored as ``name.codes``, its
+codes bit by bit in bytes, and ``name.scale``; everything else of the network's state under its own name. The header's
+metadata hold ``format`` (the magic word), ``version``, ``layers`` (scheme, bits and shape of each quantised weight),
+``spec`` (how to build the network) and whatever the caller adds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tna_lightning.quantization.parametrized import packed_size, plain_state_dict, quantized_layers
+from tna_lightning.quantization.quantizers import alphabet, decode
+
+FORMAT = "tna_lightning.packed"
+VERSION = 1
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Codes in ``alphabet(bits)`` as a string of bits, low bit first: uint8 ``[ceil(n * bits / 8)]``.
+
+    Raises:
+        ValueError: a code lies outside the alphabet.
+    """
+    letters = alphabet(bits)
+    flat = codes.flatten().cpu().numpy().astype(np.int16)
+    if flat.size and not np.isin(flat, letters).all():
+        raise ValueError(
+            f"codes from {flat.min()} to {flat.max()}: must lie in {letters[0]} .. {letters[-1]} ({bits} bits)"
+        )
+    ranks = ((flat + 1) // 2 if bits == 1 else flat - letters[0]).astype(np.uint8)
+    if bits == 8:
+        return torch.from_numpy(ranks)
+    digits = (ranks[:, None] >> np.arange(bits, dtype=np.uint8)) & 1
+    return torch.from_numpy(np.packbits(digits, bitorder="little"))
+
+
+def unpack(packed: Tensor, bits: int, shape: list[int]) -> Tensor:
+    """Codes (int8, of this shape) from :func:`pack`.
+
+    Raises:
+        ValueError: too few or too many bytes, or a code outside the alphabet.
+    """
+    if bits not in range(1, 9):
+        raise ValueError(f"bits={bits!r}: must be a whole number from 1 to 8")
+    count = math.prod(shape)
+    if packed.dtype != torch.uint8 or packed.numel() != packed_size(count, bits):
+        raise ValueError(
+            f"{packed.numel()} bytes of {packed.dtype} codes: must be {packed_size(count, bits)} of torch.uint8"
+        )
+    if bits in (1, 2, 4, 8):
+        shifts = np.arange(0, 8, bits, dtype=np.uint8)
+        ranks = ((packed.numpy()[:, None] >> shifts) & (2**bits - 1)).reshape(-1)[:count]
+    else:
+        digits = np.unpackbits(packed.numpy(), count=count * bits, bitorder="little").reshape(count, bits)
+        ranks = digits @ (1 << np.arange(bits, dtype=np.uint8))
+    letters = alphabet(bits)
+    if ranks.size and ranks.max() >= len(letters):
+        raise ValueError(
+            f"code {int(ranks.max()) + letters[0]}: must lie in {letters[0]} .. {letters[-1]} ({bits} bits)"
+        )
+    codes = ranks.astype(np.int16)
+    return torch.from_numpy((2 * codes - 1 if bits == 1 else codes + letters[0]).astype(np.int8).reshape(shape))
+
+
+@torch.no_grad()
+def packed_state(network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of the file, on the CPU, and its ``layers``: what is quantised, as it is in eval mode."""
+    tensors = plain_state_dict(network.state_dict())
+    layers = {}
+    for layer, weight, quantized in quantized_layers(network):
+        name = f"{layer}.weight" if layer else "weight"
+        quantizer = quantized.quantizer
+        codes, scale = quantizer.encode(weight)
+        del tensors[name]
+        tensors[f"{name}.codes"] = pack(codes, quantizer.bits)
+        tensors[f"{name}.scale"] = scale
+        layers[name] = {"scheme": quantizer.name, "bits": quantizer.bits, "shape": list(weight.shape)}
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}, layers
+
+
+def network_bytes(network: nn.Module) -> dict[str, int]:
+    """Bytes of a network's parameters and buffers: ``float32`` (4 a number), and ``kept``, as they are packed."""
+    tensors, _ = packed_state(network)
+    return {
+        "float32": 4 * sum(tensor.numel() for tensor in plain_state_dict(network.state_dict()).values()),
+        "kept": sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
+    }
+
+
+def save_network(
+    path: Path | str,
+    network: nn.Module,
+    spec: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a network to one packed file, as a whole or not at all.
+
+    Args:
+        path: replaced if it exists.
+        network: quantised or not; what is kept is what it computes in eval mode.
+        spec: for :func:`tna_lightning.models.build`, JSON-able; None for a network of the user's own, which
+            :func:`load_packed` then has to be given.
+        metadata: more to remember, JSON-able, by name.
+
+    Raises:
+        ValueError: a weight to quantise holds NaN or infinite values.
+    """
+    tensors, layers = packed_state(network)
+    header = {"version": VERSION, "layers": layers, "spec": spec, **(metadata or {})}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, {"format": FORMAT} | {key: json.dumps(value) for key, value in header.items()})
+
+
+def read_packed(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata of a packed file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is cut short, no packed network, or written by a newer version.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"path={str(path)!r}: there is no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            if header.get("format") != FORMAT:
+                raise ValueError(f"path={str(path)!r}: not a packed network (format {header.get('format')!r})")
+            metadata = {key: json.loads(value) for key, value in header.items() if key != "format"}
+            if metadata["version"] > VERSION:
+                raise ValueError(
+                    f"path={str(path)!r}: written by a newer version (format {metadata['version']}; "
+                    f"this one reads up to {VERSION})"
+                )
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+    except (SafetensorError, json.JSONDecodeError, KeyError) as error:
+        raise ValueError(f"path={str(path)!r}: cut short, damaged or not a packed network ({error})") from None
+
+
+def load_packed(path: Path | str, network: nn.Module | None = None) -> nn.Module:
+    """The network of a packed file, on the CPU, in eval mode, with its decoded weights as plain parameters.
+
+    Its logits equal those of the network that was saved, to the bit.
+
+    Args:
+        path: written by :func:`save_network`.
+        network: what to load into, for a file that was saved without a spec.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged or newer, holds codes outside their alphabet, or fits another network.
+    """
+    tensors, metadata = read_packed(path)
+    try:
+        for name, layer in metadata["layers"].items():
+            codes = unpack(tensors.pop(f"{name}.codes"), layer["bits"], layer["shape"])
+            tensors[name] = decode(codes, tensors.pop(f"{name}.scale"))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"path={str(path)!r}: damaged ({type(error).__name__}: {error})") from None
+    except ValueError as error:
+        raise ValueError(f"path={str(path)!r}: {name}: {error}") from None
+    if network is None:
+        if metadata["spec"] is None:
+            raise ValueError(
+                f"path={str(path)!r}: holds a network of your own, pass it: load_packed(path, network=...)"
+            )
+        from tna_lightning.models import build
+
+        network = build(metadata["spec"])
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"path={str(path)!r}: fits another network ({str(error).splitlines()[1].strip()})") from None
+    return network.eval()
+
+
+@contextmanager
+def replacing(path: Path | str) -> Iterator[Path]:
+    """A temporary file beside ``path``, moved to its place if all goes well and removed if not."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    os.close(descriptor)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,156 @@
+"""Quantised weights inside a network: parametrisations that leave modules, names and optimizer as they are.
+
+``torch.nn.utils.parametrize`` keeps the full-precision weight at ``<layer>.parametrizations.weight.original``; what the
+layer computes with is the quantised one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from tna_lightning.quantization.quantizers import Quantizer, alphabet
+
+WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+class QuantizedWeight(nn.Module):
+    """The parametrisation of one weight. In eval mode the whole weight is quantised, always.
+
+    In training mode, weights of magnitude at least ``cutoff`` are: infinity leaves all at full precision, 0 none.
+
+    Args:
+        quantizer: the prototype; this weight gets its own copy.
+        weight: the full-precision weight.
+    """
+
+    cutoff: Tensor
+
+    def __init__(self, quantizer: Quantizer, weight: Tensor) -> None:
+        super().__init__()
+        self.quantizer = quantizer.for_weight(weight)
+        self.register_buffer("cutoff", weight.new_zeros(()))
+
+    def forward(self, weight: Tensor) -> Tensor:  # noqa: D102
+        quantized = self.quantizer(weight)
+        return torch.where(weight.detach().abs() >= self.cutoff, quantized, weight) if self.training else quantized
+
+    @torch.no_grad()
+    def set_share(self, weight: Tensor, share: float) -> None:
+        """From now on quantise this share of the weights in training, the largest first (INQ, arXiv 1702.03044)."""
+        count = math.ceil(share * weight.numel())
+        if count == 0:
+            self.cutoff.fill_(torch.inf)
+        elif count == weight.numel():
+            self.cutoff.zero_()
+        else:
+            self.cutoff.copy_(weight.abs().flatten().kthvalue(weight.numel() - count + 1).values)
+
+
+def weighted_layers(network: nn.Module) -> Iterator[tuple[str, Tensor, QuantizedWeight | None]]:
+    """Name, full-precision weight and quantisation of each convolution and linear layer, in order."""
+    for name, module in network.named_modules():
+        if isinstance(module, WEIGHTED):
+            if parametrize.is_parametrized(module, "weight"):
+                parametrizations: Any = cast(Any, module).parametrizations["weight"]
+                first = parametrizations[0]
+                yield name, parametrizations.original, first if isinstance(first, QuantizedWeight) else None
+            else:
+                yield name, module.weight, None
+
+
+def quantized_layers(network: nn.Module) -> Iterator[tuple[str, Tensor, QuantizedWeight]]:
+    """As :func:`weighted_layers`, only those that are quantised."""
+    for name, weight, quantized in weighted_layers(network):
+        if quantized is not None:
+            yield name, weight, quantized
+
+
+def quantize_network(network: nn.Module, quantizer: Quantizer, skip: Sequence[str] = ()) -> None:
+    """Quantise the weights of a network's convolutions and linear layers; layers that already are stay as they are.
+
+    Args:
+        network: changed in place.
+        quantizer: prototype; each weight gets its own copy.
+        skip: names of modules to leave at full precision, with all they contain.
+
+    Raises:
+        ValueError: a name in ``skip`` matches no layer.
+    """
+    layers = list(weighted_layers(network))
+    names = [name for name, _, _ in layers]
+    unknown = [name for name in skip if not any(_is_within(layer, name) for layer in names)]
+    if unknown:
+        raise ValueError(f"skip={list(skip)!r}: no layer matches {', '.join(unknown)}; there are {', '.join(names)}")
+    for name, weight, quantized in layers:
+        if quantized is None and not any(_is_within(name, skipped) for skipped in skip):
+            layer, new = network.get_submodule(name), QuantizedWeight(quantizer, weight)
+            parametrize.register_parametrization(layer, "weight", new, unsafe=True)  # unsafe: skips a trial run
+
+
+def _is_within(layer: str, name: str) -> bool:
+    return layer == name or layer.startswith(name + ".")
+
+
+def plain_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state of a quantised network under the names of the plain one: its full-precision weights, no quantisers.
+
+    For starting a training, quantised or not, from the weights of another (``network.load_state_dict``).
+    """
+    plain = {}
+    for key, value in state.items():
+        prefix, found, rest = key.rpartition("parametrizations.")
+        if not found:
+            plain[key] = value
+        elif rest.endswith(".original"):
+            plain[prefix + rest.removesuffix(".original")] = value
+    return plain
+
+
+def quantized_share(network: nn.Module) -> float:
+    """Share of the convolution and linear weights that are quantised (in eval mode), 0 to 1."""
+    counts = [(weight.numel(), quantized is not None) for _, weight, quantized in weighted_layers(network)]
+    return sum(count for count, is_quantized in counts if is_quantized) / sum(count for count, _ in counts)
+
+
+@torch.no_grad()
+def weight_report(network: nn.Module) -> dict[str, Any]:
+    """What is quantised and what is not, JSON-able: totals, and ``layers`` by name.
+
+    Bytes count the codes, and for a quantised layer its scales; ``bytes_float32`` is 4 a weight. Zeros are shares of
+    the weights as they are in eval mode; ``code_shares`` are given for codes of one and two bits.
+    """
+    layers = []
+    for name, weight, quantized in weighted_layers(network):
+        entry: dict[str, Any] = {"name": name, "weights": weight.numel()}
+        if quantized is None:
+            entry |= {"precision": str(weight.dtype).removeprefix("torch."), "bits": 8 * weight.element_size()}
+            entry |= {"bytes": weight.numel() * weight.element_size(), "zeros": int((weight == 0).sum())}
+        else:
+            quantizer = quantized.quantizer
+            codes, scale = quantizer.encode(weight)
+            entry |= {"precision": quantizer.name, "bits": quantizer.bits}
+            entry["bytes"] = packed_size(weight.numel(), quantizer.bits) + scale.numel() * scale.element_size()
+            entry["zeros"] = int((quantizer.decode(codes, scale) == 0).sum())
+            if quantizer.bits <= 2:
+                entry["code_shares"] = {str(c): float((codes == c).float().mean()) for c in alphabet(quantizer.bits)}
+        layers.append(entry)
+    total = sum(layer["weights"] for layer in layers)
+    return {
+        "weights": total,
+        "quantized_share": quantized_share(network),
+        "zero_share": sum(layer["zeros"] for layer in layers) / total,
+        "bytes": sum(layer["bytes"] for layer in layers),
+        "bytes_float32": 4 * total,
+        "layers": layers,
+    }
+
+
+def packed_size(count: int, bits: int) -> int:
+    """Bytes of so many codes at so many bits each."""
+    return -(-count * bits // 8)

@@ -1,0 +1,337 @@
+"""Weight quantisers: float weights to a few integer codes and a scale, and back.
+
+A scheme is a pure function of ``rows``, the weights that share a scale: ``[G, N]`` with one row per output channel
+(``per="channel"``, dimension 0 of the weight) or one row in all (``per="layer"``). Codes are integers in an alphabet
+that follows from the bits of a code alone (:func:`alphabet`), and :func:`decode` is the same for every scheme.
+
+Quantising twice gives the codes of quantising once. It gives the same weights to the bit for TWN, binary, and learned
+scales; a maximum scale may move by one rounding, and absmean shrinks its scale by the share of nonzero codes, which is
+how that scheme is defined. TTQ is stable as long as both learned scales are positive and neither falls below
+``threshold`` times the other. In bfloat16 all this holds for up to 4 bits.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+
+def alphabet(bits: int) -> tuple[int, ...]:
+    """The codes that a quantiser of so many bits may use: -1, +1 for one bit, else -q .. q with q = 2^(bits-1) - 1."""
+    if bits == 1:
+        return (-1, 1)
+    limit = 2 ** (bits - 1) - 1
+    return tuple(range(-limit, limit + 1))
+
+
+def decode(codes: Tensor, scale: Tensor) -> Tensor:
+    """Weights of the given codes, in the scale's dtype.
+
+    Args:
+        codes: int8, the weight's shape.
+        scale: broadcasts against the codes; or, with one dimension more, ``[2, ...]``: the scale of positive codes and
+            the scale of negative ones.
+    """
+    if scale.ndim == codes.ndim + 1:
+        scale = torch.where(codes > 0, scale[0], scale[1])
+    return codes.to(scale.dtype) * scale
+
+
+def twn(rows: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Ternary weight networks (arXiv 1605.04711).
+
+    ``delta = threshold * mean|w|``; codes ``sign(w)`` where ``|w| > delta``, else 0; scale: mean of ``|w|`` over
+    ``|w| > delta``.
+    """
+    magnitude = rows.abs()
+    is_nonzero = magnitude > threshold * magnitude.mean(1, keepdim=True)
+    return rows.sign() * is_nonzero, _mean(magnitude, is_nonzero)
+
+
+def absmean(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """BitNet b1.58 (arXiv 2402.17764): scale ``gamma = mean|w|``, codes ``clip(round(w / gamma), -1, 1)``.
+
+    Rounding half to even, that is ``sign(w)`` where ``|w| > gamma / 2``, which needs no epsilon.
+    """
+    magnitude = rows.abs()
+    gamma = magnitude.mean(1, keepdim=True)
+    return rows.sign() * (magnitude > gamma / 2), gamma
+
+
+def sign_mean(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """XNOR-Net's binary weights (arXiv 1603.05279): codes ``sign(w)`` with ``sign(0) = 1``, scale ``mean|w|``."""
+    return torch.where(rows >= 0, 1, -1), _mean(rows.abs(), torch.ones_like(rows, dtype=torch.bool))
+
+
+def two_sided(rows: Tensor, threshold: float) -> Tensor:
+    """Codes of TTQ (arXiv 1612.01064): ``sign(w)`` where ``|w| > threshold * max|w|``, else 0."""
+    magnitude = rows.abs()
+    return rows.sign() * (magnitude > threshold * magnitude.amax(1, keepdim=True))
+
+
+def uniform(rows: Tensor, step: Tensor, bits: int) -> Tensor:
+    """Codes ``round(clip(w / step, -q, q))`` with ``q = 2^(bits-1) - 1``; a step of 0 gives codes 0."""
+    limit = 2 ** (bits - 1) - 1
+    return (rows / step.masked_fill(step == 0, math.inf)).clamp(-limit, limit).round()
+
+
+def _mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of each row over a mask, 0 where it is empty.
+
+    The second pass takes the rounding of the first away, so that the mean of equal values is that value to the bit.
+    """
+    count = mask.sum(1, keepdim=True).clamp_min(1)
+    mean = (values * mask).sum(1, keepdim=True) / count
+    return mean + ((values - mean) * mask).sum(1, keepdim=True) / count
+
+
+class _StraightThrough(torch.autograd.Function):
+    """The quantised weight; its gradient goes to the full-precision weight as it is."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, quantized: Tensor) -> Tensor:
+        return quantized.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
+class _TTQ(torch.autograd.Function):
+    """``{+Wp, 0, -Wn}`` with the gradients of arXiv 1612.01064, equations 7 and 8, on rows ``[G, N]``."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(codes, scale)
+        return decode(codes, scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor]:
+        (grad,) = grads
+        codes, scale = ctx.saved_tensors
+        is_positive, is_negative = codes > 0, codes < 0
+        grad_rows = grad * torch.where(is_positive, scale[0], torch.where(is_negative, scale[1], 1.0))
+        grad_positive = (grad * is_positive).sum(1, keepdim=True)
+        grad_negative = -(grad * is_negative).sum(1, keepdim=True)
+        return grad_rows, None, torch.stack([grad_positive, grad_negative])
+
+
+class _LSQ(torch.autograd.Function):
+    """Learned step size (arXiv 1902.08153, equations 3 and 5), on rows ``[G, N]`` with a step each, ``[G, 1]``.
+
+    With ``v = w / step``: ``dw = g`` where ``|v| <= q``, else 0; ``dstep = sum g * (round(v) - v)`` where ``|v| <= q``
+    and ``+-q`` beyond, times ``1 / sqrt(N * q)``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, codes: Tensor, step: Tensor, limit: int) -> Tensor:
+        ctx.save_for_backward(rows, codes, step)
+        ctx.limit = limit
+        return decode(codes, step)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor, None]:
+        (grad,) = grads
+        rows, codes, step = ctx.saved_tensors
+        ratio = rows / step
+        is_inside = ratio.abs() <= ctx.limit
+        grad_step = (grad * (codes - ratio * is_inside)).sum(1, keepdim=True) / math.sqrt(rows.shape[1] * ctx.limit)
+        return grad * is_inside, None, grad_step, None
+
+
+class Quantizer(nn.Module):
+    """A quantiser of weights: ``weight -> decode(*encode(weight))`` with a straight-through gradient.
+
+    A new scheme sets ``name`` and ``bits`` and defines :meth:`quantize`; one with learned scales also defines
+    :meth:`initial_scale`, reads :attr:`scale` in :meth:`quantize`, and says in :meth:`with_gradient` what flows back.
+
+    Args:
+        per: weights that share a scale: ``"channel"``, those of one output channel, or ``"layer"``, all.
+
+    Attributes:
+        name: the scheme's name in tables and files.
+        bits: bits per weight when packed; the codes lie in ``alphabet(bits)``.
+        scale: the learned scale, a parameter; None where the scale follows from the weights.
+    """
+
+    name: str
+    bits: int
+    scale: nn.Parameter | None
+
+    def __init__(self, per: str = "channel") -> None:
+        super().__init__()
+        if per not in ("channel", "layer"):
+            raise ValueError(f"per={per!r}: must be 'channel' or 'layer'")
+        self.per = per
+        self.register_parameter("scale", None)
+
+    def quantize(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes ``[G, N]`` (any dtype) and scale ``[G, 1]``, or ``[2, G, 1]``, of rows in float32 or float64."""
+        raise NotImplementedError
+
+    def initial_scale(self, rows: Tensor) -> Tensor | None:
+        """Where a learned scale starts; None for schemes without one."""
+        return None
+
+    def with_gradient(self, rows: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+        """``decode(codes, scale)``, connected to the weights (and to a learned scale) for the backward pass."""
+        return _StraightThrough.apply(rows, decode(codes, scale))
+
+    def for_weight(self, weight: Tensor) -> Self:
+        """A copy of this quantiser for one weight, with its learned scales made from that weight."""
+        quantizer = copy.deepcopy(self)
+        scale = self.initial_scale(self._rows(weight.detach()))
+        if scale is not None:
+            quantizer.scale = nn.Parameter(scale.to(weight.dtype))
+        return quantizer
+
+    @torch.no_grad()
+    def reset_scale(self, weight: Tensor) -> None:
+        """Start a learned scale anew, from this weight."""
+        scale = self.initial_scale(self._rows(weight))
+        if self.scale is not None and scale is not None:
+            self.scale.copy_(scale)
+
+    def encode(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes (int8, the weight's shape) and scale (``[C, 1, ...]``, ``[1, 1, ...]``, or two of them stacked).
+
+        Raises:
+            ValueError: the weight holds NaN or infinite values.
+        """
+        if not weight.isfinite().all():
+            raise ValueError(f"weight of shape {list(weight.shape)}: holds NaN or infinite values")
+        with torch.no_grad():
+            codes, scale = self._encode_rows(weight)
+        scale_shape = [*scale.shape[:-1], *[1] * (weight.ndim - 1)]
+        return codes.reshape(weight.shape), scale.reshape(scale_shape)
+
+    def decode(self, codes: Tensor, scale: Tensor) -> Tensor:
+        """See :func:`decode`."""
+        return decode(codes, scale)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The quantised weight, in the weight's shape and dtype."""
+        codes, scale = self._encode_rows(weight)
+        return self.with_gradient(self._rows(weight), codes, scale).reshape(weight.shape)
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return f"per={self.per!r}"
+
+    def _rows(self, weight: Tensor) -> Tensor:
+        return weight.reshape(weight.shape[0] if self.per == "channel" else 1, -1)
+
+    def _encode_rows(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        rows = self._rows(weight.detach())
+        codes, scale = self.quantize(rows.to(torch.promote_types(rows.dtype, torch.float32)))
+        return codes.to(torch.int8), scale.to(weight.dtype)
+
+
+class Ternary(Quantizer):
+    """Ternary weights {-s, 0, +s} by threshold, :func:`twn`; zeros are about 42 % of Gaussian weights at 0.7."""
+
+    name = "ternary"
+    bits = 2
+
+    def __init__(self, threshold: float = 0.7, per: str = "channel") -> None:
+        super().__init__(per)
+        if not threshold >= 0:
+            raise ValueError(f"threshold={threshold!r}: must be 0 or more")
+        self.threshold = threshold
+
+    def quantize(self, rows: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+        return twn(rows, self.threshold)
+
+
+class TernaryTTQ(Quantizer):
+    """Trained ternary weights {+Wp, 0, -Wn}, both scales learned from 1 on; codes by :func:`two_sided`.
+
+    Gradients (arXiv 1612.01064): ``dw = g`` times ``Wp``, 1 or ``Wn`` where the code is +1, 0 or -1;
+    ``dWp`` = sum of ``g`` over positive codes; ``dWn`` = minus the sum of ``g`` over negative ones.
+    """
+
+    name = "ternary_ttq"
+    bits = 2
+
+    def __init__(self, threshold: float = 0.05, per: str = "layer") -> None:
+        super().__init__(per)
+        if not 0 <= threshold < 1:
+            raise ValueError(f"threshold={threshold!r}: must lie in [0, 1)")
+        self.threshold = threshold
+
+    def initial_scale(self, rows: Tensor) -> Tensor:  # noqa: D102
+        return rows.new_ones(2, len(rows), 1)
+
+    def quantize(self, rows: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+        return two_sided(rows, self.threshold), self.initial_scale(rows) if self.scale is None else self.scale
+
+    def with_gradient(self, rows: Tensor, codes: Tensor, scale: Tensor) -> Tensor:  # noqa: D102
+        return _TTQ.apply(rows, codes, scale)
+
+
+class TernaryAbsmean(Quantizer):
+    """Ternary weights {-s, 0, +s} by rounding at the mean magnitude, :func:`absmean`; about 31 % zeros."""
+
+    name = "ternary_absmean"
+    bits = 2
+
+    def quantize(self, rows: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+        return absmean(rows)
+
+
+class Binary(Quantizer):
+    """Binary weights {-s, +s}, :func:`sign_mean`."""
+
+    name = "binary"
+    bits = 1
+
+    def quantize(self, rows: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+        return sign_mean(rows)
+
+
+class Uniform(Quantizer):
+    """Symmetric integers -q .. q times a step, :func:`uniform`, with ``q = 2^(bits-1) - 1``.
+
+    Args:
+        bits: 2 to 8.
+        scale: ``"max"``, the step is ``max|w| / q``; or ``"learned"`` (LSQ, arXiv 1902.08153), it starts at
+            ``2 mean|w| / sqrt(q)`` and is trained.
+        per: weights that share a step.
+    """
+
+    def __init__(self, bits: int, scale: str = "max", per: str = "channel") -> None:
+        super().__init__(per)
+        if bits not in range(2, 9):
+            raise ValueError(f"bits={bits!r}: must be a whole number from 2 to 8")
+        if scale not in ("max", "learned"):
+            raise ValueError(f"scale={scale!r}: must be 'max' or 'learned'")
+        self.bits = bits
+        self.name = f"int{bits}"
+        self.is_learned = scale == "learned"
+
+    @property
+    def limit(self) -> int:
+        """The largest code, q."""
+        return 2 ** (self.bits - 1) - 1
+
+    def initial_scale(self, rows: Tensor) -> Tensor | None:  # noqa: D102
+        if not self.is_learned:
+            return None
+        return (2 * rows.abs().mean(1, keepdim=True) / math.sqrt(self.limit)).clamp_min(1e-8)
+
+    def quantize(self, rows: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+        step = self.initial_scale(rows) if self.scale is None else self.scale.abs()
+        if step is None:
+            step = rows.abs().amax(1, keepdim=True) / self.limit
+        return uniform(rows, step.detach(), self.bits), step
+
+    def with_gradient(self, rows: Tensor, codes: Tensor, scale: Tensor) -> Tensor:  # noqa: D102
+        if self.is_learned:
+            return _LSQ.apply(rows, codes, scale, self.limit)
+        return super().with_gradient(rows, codes, scale)
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return f"bits={self.bits}, scale={'learned' if self.is_learned else 'max'!r}, per={self.per!r}"

@@ -1,0 +1,209 @@
+"""Quantisation-aware training with a plain Lightning trainer."""
+
+import copy
+
+import lightning
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from tna_lightning.quantization import (
+    Binary,
+    Ternary,
+    TernaryTTQ,
+    Uniform,
+    WeightQuantization,
+    quantized_share,
+    weight_report,
+)
+from tna_lightning.quantization.parametrized import quantized_layers
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers"),
+    pytest.mark.filterwarnings(
+        "ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning"
+    ),  # lightning 2.6.6
+]
+
+
+class Learner(lightning.LightningModule):
+    """Base and companion, each fitted to random targets; keeps what the base's weights were in each step."""
+
+    def __init__(self, with_companion=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.base = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+        self.companion = copy.deepcopy(self.base) if with_companion else None
+        self.seen = []
+
+    def training_step(self, batch, batch_idx):
+        x, target = batch
+        self.seen.append(self.base[0].weight.detach().clone())
+        networks = [self.base] if self.companion is None else [self.base, self.companion]
+        return sum(nn.functional.mse_loss(network(x), target) for network in networks)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+
+def fit(learner, callback, folder, epochs=3, **settings):
+    generator = torch.Generator().manual_seed(0)
+    dataset = TensorDataset(torch.randn(8, 6, generator=generator), torch.randn(8, 4, generator=generator))
+    trainer = lightning.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        callbacks=[callback],
+        enable_checkpointing=False,
+    )
+    trainer.fit(learner, DataLoader(dataset, batch_size=4), **settings)
+    return trainer
+
+
+def num_values(weight):
+    return [len(row.unique()) for row in weight]
+
+
+def test_training_sees_codes_and_the_optimizer_full_precision(tmp_path):
+    learner = Learner()
+    fit(learner, WeightQuantization(Ternary()), tmp_path)
+    assert all(count <= 3 for weight in learner.seen for count in num_values(weight))
+    full_precision = learner.base[0].parametrizations.weight.original
+    assert min(num_values(full_precision)) == 6
+    assert torch.equal(learner.base.eval()[0].weight, Ternary()(full_precision))
+
+
+def test_full_precision_until_start_epoch_in_training_but_never_in_eval(tmp_path):
+    learner = Learner()
+    in_eval = []
+
+    class Look(lightning.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            in_eval.append(copy.deepcopy(pl_module.base).eval()[0].weight.detach())
+
+    callback = WeightQuantization(Ternary(), start_epoch=2)
+    trainer_callbacks = Look()
+    generator = torch.Generator().manual_seed(0)
+    dataset = TensorDataset(torch.randn(8, 6, generator=generator), torch.randn(8, 4, generator=generator))
+    trainer = lightning.Trainer(
+        max_epochs=3,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        callbacks=[callback, trainer_callbacks],
+    )
+    trainer.fit(learner, DataLoader(dataset, batch_size=4))
+    assert [max(num_values(weight)) > 3 for weight in learner.seen] == [True] * 4 + [False] * 2
+    assert len(in_eval) == 3
+    assert all(max(num_values(weight)) <= 3 for weight in in_eval)
+
+    plain = Learner()
+    fit(plain, WeightQuantization(Ternary(), start_epoch=3), tmp_path)
+    assert all(torch.equal(*pair) for pair in zip(learner.seen[:4], plain.seen[:4], strict=True))
+
+
+def test_share_grows_with_the_largest_weights_first(tmp_path):
+    callback = WeightQuantization(Binary(), start_epoch=1, growth_epochs=3)
+    assert [callback.share(epoch) for epoch in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
+    learner = Learner()
+    fit(learner, callback, tmp_path, epochs=3)
+    name, weight, quantized = next(quantized_layers(learner.base))
+    assert name == "0"
+    assert quantized.cutoff > 0
+    quantized.set_share(weight, 0.25)
+    is_quantized = learner.base.train()[0].weight == learner.base.eval()[0].weight
+    assert is_quantized.sum() == 12  # a quarter of 48
+    assert weight.abs()[is_quantized].min() >= weight.abs()[~is_quantized].max()
+
+
+def test_learned_scales_are_trained_and_start_from_the_weights_of_the_start_epoch(tmp_path):
+    learner = Learner()
+    fit(learner, WeightQuantization(Uniform(3, scale="learned"), start_epoch=1), tmp_path, epochs=1)
+    (_, _, quantized), *_ = quantized_layers(learner.base)
+    before = quantized.quantizer.scale.detach().clone()
+    fit(learner, WeightQuantization(Uniform(3, scale="learned"), start_epoch=1), tmp_path, epochs=2)
+    assert not torch.equal(quantized.quantizer.scale, before)
+
+    ttq = Learner()
+    fit(ttq, WeightQuantization(TernaryTTQ()), tmp_path)
+    scales = ttq.base[0].parametrizations.weight[0].quantizer.scale
+    assert not torch.equal(scales, torch.ones_like(scales))
+
+
+def test_twin_keeps_full_precision_unless_asked(tmp_path):
+    learner = Learner(with_companion=True)
+    fit(learner, WeightQuantization(Ternary()), tmp_path)
+    assert (quantized_share(learner.base), quantized_share(learner.companion)) == (1, 0)
+
+    learner = Learner(with_companion=True)
+    fit(learner, WeightQuantization(Ternary(), network="both", companion_quantizer=Uniform(8)), tmp_path)
+    schemes = [{layer["precision"] for layer in weight_report(n)["layers"]} for n in (learner.base, learner.companion)]
+    assert schemes == [{"ternary"}, {"int8"}]
+
+    learner = Learner(with_companion=True)
+    fit(learner, WeightQuantization(Ternary(), network="twin"), tmp_path)
+    assert (quantized_share(learner.base), quantized_share(learner.companion)) == (0, 1)
+
+
+def test_skip_leaves_modules_by_name(tmp_path):
+    learner = Learner()
+    fit(learner, WeightQuantization(Ternary(), skip=["2"]), tmp_path)
+    assert [layer["precision"] for layer in weight_report(learner.base)["layers"]] == ["ternary", "float32"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"network": "companion"}, r"^network='companion': must be 'base', 'twin' or 'both'"),
+        ({"start_epoch": -1}, r"^start_epoch=-1: must be 0 or more"),
+        ({"growth_epochs": -2}, r"^growth_epochs=-2: must be 0 or more"),
+        ({"companion_quantizer": Binary()}, r"^companion_quantizer: has no effect with network='base'"),
+    ],
+)
+def test_settings_out_of_range_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        WeightQuantization(Ternary(), **settings)
+
+
+def test_names_that_match_nothing_and_a_missing_twin_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"^skip=\['2', 'stem'\]: no layer matches stem; there are 0, 2$"):
+        fit(Learner(), WeightQuantization(Ternary(), skip=["2", "stem"]), tmp_path)
+    with pytest.raises(ValueError, match=r"^network='both': there is no twin to quantise"):
+        fit(Learner(), WeightQuantization(Ternary(), network="both"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        WeightQuantization(TernaryTTQ(), start_epoch=1, growth_epochs=2),
+        WeightQuantization(Uniform(4, scale="learned"), start_epoch=1),
+        WeightQuantization(Ternary()),
+    ],
+)
+def test_resumed_training_equals_uninterrupted(callback, tmp_path):
+    whole = Learner()
+    fit(whole, copy.deepcopy(callback), tmp_path, epochs=5)
+    first = Learner()
+    trainer = fit(first, copy.deepcopy(callback), tmp_path, epochs=2)
+    trainer.save_checkpoint(tmp_path / "two.ckpt")
+    second = Learner()
+    fit(second, copy.deepcopy(callback), tmp_path, epochs=5, ckpt_path=tmp_path / "two.ckpt")
+    state, expected = second.state_dict(), whole.state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+
+
+def test_networks_can_be_copied_after_quantisation(tmp_path):
+    learner = Learner()
+    fit(learner, WeightQuantization(TernaryTTQ()), tmp_path)
+    twin = copy.deepcopy(learner.base)
+    x = torch.randn(2, 6)
+    assert torch.equal(twin(x), learner.base(x))
+    twin[0].parametrizations.weight[0].quantizer.scale.data.mul_(2)
+    assert not torch.equal(twin(x), learner.base(x))

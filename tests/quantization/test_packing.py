@@ -1,0 +1,245 @@
+"""The packed file: the identity on codes, bit-equal logits, and refusals."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from tna_lightning.models import build
+from tna_lightning.quantization import (
+    Binary,
+    Ternary,
+    TernaryAbsmean,
+    TernaryTTQ,
+    Uniform,
+    load_packed,
+    network_bytes,
+    plain_state_dict,
+    quantize_network,
+    quantized_share,
+    save_network,
+    weight_report,
+)
+from tna_lightning.quantization.packing import pack, read_packed, unpack
+from tna_lightning.quantization.quantizers import alphabet
+
+SCHEMES = {
+    "binary": Binary(),
+    "ternary": Ternary(),
+    "ternary_layer": Ternary(per="layer"),
+    "ternary_ttq": TernaryTTQ(),
+    "ternary_ttq_channel": TernaryTTQ(per="channel"),
+    "ternary_absmean": TernaryAbsmean(),
+    **{f"int{bits}": Uniform(bits) for bits in range(2, 9)},
+    "int3_lsq": Uniform(3, scale="learned"),
+}
+
+
+def make_network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(2, 5, 3, bias=False),
+        nn.BatchNorm2d(5),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(5 * 36, 7),
+        nn.Linear(7, 3),
+    )
+
+
+@pytest.fixture
+def network():
+    return make_network()
+
+
+@given(data=st.data(), bits=st.integers(1, 8), count=st.integers(0, 70))
+@settings(deadline=None)
+def test_unpack_of_pack_is_the_identity_on_codes(data, bits, count):
+    codes = data.draw(st.lists(st.sampled_from(alphabet(bits)), min_size=count, max_size=count))
+    codes = torch.tensor(codes, dtype=torch.int8)
+    packed = pack(codes, bits)
+    assert packed.dtype == torch.uint8
+    assert packed.numel() == int(np.ceil(count * bits / 8))
+    assert torch.equal(unpack(packed, bits, [count]), codes)
+
+
+def test_the_bits_are_where_the_format_says():
+    assert pack(torch.tensor([-1, 0, 1, 1, 0], dtype=torch.int8), 2).tolist() == [0b10_10_01_00, 0b01]
+    assert pack(torch.tensor([1, -1, 1], dtype=torch.int8), 1).tolist() == [0b101]
+    assert pack(torch.tensor([-3, 3, 0], dtype=torch.int8), 3).tolist() == [0b11_110_000, 0b0]
+
+
+@pytest.mark.parametrize(("bits", "code"), [(1, 0), (2, 2), (2, -2), (3, 4), (8, -128)])
+def test_codes_outside_the_alphabet_are_not_packed(bits, code):
+    with pytest.raises(ValueError, match=r"must lie in"):
+        pack(torch.tensor([1, code], dtype=torch.int8), bits)
+
+
+@pytest.mark.parametrize("scheme", sorted(SCHEMES))
+def test_packed_network_gives_the_logits_of_the_trained_one_to_the_bit(scheme, network, tmp_path):
+    quantize_network(network, SCHEMES[scheme])
+    x = torch.randn(4, 2, 8, 8)
+    network(x)  # in training mode: running statistics move away from their start
+    network.eval()
+    path = tmp_path / "network.safetensors"
+    save_network(path, network, metadata={"note": [1, 2]})
+    kept = load_packed(path, network=make_network(seed=5))
+    assert not kept.training
+    assert torch.equal(kept(x), network(x))
+    assert {type(module) for module in kept.modules()} == {type(module) for module in make_network().modules()}
+    assert read_packed(path)[1]["note"] == [1, 2]
+    bits = SCHEMES[scheme].bits
+    assert read_packed(path)[0]["0.weight.codes"].numel() == int(np.ceil(90 * bits / 8))
+
+
+def test_bytes_are_those_of_the_file(network, tmp_path):
+    quantize_network(network, Ternary(), skip=["4"])
+    save_network(tmp_path / "kept", network)
+    sizes = network_bytes(network)
+    numbers = 90 + 4 * 5 + 1 + (1260 + 7) + (21 + 3)  # convolution, batch norm and its counter, two linear layers
+    assert sizes["float32"] == 4 * numbers
+    # codes of 90 and 21 weights at 2 bits, 5 and 3 scales, the rest in float32, the counter in int64
+    assert sizes["kept"] == 23 + 6 + 4 * (5 + 3) + 4 * (20 + 1267 + 3) + 8
+    assert sizes["kept"] == sum(
+        tensor.numel() * tensor.element_size() for tensor in load_file(tmp_path / "kept").values()
+    )
+
+
+def test_report_says_what_is_quantised_by_name_and_share(network):
+    quantize_network(network, Ternary(), skip=["4"])
+    network[0].parametrizations.weight.original.data.copy_(torch.linspace(-1, 1, 90).reshape(5, 2, 3, 3))
+    assert quantized_share(network) == (90 + 21) / 1371
+    report = weight_report(network)
+    assert [(layer["name"], layer["precision"]) for layer in report["layers"]] == [
+        ("0", "ternary"),
+        ("4", "float32"),
+        ("5", "ternary"),
+    ]
+    first = report["layers"][0]
+    codes, _ = Ternary().encode(torch.linspace(-1, 1, 90).reshape(5, 2, 3, 3))
+    assert first["zeros"] == int((codes == 0).sum())
+    assert first["code_shares"] == {str(c): pytest.approx((codes == c).sum().item() / 90) for c in (-1, 0, 1)}
+    assert report["bytes"] == 23 + 20 + 5040 + 6 + 12
+    assert report["bytes_float32"] == 4 * 1371
+    json.dumps(report)
+
+
+def test_plain_state_fits_the_plain_network(network):
+    weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    quantize_network(network, TernaryTTQ())
+    plain = plain_state_dict(network.state_dict())
+    assert plain.keys() == weights.keys()
+    assert all(torch.equal(plain[name], weights[name]) for name in weights)
+
+
+# ---- refusals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def packed(network, tmp_path):
+    quantize_network(network, Ternary())
+    path = tmp_path / "network.safetensors"
+    save_network(path, network)
+    return path
+
+
+def refusal(path, network=None):
+    with pytest.raises(ValueError, match=r"^path='") as error:
+        load_packed(path, network=network)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("size", [0, 4, 100, -1])
+def test_a_file_cut_short_is_refused(packed, size):
+    content = packed.read_bytes()
+    packed.write_bytes(content[:size])
+    assert "cut short" in refusal(packed)
+
+
+def test_a_wrong_magic_is_refused(packed):
+    save_file({"a": torch.zeros(2)}, packed, {"format": "pt"})
+    assert "not a packed network (format 'pt')" in refusal(packed)
+    packed.write_bytes(b"\x80\x04" + bytes(200))
+    assert "not a packed network" in refusal(packed)
+
+
+def rewrite(path, tensors=None, **metadata):
+    old_tensors, old = read_packed(path)
+    header = {key: json.dumps(value) for key, value in (old | metadata).items()}
+    save_file(old_tensors | (tensors or {}), path, {"format": "tna_lightning.packed"} | header)
+
+
+def test_a_newer_version_is_refused(packed):
+    rewrite(packed, version=2)
+    assert "newer version (format 2; this one reads up to 1)" in refusal(packed)
+
+
+def test_codes_outside_the_alphabet_are_refused(packed):
+    codes = read_packed(packed)[0]["0.weight.codes"]
+    codes[3] |= 0b11
+    rewrite(packed, {"0.weight.codes": codes})
+    assert "0.weight: code 2: must lie in -1 .. 1" in refusal(packed)
+
+
+def test_damaged_entries_are_refused(packed):
+    rewrite(packed, {"0.weight.codes": torch.zeros(3, dtype=torch.uint8)})
+    assert "0.weight: 3 bytes" in refusal(packed)
+    rewrite(packed, layers={"0.weight": {"scheme": "ternary", "bits": 0, "shape": [5, 2, 3, 3]}})
+    assert "bits=0" in refusal(packed)
+    rewrite(packed, layers={"1.weight": {"scheme": "ternary", "bits": 2, "shape": [5, 2, 3, 3]}})
+    assert "1.weight.codes" in refusal(packed)
+
+
+def test_a_network_of_ones_own_has_to_be_passed_and_has_to_fit(packed):
+    assert "network=..." in refusal(packed)
+    assert "size mismatch for 0.weight" in refusal(
+        packed, nn.Sequential(nn.Conv2d(2, 4, 3, bias=False), *make_network()[1:])
+    )
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"^path='.*none\.safetensors': there is no such file"):
+        load_packed(tmp_path / "none.safetensors")
+
+
+def test_nothing_is_left_of_a_save_that_fails(packed, network):
+    before = packed.read_bytes()
+    network[0].parametrizations.weight.original.data[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="NaN"):
+        save_network(packed, network)
+    with pytest.raises(TypeError):
+        save_network(packed, make_network(), metadata={"spec": object()})
+    assert packed.read_bytes() == before
+    assert list(packed.parent.iterdir()) == [packed]
+
+
+def test_loading_needs_neither_lightning_nor_hydra():
+    code = "import sys, tna_lightning.quantization as q; q.load_packed; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "tna_lightning.quantization.packing" in modules
+    assert not {"lightning", "hydra", "omegaconf"} & set(modules)
+
+
+def test_a_network_of_ours_is_rebuilt_from_the_file_alone(tmp_path):
+    spec = {
+        "model": {"_target_": "tna_lightning.models.resnet20", "width": 0.5, "time_steps": 2},
+        "neuron": {"_target_": "tna_lightning.models.LIF", "reset": "subtract", "learn_beta": True},
+        "in_channels": 3,
+        "num_classes": 5,
+    }
+    torch.manual_seed(0)
+    network = build(spec)
+    quantize_network(network, Ternary(), skip=["stem"])
+    x = torch.randn(2, 3, 12, 12)
+    network(x)
+    save_network(tmp_path / "network.safetensors", network.eval(), spec)
+    assert torch.equal(load_packed(tmp_path / "network.safetensors")(x), network(x))
+    assert network(x).std() > 0
