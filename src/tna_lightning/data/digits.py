@@ -50,7 +50,7 @@ class DigitsDataModule(ImageDataModule):
         val_fraction: float = 0.1,
         train_subset: int | None = None,
         seed: int = 0,
-        crop_padding: int = 1,
+        crop_padding: int = 0,
         device_resident: bool = True,
     ) -> None:
         super().__init__(
