@@ -1,0 +1,224 @@
+"""The cache of frames: built once, by whoever comes first, and built again when it is damaged."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tna_lightning.data import frame_cache
+from tna_lightning.data.frame_cache import cache_key, open_cache
+from tna_lightning.data.frames import FrameSpec, to_frames
+from tna_lightning.data.recordings import BadRecording, Recording
+
+SPEC = FrameSpec(3, "count", (8, 8))
+
+
+class Source:
+    """Random recordings on a 16x16 sensor; each load leaves a line in ``log``, if there is one."""
+
+    sensor = (16, 16)
+
+    def __init__(self, count=12, events=300, bad=(), log=None, seconds=0.0):
+        self.events, self.bad, self.log, self.seconds = events, bad, log, seconds
+        self.names = [f"class/{index}" for index in range(count)]
+        self.labels = [0] * count
+
+    def load(self, index):
+        time.sleep(self.seconds)
+        if self.log:
+            with Path(self.log).open("a") as file:
+                file.write(f"{index}\n")
+        if index in self.bad:
+            raise BadRecording(f"class/{index}.aedat: holds no events")
+        rng = np.random.default_rng(index)
+        x, y = rng.integers(0, 16, (2, self.events)).astype(np.uint16)
+        return Recording(np.arange(self.events), x, y, rng.random(self.events) < 0.25)
+
+    def fingerprint(self):
+        return {"count": len(self.names), "events": self.events}
+
+
+def expected_frames(source):
+    return np.stack([to_frames(source.load(index), source.sensor, SPEC) for index in range(len(source.names))])
+
+
+def the_folder(root):
+    (folder,) = [path for path in root.iterdir() if path.is_dir()]
+    return folder
+
+
+def test_frames_and_statistics_are_those_of_the_recordings(tmp_path):
+    cache = open_cache(tmp_path, "random", Source(), SPEC)
+    assert cache.frames.dtype == np.uint8
+    np.testing.assert_array_equal(cache.frames, expected_frames(Source()))
+    on = [int(Source().load(index).p.sum()) for index in range(12)]
+    assert [stats.on_events for stats in cache.stats] == on
+    assert {(stats.events, stats.duration_us) for stats in cache.stats} == {(300, 299)}
+
+
+def test_a_second_opening_reads_no_recording(tmp_path):
+    open_cache(tmp_path, "random", Source(), SPEC)
+    log = tmp_path / "log"
+    cache = open_cache(tmp_path, "random", Source(log=log), SPEC)
+    assert not log.exists()
+    np.testing.assert_array_equal(cache.frames, expected_frames(Source()))
+
+
+def test_changing_the_frames_in_memory_leaves_the_file_alone(tmp_path):
+    open_cache(tmp_path, "random", Source(), SPEC).frames[:] = 9
+    np.testing.assert_array_equal(open_cache(tmp_path, "random", Source(), SPEC).frames, expected_frames(Source()))
+
+
+def test_the_key_holds_all_that_shapes_a_frame():
+    keys = {
+        cache_key(Source(), SPEC),
+        cache_key(Source(events=301), SPEC),
+        cache_key(Source(count=11), SPEC),
+        cache_key(Source(), FrameSpec(4, "count", (8, 8))),
+        cache_key(Source(), FrameSpec(3, "time", (8, 8))),
+        cache_key(Source(), FrameSpec(3, "count", (8, 16))),
+    }
+    other = Source()
+    other.sensor = (16, 17)
+    keys.add(cache_key(other, SPEC))
+    assert len(keys) == 7
+    assert cache_key(Source(), SPEC) == cache_key(Source(bad=(3,), log="elsewhere"), SPEC)
+
+
+def test_worker_processes_build_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(frame_cache, "SECONDS_WORTH_A_POOL", 0.0)
+    source = Source(count=40, seconds=0.06)  # more than a second in all: this process begins, two workers go on
+    cache = open_cache(tmp_path, "random", source, SPEC, workers=2)
+    np.testing.assert_array_equal(cache.frames, expected_frames(Source(count=40)))
+    assert [stats.events for stats in cache.stats] == [300] * 40
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    where=st.floats(0, 1, exclude_max=True),
+    flip=st.integers(1, 255),
+    file=st.sampled_from(["frames.npy", "header.json"]),
+)
+def test_any_changed_byte_is_noticed(tmp_path_factory, where, flip, file):
+    root = tmp_path_factory.mktemp("cache")
+    open_cache(root, "random", Source(count=2), SPEC)
+    path = the_folder(root) / file
+    content = bytearray(path.read_bytes())
+    content[int(where * len(content))] ^= flip
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match="damaged cache of frames, built again"):
+        cache = open_cache(root, "random", Source(count=2), SPEC)
+    np.testing.assert_array_equal(cache.frames, expected_frames(Source(count=2)))
+
+
+@pytest.mark.parametrize("file", ["frames.npy", "header.json"])
+@pytest.mark.parametrize("damage", ["truncate", "remove"])
+def test_half_a_cache_is_built_again(tmp_path, file, damage):
+    open_cache(tmp_path, "random", Source(), SPEC)
+    path = the_folder(tmp_path) / file
+    if damage == "remove":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-7])
+    with pytest.warns(UserWarning, match="damaged cache of frames, built again"):
+        cache = open_cache(tmp_path, "random", Source(), SPEC)
+    np.testing.assert_array_equal(cache.frames, expected_frames(Source()))
+
+
+def test_a_build_that_was_killed_leaves_nothing_that_is_taken_for_a_cache(tmp_path):
+    script = f"""
+import os, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from test_frame_cache import SPEC, Source, open_cache
+
+class Dies(Source):
+    def load(self, index):
+        if index == 7:
+            os._exit(9)
+        return super().load(index)
+
+open_cache(Path({str(tmp_path)!r}), "random", Dies(), SPEC)
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False, capture_output=True).returncode == 9
+    assert the_folder(tmp_path).name.endswith(".building")
+    cache = open_cache(tmp_path, "random", Source(), SPEC)
+    np.testing.assert_array_equal(cache.frames, expected_frames(Source()))
+    assert not the_folder(tmp_path).name.endswith(".building")
+
+
+def test_ten_processes_at_once_build_once_and_all_read_it(tmp_path):
+    log = tmp_path / "log"
+    script = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from test_frame_cache import SPEC, Source, open_cache, np, expected_frames
+
+cache = open_cache(Path({str(tmp_path / "caches")!r}), "random", Source(log={str(log)!r}, seconds=0.05), SPEC)
+np.testing.assert_array_equal(cache.frames, expected_frames(Source()))
+print("read", int(cache.frames.sum()))
+"""
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(10)
+    ]
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0] * 10, outputs
+    assert {out for out, _ in outputs} == {f"read {12 * 300}\n"}
+    assert log.read_text().split() == [str(index) for index in range(12)]
+
+
+def test_a_bad_recording_stops_the_build_and_is_named(tmp_path):
+    with pytest.raises(BadRecording, match=r"class/4\.aedat: holds no events; skip_bad=true leaves bad recordings out"):
+        open_cache(tmp_path, "random", Source(bad=(4, 9)), SPEC)
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+def test_bad_recordings_can_be_left_out_and_are_counted_and_named(tmp_path):
+    source = Source(bad=(4, 9))
+    for _ in ("built", "opened again"):
+        with pytest.warns(UserWarning, match=r"2 bad recording\(s\) left out:\n  class/4.aedat: .*\n  class/9.aedat: "):
+            cache = open_cache(tmp_path, "random", source, SPEC, skip_bad=True)
+        assert cache.usable.tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 10, 11]
+        np.testing.assert_array_equal(cache.frames[cache.usable], expected_frames(Source())[cache.usable])
+    with pytest.raises(BadRecording, match=r"class/4.*leaves 2 bad recording\(s\) out"):
+        open_cache(tmp_path, "random", source, SPEC)
+    with pytest.raises(BadRecording, match="none of 2 recordings can be used"):
+        open_cache(tmp_path, "random", Source(count=2, bad=(0, 1)), SPEC, skip_bad=True)
+
+
+def test_saturation_is_clipped_and_reported(tmp_path):
+    class Bright(Source):
+        def load(self, index):
+            count = 258 * (index + 1) * 3
+            zeros = np.zeros(count, np.uint16)
+            return Recording(np.arange(count), zeros, zeros, np.ones(count, dtype=bool))
+
+    with pytest.warns(UserWarning, match=r"6 of 768 cells counted more than 255 events .* lost 792 events"):
+        cache = open_cache(tmp_path, "bright", Bright(count=2), SPEC)
+    assert cache.frames[1, :, 1, 0, 0].tolist() == [255] * 3
+    assert [(stats.saturated, stats.clipped) for stats in cache.stats] == [(3, 3 * 3), (3, 3 * 261)]
+
+
+def test_a_full_disk_is_an_error_and_leaves_nothing_behind(tmp_path, monkeypatch):
+    def no_space(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(frame_cache.os, "posix_fallocate", no_space)
+    with pytest.raises(OSError, match="No space left"):
+        open_cache(tmp_path, "random", Source(), SPEC)
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+def test_the_header_is_json_and_says_what_it_seals(tmp_path):
+    open_cache(tmp_path, "random", Source(), SPEC)
+    sealed = json.loads((the_folder(tmp_path) / "header.json").read_text())
+    assert set(sealed) == {"sha256", "header"}
+    assert sealed["header"]["key"] == cache_key(Source(), SPEC)
