@@ -195,8 +195,8 @@ def time_loop_gradients(
 
 
 def _trajectory(current: Tensor, beta: Tensor, threshold: Tensor, reset: str) -> tuple[list[Tensor], list[Tensor]]:
-    """Membrane before its reset, and spikes, of every time step, in float32 or wider."""
-    dtype = torch.promote_types(current.dtype, torch.float32)
+    """Membrane before its reset, and spikes, of every time step, in float32 (float64 for float64 currents)."""
+    dtype = torch.float64 if current.dtype == torch.float64 else torch.float32
     membrane = torch.zeros_like(current[0], dtype=dtype)
     spikes = (membrane - threshold > 0).to(dtype)  # none, unless a learned threshold fell below zero (as in snntorch)
     all_membranes, all_spikes = [], []
