@@ -66,7 +66,10 @@ def test_a_failing_write_leaves_the_earlier_record(tmp_path):
         (None, r"no run folder, it has no run.json"),
         ('{"status": "done", "ident', r"run.json is damaged"),
         ("[1, 2]", r"run.json is not the record of a run"),
-        (json.dumps({"status": "done", "identity": "x", "format": 99}), r"run.json has format 99, this version reads up to 1"),
+        (
+            json.dumps({"status": "done", "identity": "x", "format": 99}),
+            r"run.json has format 99, this version reads up to 1",
+        ),
     ],
 )
 def test_what_is_no_record_is_named(tmp_path, text, message):

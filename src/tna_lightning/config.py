@@ -11,13 +11,13 @@ from typing import Any
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tna_lightning import runs
-from tna_lightning.home import GROUPS, home, options
+from tna_lightning.home import GROUPS, home
+
 
 def register_resolvers() -> None:
     """Make ``${tna.home:}`` and ``${tna.run_folder:}`` known to OmegaConf; calling it again changes nothing."""
@@ -63,12 +63,11 @@ def compose(overrides: Sequence[str] = ()) -> dict[str, Any]:
         ValueError: an unknown group, choice or key.
     """
     register_resolvers()
-    GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(home() / "conf"), version_base="1.3", job_name="tna_lightning"):
             return resolved(hydra_compose("config", overrides=list(overrides), return_hydra_config=True))
-    finally:
-        GlobalHydra.instance().clear()
+    except HydraException as error:
+        raise ValueError(explain(error)) from error
 
 
 def check(config: Mapping[str, Any]) -> None:
@@ -84,6 +83,8 @@ def check(config: Mapping[str, Any]) -> None:
         raise ValueError(f"epochs={epochs!r}: must be an integer of at least 1")
     if config["keep"] not in ("best", "last"):
         raise ValueError(f"keep={config['keep']!r}: allowed are best, last")
+    if config["compile"] not in ("none", "neurons", "network"):
+        raise ValueError(f"compile={config['compile']!r}: allowed are none, neurons, network")
     if config["keep"] == "best" and not config["data"].get("val_fraction", 1):
         raise ValueError("keep='best': needs validation images (data.val_fraction above 0); else use keep=last")
     if not isinstance(config["resume"], bool):
@@ -92,7 +93,9 @@ def check(config: Mapping[str, Any]) -> None:
         return
     # set by hand or by model@companion.model, but the baseline has no companion
     if "weights" not in config["companion"]:
-        raise ValueError(f"companion={config['companion']}: this baseline has no companion; allowed are tna, kd, mutual")
+        raise ValueError(
+            f"companion={config['companion']}: this baseline has no companion; allowed are tna, kd, mutual"
+        )
     if not isinstance(config["companion"]["freeze"], bool):
         raise ValueError(f"companion.freeze={config['companion']['freeze']!r}: allowed are true, false")
 
@@ -130,7 +133,7 @@ def explain(error: BaseException) -> str | None:
         if match:
             return _unknown_key(match.group(1))
         return lines[0]
-    if isinstance(error, OverrideParseException | OmegaConfBaseException):
+    if isinstance(error, HydraException | OmegaConfBaseException):
         return str(error).splitlines()[0]
     if isinstance(error, ValueError | FloatingPointError | OSError):
         return str(error)

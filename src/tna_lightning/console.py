@@ -45,23 +45,25 @@ def print_record(record: Mapping[str, Any], folder: Path | str) -> None:
 def title(record: Mapping[str, Any]) -> str:
     """One line that names what was trained: choices and seed."""
     choices = record["choices"]
-    words = [f"{group}={choices[group]}" for group in ("data", "model", "neuron", "baseline", "quant") if group in choices]
+    words = [
+        f"{group}={choices[group]}" for group in ("data", "model", "neuron", "baseline", "quant") if group in choices
+    ]
     simulated = " (simulated events)" if record.get("data", {}).get("simulated") else ""
     return f"{' '.join(words)} seed={record['seed']}{simulated}"
 
 
 def summary_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Name and value of each line of the final table."""
-    results, cost = record["results"], record["cost"]
+    results, weights, cost = record["results"], record["weights"], record["cost"]
     yield "base, test accuracy", _accuracies(results, "")
     if "test/companion_acc" in results:
         yield "companion, test accuracy", _accuracies(results, "companion_")
     if "val/acc" in results:
         yield "base, validation accuracy", f"{results['val/acc']:.2%} (kept: epoch {results['kept_epoch']})"
-    yield "weights", f"{cost['weights']:,}"
-    yield "bytes, full precision", f"{cost['bytes_float32']:,}"
-    yield "bytes, as kept", f"{cost['bytes_kept']:,} ({cost['bytes_float32'] / cost['bytes_kept']:.1f} times smaller)"
-    yield "zero weights", f"{cost['zero_share']:.1%}"
+    yield "weights", f"{weights['weights']:,}, {weights['quantized_share']:.1%} of them quantised"
+    yield "bytes, full precision", f"{weights['bytes_float32']:,}"
+    yield "bytes, as kept", f"{weights['bytes']:,} ({weights['bytes_float32'] / weights['bytes']:.1f} times smaller)"
+    yield "zero weights", f"{weights['zero_share']:.1%}"
     yield "mean firing rate", f"{cost['firing_rate']:.3f} spikes a neuron and step"
     yield "training speed", f"{record['train_images_per_s']:,.0f} images/s on {record['device']}"
     yield "wall time", f"{record['wall_time_s']:.0f} s for {record['epochs']} epochs"

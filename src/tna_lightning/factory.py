@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,13 +24,14 @@ def build(key: str, node: Mapping[str, Any], **arguments: Any) -> Any:
     try:
         return instantiate(node, _convert_="all", **arguments)
     except InstantiationException as error:
-        cause = error.__cause__
+        cause = error.__cause__ or error
         if isinstance(cause, ValueError | FileNotFoundError):
-            where = getattr(error, "full_key", None) or ""
-            raise type(cause)(f"{'.'.join(filter(None, (key, where)))}.{cause}") from error
-        if cause is None or isinstance(cause, TypeError):  # an unknown target, or a setting the target does not take
-            raise ValueError(f"{key}={node.get('_target_')}: {cause or str(error).splitlines()[0]}") from error
-        raise
+            inner = re.search(r"^full_key: (.+)$", str(error), re.MULTILINE)
+            raise type(cause)(f"{key}.{inner[1] + '.' if inner else ''}{cause}") from error
+        if isinstance(cause, TypeError | ImportError | InstantiationException):
+            # a target that does not exist, or a setting that it does not take
+            raise ValueError(f"{key}={node.get('_target_')}: {' '.join(str(cause).split())}") from error
+        raise cause from None
 
 
 def network_spec(config: Mapping[str, Any], datamodule: Any) -> dict[str, Any]:

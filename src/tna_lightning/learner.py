@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchmetrics.classification import MulticlassAccuracy
 
 from tna_lightning.models import LIF
-from tna_lightning.objectives import Objective, Plain, readout
+from tna_lightning.objectives import Losses, Objective, Plain, readout
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
 ScheduleFactory = Callable[[Optimizer, int, int], LRScheduler]
@@ -133,14 +133,21 @@ class TwinLearner(lightning.LightningModule):
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:  # noqa: D102
         self._step("test", batch)
 
-    def _step(self, stage: str, batch: tuple[Tensor, Tensor]) -> Tensor:
-        x, target = batch
+    def losses(self, x: Tensor, target: Tensor) -> tuple[Losses, dict[str, Tensor]]:
+        """One pass of a batch through both networks.
+
+        Returns:
+            the objective's ``loss`` and parts, and the logits ``[T, B, K]`` of ``base`` and, if there is one, ``companion``.
+        """
         logits = {"base": time_first(self.base(x))}
         if self.companion is not None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_companion):
                 logits["companion"] = time_first(self.companion(x))
-        losses = self.objective(logits["base"], logits.get("companion"), target, self.current_epoch)
+        return self.objective(logits["base"], logits.get("companion"), target, self.current_epoch), logits
 
+    def _step(self, stage: str, batch: tuple[Tensor, Tensor]) -> Tensor:
+        x, target = batch
+        losses, logits = self.losses(x, target)
         batch_size = len(target)
         for part, value in losses.items():
             self.log(f"{stage}/{part}", value, on_step=False, on_epoch=True, batch_size=batch_size, sync_dist=True)

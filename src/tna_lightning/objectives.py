@@ -25,7 +25,9 @@ def readout(logits_TBK: Tensor) -> Tensor:
     return logits_TBK.float().mean(0)
 
 
-def cross_entropy(logits_TBK: Tensor, target: Tensor, *, per_step: bool = False, label_smoothing: float = 0.0) -> Tensor:
+def cross_entropy(
+    logits_TBK: Tensor, target: Tensor, *, per_step: bool = False, label_smoothing: float = 0.0
+) -> Tensor:
     """Cross-entropy of the readout, or with ``per_step`` the mean over time of each step's own (TET, arXiv 2202.11946)."""
     if not per_step:
         return F.cross_entropy(readout(logits_TBK), target, label_smoothing=label_smoothing)

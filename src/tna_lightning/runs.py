@@ -39,6 +39,7 @@ NOT_IDENTITY = (
     "data.root",
     "data.download",
     "data.num_workers",
+    "cost",
     "trainer.enable_progress_bar",
     "trainer.default_root_dir",
 )
@@ -239,7 +240,8 @@ def environment() -> dict[str, Any]:
     packages = ("tna-lightning", "torch", "lightning", "torchmetrics", "hydra-core", "numpy")
     return {
         "python": platform.python_version(),
-        "versions": {package: importlib.metadata.version(package) for package in packages} | {"torch": torch.__version__},
+        "versions": {package: importlib.metadata.version(package) for package in packages}
+        | {"torch": torch.__version__},
         "git": _git_state(),
         "platform": platform.platform(terse=True),
         "cpu": _cpu_name(),

@@ -18,13 +18,15 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from tna_lightning import companions, loggers, runs
 from tna_lightning.callbacks import ExactResume, History, StopOnNonFiniteLoss
-from tna_lightning.callbacks.cost import inference_cost
+from tna_lightning.callbacks.cost import InferenceCost
 from tna_lightning.callbacks.curves import plot_curves
 from tna_lightning.config import check, read_config, write_config
 from tna_lightning.console import print_record, quiet_lightning
 from tna_lightning.factory import build, build_network, network_spec
 from tna_lightning.learner import TwinLearner
-from tna_lightning.quantization.packing import load_packed, save_network
+from tna_lightning.models import compile_neurons
+from tna_lightning.quantization.packing import save_network
+from tna_lightning.quantization.parametrized import weight_report
 from tna_lightning.weights import load_weights
 
 log = logging.getLogger(__name__)
@@ -65,17 +67,23 @@ def _train(run: runs.Run) -> dict[str, Any]:
     companion_weights = companions.pretrained_weights(config, train)
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
     datamodule = build("data", config["data"])
-    learner = _learner(config, datamodule, companion_weights)
+    learner = build_learner(config, datamodule, companion_weights)
 
     checkpoints = run.folder / "checkpoints"
     last = ModelCheckpoint(checkpoints, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
     best = ModelCheckpoint(
-        checkpoints, filename="best", monitor="val/acc", mode="max", save_on_train_epoch_end=True, enable_version_counter=False
+        checkpoints,
+        filename="best",
+        monitor="val/acc",
+        mode="max",
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
     )
     # the last is written after the best, so that a resumed run knows which was best
     kept, savers = (best, [best, last]) if config["keep"] == "best" else (last, [last])
     history = History(run.folder / "metrics.csv")
-    callbacks: list[Callback] = [history, StopOnNonFiniteLoss(), ExactResume(run.identity), *savers]
+    cost = InferenceCost(**config["cost"])
+    callbacks: list[Callback] = [history, StopOnNonFiniteLoss(), ExactResume(run.identity), cost, *savers]
     if config["quant"]:
         callbacks.append(build("quant", config["quant"]))
 
@@ -90,30 +98,38 @@ def _train(run: runs.Run) -> dict[str, Any]:
             default_root_dir=run.folder,
         )
         trainer.fit(learner, datamodule=datamodule, ckpt_path=_checkpoint(run), weights_only=True)
-        trainer.test(learner, datamodule=datamodule, ckpt_path=kept.best_model_path, weights_only=True, verbose=False)
-        if not trainer.is_global_zero:
-            return {}
-
-        test_results = {name: float(value) for name, value in trainer.callback_metrics.items() if "test/" in name}
-        save_network(run.folder / runs.NETWORK, learner.base, network_spec(config, datamodule))
-        network = load_packed(run.folder / runs.NETWORK)
-        record = {
-            "device": device_name(trainer),
-            "data": datamodule.describe(),
-            "split_hash": datamodule.split_hash,
-            "results": test_results | _kept_epoch(history, kept),
-            "cost": inference_cost(network, test_batches(datamodule)),
+        training = {  # before the test, which restores the callbacks of the kept epoch with its weights
             "epochs": len(history.rows),
             "wall_time_s": history.wall_seconds,
             "train_images_per_s": history.train_samples / history.train_seconds,
             "history": history.columns(),
         }
+        results = _kept_epoch(history, kept)
+        trainer.test(learner, datamodule=datamodule, ckpt_path=kept.best_model_path, weights_only=True, verbose=False)
+        if not trainer.is_global_zero:
+            return {}
+
+        results |= {name: float(value) for name, value in trainer.callback_metrics.items() if "test/" in name}
+        save_network(run.folder / runs.NETWORK, learner.base, network_spec(config, datamodule))
+        record = {
+            "device": device_name(trainer),
+            "data": datamodule.describe(),
+            "split_hash": datamodule.split_hash,
+            "results": results,
+            "weights": weight_report(learner.base) | {"bytes_file": (run.folder / runs.NETWORK).stat().st_size},
+            "cost": cost.result,
+            **training,
+        }
         plot_curves(record["history"], run.folder / "curves.png", title=run.folder.name)
-        loggers.log_summary(logger, record["results"] | record["cost"], run.folder / "curves.png")
+        loggers.log_summary(
+            logger,
+            record["results"] | {"weights": record["weights"], "cost": record["cost"]},
+            run.folder / "curves.png",
+        )
         return record
 
 
-def _learner(config: Mapping[str, Any], datamodule: Any, companion_weights: Path | str | None) -> TwinLearner:
+def build_learner(config: Mapping[str, Any], datamodule: Any, companion_weights: Path | str | None) -> TwinLearner:
     """The networks with their first weights, joined by the objective. The base is drawn first: it is the same in all baselines."""
     base = build_network(network_spec(config, datamodule))
     if config["init_from"] is not None:
@@ -124,6 +140,11 @@ def _learner(config: Mapping[str, Any], datamodule: Any, companion_weights: Path
         companion = build_network(spec, prefix="companion.")
         if companion_weights is not None:
             load_weights("companion.weights", companion, companion_weights)
+    for network in filter(None, (base, companion)):
+        if config["compile"] == "neurons":
+            compile_neurons(network)
+        elif config["compile"] == "network":
+            network.compile()
     return TwinLearner(
         base,
         companion,

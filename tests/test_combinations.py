@@ -1,0 +1,58 @@
+"""Every model x neuron x quantisation x baseline composes, instantiates and takes a training step."""
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tna_lightning.config import compose
+from tna_lightning.factory import build
+from tna_lightning.home import options
+from tna_lightning.learner import DEFAULT_OPTIMIZER
+from tna_lightning.train import build_learner
+
+WIDTH = {"convnet": 0.125}  # of the others' widest layer 16 channels are left
+CHANNELS, CLASSES = 2, 6
+
+
+@pytest.fixture(scope="module")
+def choices():
+    """The composed node of every choice, by group; each is composed once."""
+    nodes = {"model": {}, "neuron": {}, "quant": {}, "baseline": {}}
+    for group, composed in nodes.items():
+        for choice in options(group):
+            config = compose([f"{group}={choice}"])
+            composed[choice] = (
+                {key: config[key] for key in ("objective", "companion")} if group == "baseline" else config[group]
+            )
+    return nodes
+
+
+@pytest.mark.parametrize("model", options("model"))
+def test_every_combination_takes_a_training_step(model, choices):
+    torch.manual_seed(0)
+    datamodule = SimpleNamespace(in_channels=CHANNELS, num_classes=CLASSES)
+    x, target = torch.randn(4, CHANNELS, 8, 8), torch.tensor([0, 5, 2, 2])
+    common = compose()
+    for neuron, quant, baseline in itertools.product(choices["neuron"], choices["quant"], choices["baseline"]):
+        node = {**choices["model"][model], "width": WIDTH.get(model, 1 / 32), "time_steps": 2}
+        config = {**common, "model": node, "neuron": choices["neuron"][neuron], **choices["baseline"][baseline]}
+        learner = build_learner(config, datamodule, companion_weights=None)
+        if choices["quant"][quant]:
+            build("quant", choices["quant"][quant]).setup(None, learner, "fit")
+        optimizer = DEFAULT_OPTIMIZER(list(learner.parameter_groups()))
+        before = [parameter.detach().clone() for parameter in learner.base.parameters()]
+
+        losses, logits = learner.train().losses(x, target)
+        losses["loss"].backward()
+        optimizer.step()
+
+        what = f"{model} {neuron} {quant} {baseline}"
+        steps = 1 if neuron == "relu" else 2
+        assert all(output.shape == (steps, 4, CLASSES) for output in logits.values()), what
+        assert ("companion" in logits) == (baseline != "plain"), what
+        assert torch.isfinite(losses["loss"]), what
+        moved = [bool((old != new).any()) for old, new in zip(before, learner.base.parameters(), strict=True)]
+        assert sum(moved) > 0.5 * len(moved), what
+        assert all(parameter.isfinite().all() for parameter in learner.parameters()), what
