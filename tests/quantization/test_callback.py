@@ -143,7 +143,7 @@ def test_twin_keeps_full_precision_unless_asked(tmp_path):
 
     learner = Learner(with_companion=True)
     fit(learner, WeightQuantization(Ternary(), network="both", companion_quantizer=Uniform(8)), tmp_path)
-    schemes = [{layer["precision"] for layer in weight_report(n)["layers"]} for n in (learner.base, learner.companion)]
+    schemes = [{layer["scheme"] for layer in weight_report(n)["layers"]} for n in (learner.base, learner.companion)]
     assert schemes == [{"ternary"}, {"int8"}]
 
     learner = Learner(with_companion=True)
@@ -154,7 +154,7 @@ def test_twin_keeps_full_precision_unless_asked(tmp_path):
 def test_skip_leaves_modules_by_name(tmp_path):
     learner = Learner()
     fit(learner, WeightQuantization(Ternary(), skip=["2"]), tmp_path)
-    assert [layer["precision"] for layer in weight_report(learner.base)["layers"]] == ["ternary", "float32"]
+    assert [layer["scheme"] for layer in weight_report(learner.base)["layers"]] == ["ternary", "float32"]
 
 
 @pytest.mark.parametrize(

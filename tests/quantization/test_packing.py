@@ -117,7 +117,7 @@ def test_report_says_what_is_quantised_by_name_and_share(network):
     network[0].parametrizations.weight.original.data.copy_(torch.linspace(-1, 1, 90).reshape(5, 2, 3, 3))
     assert quantized_share(network) == (90 + 21) / 1371
     report = weight_report(network)
-    assert [(layer["name"], layer["precision"]) for layer in report["layers"]] == [
+    assert [(layer["name"], layer["scheme"]) for layer in report["layers"]] == [
         ("0", "ternary"),
         ("4", "float32"),
         ("5", "ternary"),
@@ -129,6 +129,14 @@ def test_report_says_what_is_quantised_by_name_and_share(network):
     assert report["bytes"] == 23 + 20 + 5040 + 6 + 12
     assert report["bytes_float32"] == 4 * 1371
     json.dumps(report)
+
+
+def test_a_kept_network_reports_what_the_trained_one_does(network, tmp_path):
+    quantize_network(network, TernaryTTQ(per="channel"), skip=["4"])
+    save_network(tmp_path / "kept", network)
+    kept = load_packed(tmp_path / "kept", network=make_network())
+    assert weight_report(kept) == weight_report(network)
+    assert network_bytes(kept) == network_bytes(network)
 
 
 def test_plain_state_fits_the_plain_network(network):

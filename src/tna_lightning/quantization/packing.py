@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tna_lightning.quantization.parametrized import packed_size, plain_state_dict, quantized_layers
+from tna_lightning.quantization.parametrized import Precision, packed_size, plain_state_dict, quantized_layers
 from tna_lightning.quantization.quantizers import alphabet, decode
 
 FORMAT = "tna_lightning.packed"
@@ -93,15 +93,6 @@ def packed_state(network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}, layers
 
 
-def network_bytes(network: nn.Module) -> dict[str, int]:
-    """Bytes of a network's parameters and buffers: ``float32`` (4 a number), and ``kept``, as they are packed."""
-    tensors, _ = packed_state(network)
-    return {
-        "float32": 4 * sum(tensor.numel() for tensor in plain_state_dict(network.state_dict()).values()),
-        "kept": sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
-    }
-
-
 def save_network(
     path: Path | str,
     network: nn.Module,
@@ -154,7 +145,8 @@ def read_packed(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def load_packed(path: Path | str, network: nn.Module | None = None) -> nn.Module:
     """The network of a packed file, on the CPU, in eval mode, with its decoded weights as plain parameters.
 
-    Its logits equal those of the network that was saved, to the bit.
+    Each layer whose weights are decoded has its :class:`Precision` as ``layer.precision``, for reports. The logits
+    equal those of the network that was saved, to the bit.
 
     Args:
         path: written by :func:`save_network`.
@@ -165,11 +157,13 @@ def load_packed(path: Path | str, network: nn.Module | None = None) -> nn.Module
         ValueError: the file is damaged or newer, holds codes outside their alphabet, or fits another network.
     """
     tensors, metadata = read_packed(path)
+    precisions = {}
     try:
         for name, layer in metadata["layers"].items():
-            codes = unpack(tensors.pop(f"{name}.codes"), layer["bits"], layer["shape"])
-            tensors[name] = decode(codes, tensors.pop(f"{name}.scale"))
-    except (KeyError, TypeError) as error:
+            codes, scale = tensors.pop(f"{name}.codes"), tensors.pop(f"{name}.scale")
+            tensors[name] = decode(unpack(codes, layer["bits"], layer["shape"]), scale)
+            precisions[name] = Precision.of(layer["scheme"], layer["bits"], tensors[name].numel(), scale)
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"path={str(path)!r}: damaged ({type(error).__name__}: {error})") from None
     except ValueError as error:
         raise ValueError(f"path={str(path)!r}: {name}: {error}") from None
@@ -185,6 +179,9 @@ def load_packed(path: Path | str, network: nn.Module | None = None) -> nn.Module
         network.load_state_dict(tensors)
     except RuntimeError as error:
         raise ValueError(f"path={str(path)!r}: fits another network ({str(error).splitlines()[1].strip()})") from None
+    for name, precision in precisions.items():
+        layer_name, _, _ = name.rpartition("weight")
+        network.get_submodule(layer_name.rstrip(".")).precision = precision  # type: ignore[assignment]
     return network.eval()
 
 
