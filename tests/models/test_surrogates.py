@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import snntorch
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from snntorch import surrogate as reference
 
@@ -46,6 +46,7 @@ def spikes_and_gradient(spike_grad, shifted, grad_spikes):
 
 
 @pytest.mark.parametrize(("ours", "theirs"), PAIRS, ids=lambda side: repr(side) if "(" in repr(side) else "")
+@settings(deadline=None)
 @given(pairs=st.lists(st.tuples(SHIFTED, st.floats(-10, 10, width=32)), min_size=1, max_size=20))
 def test_equals_snntorch(ours, theirs, pairs):
     shifted, grad_spikes = torch.tensor(pairs).unbind(1)
@@ -65,6 +66,7 @@ def test_every_function_of_snntorch_has_its_name_and_defaults_here():
         assert ours == defaults, name
 
 
+@settings(deadline=None)
 @given(pairs=st.lists(st.tuples(SHIFTED, st.floats(-10, 10, width=32)), min_size=1, max_size=20))
 def test_leaky_spike_operator_is_the_formula_snntorch_documents(pairs):
     shifted, grad_spikes = torch.tensor(pairs).unbind(1)

@@ -61,7 +61,7 @@ class LIF(SpikingNeuron):
         compiled: run the time loop through torch.compile (see `compile_neurons`); False at first.
 
     Raises:
-        ValueError: an argument outside of what is allowed, or an input of fewer than two dimensions.
+        ValueError: an argument outside of what is allowed, or an input that is not `[T, B, ...]`.
     """
 
     beta: Tensor
@@ -99,8 +99,10 @@ class LIF(SpikingNeuron):
 
     def forward(self, current: Tensor) -> Tensor:
         """Spikes `[T, B, ...]` for the currents `[T, B, ...]`."""
-        if current.ndim < 2:
-            raise ValueError(f"current={list(current.shape)}: must have at least two dimensions, [T, B, ...]")
+        if current.ndim < 2 or current.shape[0] < 1:
+            raise ValueError(
+                f"current={list(current.shape)}: must have at least two dimensions and a step, [T, B, ...]"
+            )
         beta, threshold = self.beta.clamp(0, 1), self.threshold
         if torch.compiler.is_exporting():  # inference: nothing but plain operations, T unrolled
             return time_loop(current, beta, threshold, self.reset)
@@ -147,7 +149,7 @@ def time_loop(current: Tensor, beta: Tensor, threshold: Tensor, reset: str) -> T
     `time_loop_gradients`.
     """
     _, spikes = _trajectory(current, beta, threshold, reset)
-    return torch.stack([step.to(current.dtype) for step in spikes])
+    return torch.stack([step.to(current.dtype) for step in spikes[1:]])
 
 
 def time_loop_gradients(
@@ -170,24 +172,20 @@ def time_loop_gradients(
         dL/dtheta = - sum over t of dL/dS[t] s'(U[t] - theta), and - sum of g[t] S[t-1] where reset="subtract"
     """
     membranes, spikes = _trajectory(current, beta, threshold, reset)
-    time_steps = len(membranes)
-    grad_current = [grad_spikes] * time_steps
-    beta_sum = torch.zeros_like(membranes[0])
-    threshold_sum = torch.zeros_like(membranes[0])
+    grad_current = [grad_spikes] * len(membranes)
     grad_membrane = torch.zeros_like(membranes[0])
-    for t in reversed(range(time_steps)):
-        carried = beta * grad_membrane
-        if reset == "zero":
-            carried = carried * (1 - spikes[t])
-        if learn_threshold and reset == "subtract":
-            threshold_sum = threshold_sum - grad_membrane * spikes[t]
+    beta_sum = torch.zeros_like(grad_membrane)
+    threshold_sum = torch.zeros_like(grad_membrane)
+    for t in reversed(range(len(membranes))):
+        kept = 1 - spikes[t + 1] if reset == "zero" else torch.ones_like(grad_membrane)
         if learn_beta:
-            kept = (1 - spikes[t]) * membranes[t] if reset == "zero" else membranes[t]
-            beta_sum = beta_sum + grad_membrane * kept
-        through_spike = surrogate.backward(membranes[t] - threshold, grad_spikes[t].to(membranes[t].dtype))
+            beta_sum = beta_sum + grad_membrane * (kept * membranes[t])
+        through_spike = surrogate.backward(membranes[t] - threshold, grad_spikes[t].to(grad_membrane.dtype))
+        grad_membrane = through_spike + beta * grad_membrane * kept
         if learn_threshold:
             threshold_sum = threshold_sum - through_spike
-        grad_membrane = through_spike + carried
+        if learn_threshold and reset == "subtract":
+            threshold_sum = threshold_sum - grad_membrane * spikes[t]
         grad_current[t] = grad_membrane.to(current.dtype)
     grad_beta = beta_sum.sum_to_size(beta.shape).to(beta.dtype) if learn_beta else None
     grad_threshold = threshold_sum.sum_to_size(threshold.shape).to(threshold.dtype) if learn_threshold else None
@@ -195,20 +193,20 @@ def time_loop_gradients(
 
 
 def _trajectory(current: Tensor, beta: Tensor, threshold: Tensor, reset: str) -> tuple[list[Tensor], list[Tensor]]:
-    """Membrane before its reset, and spikes, of every time step, in float32 (float64 for float64 currents)."""
+    """Membranes U[0] to U[T-1] before their reset, and spikes S[-1] to S[T-1], in float32 (float64 for float64)."""
     dtype = torch.float64 if current.dtype == torch.float64 else torch.float32
     membrane = torch.zeros_like(current[0], dtype=dtype)
-    spikes = (membrane - threshold > 0).to(dtype)  # none, unless a learned threshold fell below zero (as in snntorch)
-    all_membranes, all_spikes = [], []
+    membranes: list[Tensor] = []
+    spikes = [(membrane - threshold > 0).to(dtype)]  # none, unless a learned threshold fell below 0, as in snntorch
     for step in current.unbind(0):
         if reset == "zero":
-            membrane = (1 - spikes) * membrane
-        charged = beta * membrane + step.to(dtype)
-        membrane = charged - spikes * threshold if reset == "subtract" else charged
-        spikes = (membrane - threshold > 0).to(dtype)
-        all_membranes.append(membrane)
-        all_spikes.append(spikes)
-    return all_membranes, all_spikes
+            membrane = (1 - spikes[-1]) * membrane
+        membrane = beta * membrane + step.to(dtype)
+        if reset == "subtract":
+            membrane = membrane - spikes[-1] * threshold
+        membranes.append(membrane)
+        spikes.append((membrane - threshold > 0).to(dtype))
+    return membranes, spikes
 
 
 class _TimeLoop(torch.autograd.Function):
