@@ -26,7 +26,8 @@ class ImageDataModule(BatchedDataModule):
     Args:
         batch_size: training samples per step and device.
         eval_batch_size: at most so many samples per step and device in validation and test.
-        val_fraction: share of the training images set aside for validation, stratified, by ``seed``; 0 for none.
+        val_fraction: share of the training images set aside for validation, stratified, by ``seed``; 0 for none,
+            which wants a trainer with ``limit_val_batches=0``.
         train_subset: train on so many images only, stratified, by ``seed``; None for all.
         seed: of the splits, of the order of training samples and of the augmentation.
         crop_padding: shift training images by up to so many pixels; 0 for none.

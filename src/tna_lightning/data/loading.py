@@ -87,6 +87,7 @@ class IndexBatches(DistributedSampler):
             self.num_batches += left_over // num_replicas >= least
         else:
             self.num_batches = math.ceil(math.ceil(num_samples / num_replicas) / batch_size)
+            self.num_batches = min(self.num_batches, num_samples // num_replicas)  # none is empty
 
     def __iter__(self) -> Iterator[list[int]]:
         num_samples = len(self.dataset)  # type: ignore[arg-type]
@@ -222,7 +223,8 @@ class BatchedDataModule(LightningDataModule):
     def train_dataloader(self) -> BatchLoader | DataLoader[Batch]:  # noqa: D102
         return self._loader(self.train_set, self.batch_size, shuffle=True)
 
-    def val_dataloader(self) -> BatchLoader | DataLoader[Batch] | list[Any]:  # noqa: D102
+    def val_dataloader(self) -> BatchLoader | DataLoader[Batch] | list[Any]:
+        """Batches of the validation set; none without one, where the trainer wants ``limit_val_batches=0``."""
         return self._loader(self.val_set, self.eval_batch_size, shuffle=False) if len(self.val_set) else []
 
     def test_dataloader(self) -> BatchLoader | DataLoader[Batch]:  # noqa: D102
