@@ -7,8 +7,13 @@ from importlib import import_module
 from typing import Any
 
 _MODULES = {
+    "CIFAR10DVSDataModule": "cifar10dvs",
+    "CIFAR10SimDVSDataModule": "simulated",
     "CIFARDataModule": "cifar",
+    "DigitsDVSDataModule": "simulated",
     "DigitsDataModule": "digits",
+    "EventCamera": "camera",
+    "EventDataModule": "events",
     "ImageDataModule": "images",
 }
 

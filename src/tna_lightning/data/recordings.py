@@ -52,17 +52,19 @@ class Recording:
 
 
 class RecordingSource(Protocol):
-    """A list of recordings that can be loaded one by one, in any process: it must be picklable.
+    """A list of recordings that can be loaded one by one, in any process: it must be picklable."""
 
-    Attributes:
-        names: one unique name per recording, ``class/stem``.
-        labels: the class of each.
-        sensor: ``(H, W)``.
-    """
+    @property
+    def names(self) -> Sequence[str]:
+        """One unique name per recording, ``class/stem``."""
 
-    names: Sequence[str]
-    labels: Sequence[int]
-    sensor: tuple[int, int]
+    @property
+    def labels(self) -> Sequence[int]:
+        """The class of each."""
+
+    @property
+    def sensor(self) -> tuple[int, int]:
+        """``(H, W)``."""
 
     def load(self, index: int) -> Recording:
         """Read or make one recording; raises BadRecording."""

@@ -1,0 +1,170 @@
+"""CIFAR10-DVS (Li et al. 2017, doi 10.3389/fnins.2017.00309): 10,000 recordings of a DVS128 before a moving picture."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+import zipfile
+from pathlib import Path, PurePosixPath
+
+from filelock import FileLock
+
+from tna_lightning.data.cifar import CLASSES
+from tna_lightning.data.download import DownloadError, check, download
+from tna_lightning.data.events import EventDataModule
+from tna_lightning.data.recordings import BadRecording, RecordingFiles, find_recordings
+
+CLASS_NAMES = CLASSES["cifar10"]
+SENSOR = (128, 128)
+ARCHIVE = "CIFAR10DVS.zip"
+URL = "https://figshare.com/ndownloader/files/38023437"  # tonic 1.7's address and checksum
+MD5 = "ce3a4a0682dc0943703bd8f749a7701c"
+
+
+class CIFAR10DVSDataModule(EventDataModule):
+    """Real recordings, 1,000 of each of ten classes, 128x128 pixels, 1.2 s. There is no official split.
+
+    Found under ``root``: AEDAT 4 as tonic's host has it, or AEDAT 2.0 (``.aedat``) of the original release; in a folder
+    or a zip per class; directly, in ``CIFAR10DVS`` (tonic), or in ``extract`` or ``download`` (spikingjelly); or as
+    tonic's ``CIFAR10DVS.zip``, which is unpacked. AEDAT 2.0 is turned upright as spikingjelly does; AEDAT 4 is taken as
+    it comes, and no copy of it was at hand to tell whether it stands the same way.
+
+    Args:
+        root: where to look, and where the download goes.
+        download: fetch tonic's archive if nothing is there. Its host often lets only browsers through; the error then
+            says which file to put where.
+        time_steps: T, frames per recording.
+        slicing: ``time`` for frames of equal length, ``count`` for frames of equally many events.
+        size: pixels along a side of a frame, at most 128.
+        batch_size: training samples per step and device.
+        eval_batch_size: at most so many samples per step and device in validation and test.
+        test_fraction: share of each class that is the test set.
+        split_seed: of the test set alone.
+        split_file: JSON with the names of the recordings of each split instead; see :class:`EventDataModule`.
+        val_fraction: share of the rest set aside for validation, stratified, by ``seed``; 0 for none.
+        seed: of the validation split, of the order of training samples and of the augmentation.
+        augment: ``none``, ``flip_roll`` (TET) or ``nda`` (roll, rotation or shear).
+        flip: mirror half of the training samples, beside ``nda`` or ``none``.
+        cutout: side of the square emptied in each training sample, in pixels; 0 for none.
+        cutmix: probability with which a training sample gets a box of another.
+        skip_bad: leave out bad recordings and folders of no class, with a warning that names them, rather than stop.
+        build_workers: processes that build frames; 0 for one per core.
+
+    Raises:
+        FileNotFoundError: no recordings, and they may not or could not be fetched.
+        ValueError: recordings are bad or incomplete; the message names the file.
+    """
+
+    name = "cifar10dvs"
+    simulated = False
+
+    def __init__(
+        self,
+        root: str | Path = ".data",
+        *,
+        download: bool = True,
+        time_steps: int = 10,
+        slicing: str = "time",
+        size: int = 48,
+        batch_size: int = 64,
+        eval_batch_size: int = 100,
+        test_fraction: float = 0.1,
+        split_seed: int = 0,
+        split_file: str | Path | None = None,
+        val_fraction: float = 0.1,
+        seed: int = 0,
+        augment: str = "flip_roll",
+        flip: bool = False,
+        cutout: int = 0,
+        cutmix: float = 0.0,
+        skip_bad: bool = False,
+        build_workers: int = 0,
+    ) -> None:
+        super().__init__(
+            root=root,
+            time_steps=time_steps,
+            slicing=slicing,
+            size=size,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            test_fraction=test_fraction,
+            split_seed=split_seed,
+            split_file=split_file,
+            val_fraction=val_fraction,
+            seed=seed,
+            augment=augment,
+            flip=flip,
+            cutout=cutout,
+            cutmix=cutmix,
+            skip_bad=skip_bad,
+            build_workers=build_workers,
+        )
+        self.download = download
+
+    @property
+    def class_names(self) -> list[str]:  # noqa: D102
+        return CLASS_NAMES
+
+    def prepare_data(self) -> None:
+        """Unpack tonic's archive if it is there, or fetch it if nothing is."""
+        folder = self.root / "CIFAR10DVS"
+        for archive in (self.root / ARCHIVE, folder / ARCHIVE):
+            if archive.exists():
+                break
+        else:
+            try:
+                find_recordings(self.root, CLASS_NAMES)
+            except FileNotFoundError as error:
+                archive = self._fetch(str(error))
+            else:
+                return
+        unpack(archive, folder, CLASS_NAMES)
+
+    def _fetch(self, reason: str) -> Path:
+        archive = self.root / ARCHIVE
+        advice = (
+            f"Open {URL} in a browser, save it as {archive} (md5 {MD5}) and start again. The original release's "
+            f"{CLASS_NAMES[0]}.zip to {CLASS_NAMES[-1]}.zip (figshare.com, CIFAR10-DVS) in {self.root} do as well."
+        )
+        if not self.download:
+            raise FileNotFoundError(f"{reason}, and download=false.\n{advice}")
+        try:
+            return download(URL, archive, f"md5:{MD5}")
+        except DownloadError as error:
+            raise FileNotFoundError(f"{reason}, and its host gave none ({error.__cause__}).\n{advice}") from error
+
+    def source(self) -> RecordingFiles:  # noqa: D102
+        self.prepare_data()
+        files, unknown = find_recordings(self.root, CLASS_NAMES)
+        if unknown:
+            message = f"{unknown[0]}: holds recordings of no class; the classes are {', '.join(CLASS_NAMES)}"
+            if not self.skip_bad:
+                raise BadRecording(f"{message}; skip_bad=true leaves it out")
+            warnings.warn(f"{len(unknown)} folder(s) left out:\n  " + "\n  ".join(unknown), stacklevel=2)
+        return RecordingFiles(files, SENSOR)
+
+
+def unpack(archive: Path, folder: Path, class_names: list[str]) -> None:
+    """Take the zips of the classes out of tonic's archive, each complete or absent; those there already are kept.
+
+    Raises:
+        ValueError: the archive's checksum differs, or a class is missing from it.
+    """
+
+    def missing() -> list[str]:
+        return [name for name in class_names if not (folder / f"{name}.zip").exists() and not (folder / name).is_dir()]
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not missing():
+            return
+        check(archive, f"md5:{MD5}")
+        with zipfile.ZipFile(archive) as outer:
+            members = {PurePosixPath(member).name: member for member in outer.namelist()}
+            for name in missing():
+                if f"{name}.zip" not in members:
+                    raise ValueError(f"{archive}: must hold {name}.zip")
+                part = folder / f"{name}.zip.part"
+                with outer.open(members[f"{name}.zip"]) as packed, part.open("wb") as unpacked:
+                    shutil.copyfileobj(packed, unpacked, 1 << 20)
+                part.replace(folder / f"{name}.zip")

@@ -1,0 +1,218 @@
+"""Event recordings as batches of frames: cache, split, and augmentation on the device."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tna_lightning.data import event_augment
+from tna_lightning.data.frame_cache import FrameCache, cache_key, open_cache
+from tna_lightning.data.frames import FrameSpec, pixels_per_cell
+from tna_lightning.data.loading import Batch, BatchedDataModule, BatchSet, stratified_split
+from tna_lightning.data.recordings import RecordingSource
+
+SPLITS = ("train", "val", "test")
+
+
+class EventDataModule(BatchedDataModule):
+    """Base of the event data sets; batches are ``(float32 [B, T, 2, H, W], int64 [B])``, OFF before ON.
+
+    Frames hold counts of events. Where cells cover unequally many pixels (48 of 128), a count is multiplied by the mean
+    number of pixels of a cell over its own, so that evenly spread events look even.
+
+    A subclass sets ``name`` and ``simulated``, names its classes, and returns its recordings from :meth:`source`.
+
+    Args:
+        root: folder of the recordings; frames are cached in its folder ``frames``.
+        time_steps: T, frames per recording.
+        slicing: ``time`` for frames of equal length, ``count`` for frames of equally many events.
+        size: pixels along a side of a frame, at most the sensor's.
+        batch_size: training samples per step and device.
+        eval_batch_size: at most so many samples per step and device in validation and test.
+        test_fraction: share of the recordings of each class that is the test set.
+        split_seed: of the test set alone, so that runs of several seeds share it.
+        split_file: JSON with lists of recordings' names (``airplane/cifar10_airplane_12``) under ``train``, ``test``
+            and, if wanted, ``val``; used instead of ``test_fraction`` and ``split_seed``. Others are left out.
+        val_fraction: share of the rest set aside for validation, stratified, by ``seed``; 0 for none.
+        seed: of the validation split, of the order of training samples and of the augmentation.
+        augment: ``none``, ``flip_roll`` (TET) or ``nda`` (roll, rotation or shear).
+        flip: mirror half of the training samples, beside ``nda`` or ``none``.
+        cutout: side of the square emptied in each training sample, in pixels; 0 for none.
+        cutmix: probability with which a training sample gets a box of another; labels become ``[B, K]`` if above 0.
+        skip_bad: leave out recordings that cannot be used, with a warning that names them, rather than stop.
+        build_workers: processes that build frames; 0 for one per core.
+    """
+
+    name: str
+    simulated: bool
+
+    def __init__(
+        self,
+        *,
+        root: str | Path,
+        time_steps: int,
+        slicing: str,
+        size: int,
+        batch_size: int,
+        eval_batch_size: int,
+        test_fraction: float,
+        split_seed: int,
+        split_file: str | Path | None,
+        val_fraction: float,
+        seed: int,
+        augment: str,
+        flip: bool,
+        cutout: int,
+        cutmix: float,
+        skip_bad: bool,
+        build_workers: int,
+    ) -> None:
+        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, seed=seed)
+        self.spec = FrameSpec(time_steps, slicing, (size, size))
+        for setting, value in (("test_fraction", test_fraction), ("val_fraction", val_fraction)):
+            if not 0 <= value < 1:
+                raise ValueError(f"{setting}={value!r}: must lie in [0, 1)")
+        for setting, count in (("split_seed", split_seed), ("cutout", cutout), ("build_workers", build_workers)):
+            if count < 0:
+                raise ValueError(f"{setting}={count!r}: must not be negative")
+        if augment not in event_augment.POLICIES:
+            raise ValueError(f"augment={augment!r}: must be one of {', '.join(event_augment.POLICIES)}")
+        if flip and augment == "flip_roll":
+            raise ValueError("flip=True: must be false with augment=flip_roll, which flips already")
+        if not 0 <= cutmix <= 1:
+            raise ValueError(f"cutmix={cutmix!r}: must lie in [0, 1]")
+        self.root = Path(root)
+        self.test_fraction = test_fraction
+        self.split_seed = split_seed
+        self.split_file = None if split_file is None else Path(split_file)
+        self.val_fraction = val_fraction
+        self.augment_policy = augment
+        self.flip = flip
+        self.cutout = cutout
+        self.cutmix = cutmix
+        self.skip_bad = skip_bad
+        self.build_workers = build_workers
+        self.cache: FrameCache | None = None
+
+    @property
+    def in_channels(self) -> int:
+        """The two polarities."""
+        return 2
+
+    @property
+    def time_steps(self) -> int:
+        """T."""
+        return self.spec.time_steps
+
+    def source(self) -> RecordingSource:
+        """The recordings."""
+        raise NotImplementedError
+
+    def setup(self, stage: str) -> None:  # noqa: D102
+        if self.cache is not None:
+            return
+        source = self.source()
+        if self.spec.size[0] > min(source.sensor):
+            raise ValueError(f"size={self.spec.size[0]!r}: must be at most the sensor's {min(source.sensor)} pixels")
+        cache = open_cache(
+            self.root / "frames", self.name, source, self.spec, skip_bad=self.skip_bad, workers=self.build_workers
+        )
+        pixels = torch.from_numpy(pixels_per_cell(source.sensor, self.spec.size)).float()
+        self._gain = None if pixels.unique().numel() == 1 else pixels.mean() / pixels
+        self._key = cache_key(source, self.spec)
+        labels = torch.tensor(source.labels)
+        usable = torch.zeros(len(labels), dtype=torch.bool)
+        usable[torch.from_numpy(cache.usable)] = True
+        frames = torch.from_numpy(cache.frames)
+        self.train_set, self.val_set, self.test_set = (
+            BatchSet(frames, labels, indices[usable[indices]]) for indices in self._split(source.names, labels)
+        )
+        for split, samples in (("train", self.train_set), ("test", self.test_set)):
+            if not len(samples):
+                raise ValueError(f"test_fraction={self.test_fraction!r}: leaves no recording to {split}")
+        self.cache = cache
+
+    def _split(self, names: Sequence[str], labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self.split_file is not None:
+            listed = read_split(self.split_file, names)
+            pool, test = listed["train"], listed["test"]
+            if "val" in listed:
+                return pool, listed["val"], test
+        else:
+            pool, test = stratified_split(labels, self.test_fraction, self.split_seed)
+        rest, chosen = stratified_split(labels[pool], self.val_fraction, self.seed)
+        return pool[rest], pool[chosen], test
+
+    def augment(self, x: Tensor, target: Tensor, generator: torch.Generator) -> Batch:  # noqa: D102
+        x = self.prepare(x)  # evens out the cells before anything moves
+        if self.augment_policy == "nda":
+            x = event_augment.nda(x, generator)
+        elif self.augment_policy == "flip_roll":
+            x = event_augment.flip_roll(x, generator)
+        if self.flip:
+            x = event_augment.flip(x, generator)
+        if self.cutout:
+            x = event_augment.cutout(x, self.cutout, generator)
+        if self.cutmix:
+            x, target = event_augment.cutmix(x, target, self.num_classes, self.cutmix, generator)
+        return x, target
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Turn uint8 counts into float32, evened out over the cells; float frames are prepared already."""
+        if x.is_floating_point():
+            return x
+        x = x.float()
+        if self._gain is not None:
+            self._gain = self._gain.to(x.device)
+            x *= self._gain
+        return x
+
+    def describe(self) -> dict[str, Any]:
+        """What a run record says; needs :meth:`setup`."""
+        assert self.cache is not None
+        stats = [stats for stats in self.cache.stats if not stats.error]
+        events = sum(recording.events for recording in stats)
+        return {
+            **super().describe(),
+            "simulated": self.simulated,
+            "time_steps": self.time_steps,
+            "slicing": self.spec.slicing,
+            "size": self.spec.size[0],
+            "frames_key": self._key,
+            "bad_recordings": self.cache.bad,
+            "events_per_recording": events / len(stats),
+            "on_share": sum(recording.on_events for recording in stats) / events if events else None,
+            "seconds_per_recording": sum(recording.duration_us for recording in stats) / len(stats) / 1e6,
+            "saturated_cells": sum(recording.saturated for recording in stats),
+        }
+
+
+def read_split(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
+    """The indices of the recordings that a split file lists; int64, sorted.
+
+    Raises:
+        FileNotFoundError, ValueError: ``split_file=...`` and what is wrong with it.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"split_file={str(path)!r}: must be a JSON file")
+    try:
+        listed = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"split_file={str(path)!r}: must be JSON ({error})") from error
+    if not isinstance(listed, dict) or not {"train", "test"} <= listed.keys() <= set(SPLITS):
+        raise ValueError(f"split_file={str(path)!r}: must hold lists under 'train', 'test' and, if wanted, 'val'")
+    index = {name: number for number, name in enumerate(names)}
+    seen: dict[str, str] = {}
+    for split, members in listed.items():
+        for name in members:
+            if name not in index:
+                raise ValueError(f"split_file={str(path)!r}: {split} lists {name!r}, which is no recording here")
+            if name in seen:
+                raise ValueError(f"split_file={str(path)!r}: {name!r} is listed in {seen[name]} and in {split}")
+            seen[name] = split
+    return {split: torch.tensor(sorted(index[name] for name in members)) for split, members in listed.items()}

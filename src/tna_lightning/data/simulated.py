@@ -1,0 +1,245 @@
+"""Pictures seen by the simulated event camera: for trying the event path, and for those who cannot get recordings."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tna_lightning.data.camera import EventCamera
+from tna_lightning.data.cifar import CIFARDataModule
+from tna_lightning.data.digits import load_digits
+from tna_lightning.data.events import EventDataModule
+from tna_lightning.data.recordings import Recording, check
+
+VERSION = 1  # raise it when the camera's events change for the same settings
+
+
+class SimulatedRecordings:
+    """A :class:`~tna_lightning.data.recordings.RecordingSource` that lets a camera watch pictures.
+
+    Args:
+        pictures: uint8 ``[N, h, w]``, grey.
+        labels: class of each.
+        names: name of each.
+        camera: that watches them.
+    """
+
+    def __init__(self, pictures: np.ndarray, labels: Sequence[int], names: Sequence[str], camera: EventCamera) -> None:
+        self.pictures = pictures
+        self.labels = labels
+        self.names = names
+        self.camera = camera
+        self.sensor = (camera.sensor, camera.sensor)
+
+    def load(self, index: int) -> Recording:  # noqa: D102
+        return check(self.camera.record(self.pictures[index] / 255, index), self.names[index], self.sensor)
+
+    def fingerprint(self) -> dict[str, Any]:  # noqa: D102
+        return {
+            "simulated": VERSION,
+            "camera": self.camera.fingerprint(),
+            "pictures": hashlib.sha256(self.pictures.tobytes()).hexdigest(),
+            "labels": list(self.labels),
+        }
+
+
+class SimulatedDataModule(EventDataModule):
+    """Base of the simulated event data sets; arguments as for :class:`EventDataModule`, and the camera."""
+
+    simulated = True
+    camera: EventCamera
+
+    def pictures(self) -> tuple[Tensor, Tensor]:
+        """What the camera watches: uint8 ``[N, h, w]``, grey, and labels int64 ``[N]``."""
+        raise NotImplementedError
+
+    def source(self) -> SimulatedRecordings:  # noqa: D102
+        pictures, labels = self.pictures()
+        names = [f"{self.class_names[label]}/simulated_{index}" for index, label in enumerate(labels.tolist())]
+        return SimulatedRecordings(pictures.numpy(), labels.tolist(), names, self.camera)
+
+    def describe(self) -> dict[str, Any]:
+        """What a run record says, with the camera's settings; needs :meth:`setup`."""
+        return {**super().describe(), "camera": self.camera.fingerprint()}
+
+
+class DigitsDVSDataModule(SimulatedDataModule):
+    """SIMULATED events: scikit-learn's real scans of digits, seen by a simulated event camera.
+
+    The test set is that of :class:`~tna_lightning.data.digits.DigitsDataModule` for the default split.
+
+    Args:
+        root: folder in whose folder ``frames`` the frames are cached.
+        camera: sensor and motion; by default 32x32 pixels and one loop of 0.2 s, a leg of which is a frame.
+        time_steps: T, frames per recording.
+        slicing: ``time`` for frames of equal length, ``count`` for frames of equally many events.
+        size: pixels along a side of a frame, at most the sensor's.
+        batch_size: training samples per step and device.
+        eval_batch_size: at most so many samples per step and device in validation and test.
+        test_fraction: share of each class that is the test set.
+        split_seed: of the test set alone.
+        split_file: JSON with the names of the recordings of each split instead; see :class:`EventDataModule`.
+        val_fraction: share of the rest set aside for validation, stratified, by ``seed``; 0 for none.
+        seed: of the validation split, of the order of training samples and of the augmentation; not of the camera.
+        augment: ``none``, ``flip_roll`` or ``nda``; flipped digits are other signs, so ``nda`` suits them better.
+        flip: mirror half of the training samples.
+        cutout: side of the square emptied in each training sample, in pixels; 0 for none.
+        cutmix: probability with which a training sample gets a box of another.
+        build_workers: processes that build frames; 0 for one per core.
+    """
+
+    name = "digits_dvs"
+
+    def __init__(
+        self,
+        root: str | Path = ".data",
+        *,
+        camera: EventCamera | None = None,
+        time_steps: int = 4,
+        slicing: str = "time",
+        size: int = 16,
+        batch_size: int = 64,
+        eval_batch_size: int = 500,
+        test_fraction: float = 0.2,
+        split_seed: int = 0,
+        split_file: str | Path | None = None,
+        val_fraction: float = 0.1,
+        seed: int = 0,
+        augment: str = "none",
+        flip: bool = False,
+        cutout: int = 0,
+        cutmix: float = 0.0,
+        build_workers: int = 0,
+    ) -> None:
+        super().__init__(
+            root=root,
+            time_steps=time_steps,
+            slicing=slicing,
+            size=size,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            test_fraction=test_fraction,
+            split_seed=split_seed,
+            split_file=split_file,
+            val_fraction=val_fraction,
+            seed=seed,
+            augment=augment,
+            flip=flip,
+            cutout=cutout,
+            cutmix=cutmix,
+            skip_bad=True,  # a blank picture gives no recording
+            build_workers=build_workers,
+        )
+        self.camera = camera or EventCamera(sensor=32, display=128, loops=1)
+
+    @property
+    def class_names(self) -> list[str]:  # noqa: D102
+        return [str(digit) for digit in range(10)]
+
+    def pictures(self) -> tuple[Tensor, Tensor]:  # noqa: D102
+        images, labels, _ = load_digits()
+        return images.squeeze(1), labels
+
+
+class CIFAR10SimDVSDataModule(SimulatedDataModule):
+    """SIMULATED events: CIFAR-10 images seen by a simulated event camera. A stand-in, not CIFAR10-DVS.
+
+    The motion follows the recording protocol of CIFAR10-DVS: images enlarged to 512x512, a 128x128 sensor, six loops of
+    four diagonal legs in 1.2 s. The pictures are the first of each class among CIFAR-10's training images, in grey
+    (Rec. 601), which are not those that were recorded.
+
+    Args:
+        root: folder of CIFAR-10, as for :class:`~tna_lightning.data.cifar.CIFARDataModule`; frames are cached there.
+        download: fetch CIFAR-10 if it is not there.
+        per_class: recordings of each class.
+        camera: sensor and motion.
+        time_steps: T, frames per recording.
+        slicing: ``time`` for frames of equal length, ``count`` for frames of equally many events.
+        size: pixels along a side of a frame, at most the sensor's.
+        batch_size: training samples per step and device.
+        eval_batch_size: at most so many samples per step and device in validation and test.
+        test_fraction: share of each class that is the test set.
+        split_seed: of the test set alone.
+        split_file: JSON with the names of the recordings of each split instead; see :class:`EventDataModule`.
+        val_fraction: share of the rest set aside for validation, stratified, by ``seed``; 0 for none.
+        seed: of the validation split, of the order of training samples and of the augmentation; not of the camera.
+        augment: ``none``, ``flip_roll`` (TET) or ``nda`` (roll, rotation or shear).
+        flip: mirror half of the training samples, beside ``nda`` or ``none``.
+        cutout: side of the square emptied in each training sample, in pixels; 0 for none.
+        cutmix: probability with which a training sample gets a box of another.
+        build_workers: processes that build frames; 0 for one per core.
+    """
+
+    name = "cifar10_simdvs"
+
+    def __init__(
+        self,
+        root: str | Path = ".data",
+        *,
+        download: bool = True,
+        per_class: int = 1000,
+        camera: EventCamera | None = None,
+        time_steps: int = 10,
+        slicing: str = "time",
+        size: int = 48,
+        batch_size: int = 64,
+        eval_batch_size: int = 100,
+        test_fraction: float = 0.1,
+        split_seed: int = 0,
+        split_file: str | Path | None = None,
+        val_fraction: float = 0.1,
+        seed: int = 0,
+        augment: str = "flip_roll",
+        flip: bool = False,
+        cutout: int = 0,
+        cutmix: float = 0.0,
+        build_workers: int = 0,
+    ) -> None:
+        super().__init__(
+            root=root,
+            time_steps=time_steps,
+            slicing=slicing,
+            size=size,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            test_fraction=test_fraction,
+            split_seed=split_seed,
+            split_file=split_file,
+            val_fraction=val_fraction,
+            seed=seed,
+            augment=augment,
+            flip=flip,
+            cutout=cutout,
+            cutmix=cutmix,
+            skip_bad=True,  # a blank picture gives no recording
+            build_workers=build_workers,
+        )
+        if per_class < 1:
+            raise ValueError(f"per_class={per_class!r}: must be at least 1")
+        self.per_class = per_class
+        self.camera = camera or EventCamera()
+        self.images = CIFARDataModule("cifar10", root, download=download)
+
+    @property
+    def class_names(self) -> list[str]:  # noqa: D102
+        return self.images.class_names
+
+    def prepare_data(self) -> None:  # noqa: D102
+        self.images.prepare_data()
+
+    def pictures(self) -> tuple[Tensor, Tensor]:  # noqa: D102
+        images, labels, test = self.images.load()
+        labels[test] = -1
+        per_class = [(labels == label).nonzero().squeeze(1)[: self.per_class] for label in range(self.num_classes)]
+        fewest = min(len(members) for members in per_class)
+        if fewest < self.per_class:
+            raise ValueError(f"per_class={self.per_class!r}: must be at most {fewest}, the images of a class")
+        chosen = torch.cat(per_class)
+        red, green, blue = images[chosen].float().unbind(1)
+        return (0.299 * red + 0.587 * green + 0.114 * blue).round().to(torch.uint8), labels[chosen]
