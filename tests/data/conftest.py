@@ -1,6 +1,8 @@
 """Files in the exact official CIFAR formats, and a network small enough to train anywhere."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +134,59 @@ def trainer() -> Callable[..., lightning.Trainer]:
         return lightning.Trainer(**{"accelerator": "cpu", "max_epochs": 1, **quiet, **settings})
 
     return make
+
+
+class FileServer:
+    """Serves bytes on loopback, and can be told to misbehave.
+
+    Args:
+        files: content by path.
+        ranges: answer Range requests, as most servers do.
+        stop_after: send at most so many bytes an answer, then close the connection.
+        status: answer everything with this status and a web page.
+    """
+
+    def __init__(self, files: dict[str, bytes], ranges: bool = True, stop_after: int | None = None, status: int = 200):
+        self.requests: list[str | None] = []  # their Range headers
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                server.requests.append(self.headers.get("Range"))
+                content = files[self.path]
+                start = 0
+                if status != 200:
+                    content = b"<html>Are you human?</html>"
+                elif ranges and self.headers.get("Range"):
+                    start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+                beyond = start > 0 and start >= len(content)
+                self.send_response(416 if beyond else 206 if start else status)
+                self.send_header("Content-Type", "text/html" if status != 200 else "application/octet-stream")
+                self.send_header("Content-Length", str(0 if beyond else len(content) - start))
+                self.end_headers()
+                self.wfile.write(content[start:][:stop_after])
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self.http.server_port}"
+        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
+
+    def close(self) -> None:
+        self.http.shutdown()
+        self.http.server_close()
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., FileServer]]:
+    monkeypatch.setenv("no_proxy", "*")
+    servers = []
+
+    def start(*args: Any, **settings: Any) -> FileServer:
+        servers.append(FileServer(*args, **settings))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()

@@ -262,9 +262,16 @@ def read_arrays(path: Path) -> Any:
     with path.open("rb") as file:
         try:
             return _ArrayUnpickler(file, encoding="latin1").load()
+        except _RefusedError as error:
+            raise ValueError(
+                f"{path}: asks for {error}, and the official file holds arrays only; do not trust it"
+            ) from error
         except Exception as error:  # a damaged pickle fails in any way
-            reason = error if isinstance(error, pickle.UnpicklingError) else f"is cut off or damaged ({error})"
-            raise ValueError(f"{path}: {reason}") from error
+            raise ValueError(f"{path}: is cut off or damaged ({error})") from error
+
+
+class _RefusedError(Exception):
+    """A pickle names something to call that is not needed for arrays."""
 
 
 def _dtype(code: str, align: Any = False, copy: Any = False) -> np.dtype:
@@ -274,7 +281,7 @@ def _dtype(code: str, align: Any = False, copy: Any = False) -> np.dtype:
 
 def _encode(text: str, encoding: str) -> bytes:
     if encoding != "latin1":  # what Python 3 writes for bytes in the old protocols
-        raise pickle.UnpicklingError(f"asks for the codec {encoding!r}")
+        raise _RefusedError(f"the codec {encoding!r}")
     return text.encode("latin1")
 
 
@@ -297,7 +304,5 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
         if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(
-                f"asks for {module}.{name}, and the official file holds arrays only; do not trust it, get it again"
-            )
+            raise _RefusedError(f"{module}.{name}")
         return _ALLOWED[module, name]

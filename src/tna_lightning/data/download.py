@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import tarfile
 import tempfile
@@ -89,7 +88,7 @@ def unpack(archive: Path, folder: Path) -> Path:
             try:
                 with tarfile.open(archive) as tar:
                     tar.extractall(temporary, filter="data")
-            except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+            except (tarfile.TarError, EOFError, zlib.error) as error:
                 raise ValueError(f"{archive}: is damaged ({error}); fetch the file again") from error
             unpacked = Path(temporary) / folder.name
             if not unpacked.is_dir():
@@ -105,6 +104,7 @@ def _fetch(url: str, part: Path, timeout: float) -> bool:
     try:
         response = urllib.request.urlopen(request, timeout=timeout)
     except urllib.error.HTTPError as error:
+        error.close()
         if error.code == 416 and have:  # nothing lies beyond what we have: the checksum tells whether it is the file
             return True
         raise
