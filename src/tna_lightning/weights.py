@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tna_lightning import runs
-from tna_lightning.quantization.packing import load_packed
+from tna_lightning.quantization.packing import decoded_state
 from tna_lightning.quantization.parametrized import plain_state_dict
 
 
@@ -30,19 +30,14 @@ def load_weights(key: str, network: nn.Module, source: Path | str) -> None:
         path = path / runs.NETWORK
     if not path.is_file():
         raise ValueError(f"{key}={str(source)!r}: neither a run's folder nor a .safetensors or .ckpt file")
-    if path.suffix == ".ckpt":
-        try:
-            network.load_state_dict(checkpoint_weights(path))
-        except RuntimeError as error:
-            reason = str(error).splitlines()[1].strip()
-            raise ValueError(f"{key}={str(source)!r}: fits another network ({reason})") from None
-        return
-    was_training = network.training
     try:
-        load_packed(path, network)
+        state = checkpoint_weights(path) if path.suffix == ".ckpt" else decoded_state(path)[0]
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()
+        raise ValueError(f"{key}={str(source)!r}: fits another network ({reason})") from None
     except ValueError as error:
         raise ValueError(f"{key}={str(source)!r}: {str(error).partition(': ')[2]}") from None
-    network.train(was_training)
 
 
 def checkpoint_weights(path: Path) -> dict[str, Tensor]:

@@ -142,6 +142,27 @@ def read_packed(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"path={str(path)!r}: cut short, damaged or not a packed network ({error})") from None
 
 
+def decoded_state(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Precision], dict[str, Any]]:
+    """What a packed file holds: the state dict with its weights decoded, precision of those, and the metadata.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged or newer, or holds codes outside their alphabet.
+    """
+    tensors, metadata = read_packed(path)
+    precisions = {}
+    try:
+        for name, layer in metadata["layers"].items():
+            codes, scale = tensors.pop(f"{name}.codes"), tensors.pop(f"{name}.scale")
+            tensors[name] = decode(unpack(codes, layer["bits"], layer["shape"]), scale)
+            precisions[name] = Precision.of(layer["scheme"], layer["bits"], tensors[name].numel(), scale)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"path={str(path)!r}: damaged ({type(error).__name__}: {error})") from None
+    except ValueError as error:
+        raise ValueError(f"path={str(path)!r}: {name}: {error}") from None
+    return tensors, precisions, metadata
+
+
 def load_packed(path: Path | str, network: nn.Module | None = None) -> nn.Module:
     """The network of a packed file, on the CPU, in eval mode, with its decoded weights as plain parameters.
 
@@ -156,17 +177,7 @@ def load_packed(path: Path | str, network: nn.Module | None = None) -> nn.Module
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged or newer, holds codes outside their alphabet, or fits another network.
     """
-    tensors, metadata = read_packed(path)
-    precisions = {}
-    try:
-        for name, layer in metadata["layers"].items():
-            codes, scale = tensors.pop(f"{name}.codes"), tensors.pop(f"{name}.scale")
-            tensors[name] = decode(unpack(codes, layer["bits"], layer["shape"]), scale)
-            precisions[name] = Precision.of(layer["scheme"], layer["bits"], tensors[name].numel(), scale)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"path={str(path)!r}: damaged ({type(error).__name__}: {error})") from None
-    except ValueError as error:
-        raise ValueError(f"path={str(path)!r}: {name}: {error}") from None
+    state, precisions, metadata = decoded_state(path)
     if network is None:
         if metadata["spec"] is None:
             raise ValueError(
@@ -176,12 +187,12 @@ def load_packed(path: Path | str, network: nn.Module | None = None) -> nn.Module
 
         network = build(metadata["spec"])
     try:
-        network.load_state_dict(tensors)
+        network.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"path={str(path)!r}: fits another network ({str(error).splitlines()[1].strip()})") from None
     for name, precision in precisions.items():
-        layer_name, _, _ = name.rpartition("weight")
-        network.get_submodule(layer_name.rstrip(".")).precision = precision  # type: ignore[assignment]
+        layer, _, _ = name.rpartition("weight")
+        network.get_submodule(layer.rstrip(".")).precision = precision  # type: ignore[assignment]
     return network.eval()
 
 
