@@ -153,10 +153,10 @@ def time_loop(current: Tensor, beta: Tensor, threshold: Tensor, reset: str) -> T
 
 
 def time_loop_gradients(
-    grad_spikes: Tensor,
     current: Tensor,
     beta: Tensor,
     threshold: Tensor,
+    grad_spikes: Tensor,
     reset: str,
     surrogate: Surrogate,
     learn_beta: bool,
@@ -177,11 +177,12 @@ def time_loop_gradients(
     beta_sum = torch.zeros_like(grad_membrane)
     threshold_sum = torch.zeros_like(grad_membrane)
     for t in reversed(range(len(membranes))):
-        kept = 1 - spikes[t + 1] if reset == "zero" else torch.ones_like(grad_membrane)
+        if reset == "zero":
+            grad_membrane = grad_membrane * (1 - spikes[t + 1])
         if learn_beta:
-            beta_sum = beta_sum + grad_membrane * (kept * membranes[t])
+            beta_sum = beta_sum + grad_membrane * membranes[t]
         through_spike = surrogate.backward(membranes[t] - threshold, grad_spikes[t].to(grad_membrane.dtype))
-        grad_membrane = through_spike + beta * grad_membrane * kept
+        grad_membrane = through_spike + beta * grad_membrane
         if learn_threshold:
             threshold_sum = threshold_sum - through_spike
         if learn_threshold and reset == "subtract":
@@ -222,8 +223,7 @@ class _TimeLoop(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(current, beta, threshold)
         ctx.settings = reset, surrogate, compiled
-        run = _compiled(time_loop, current.dtype, len(current), reset) if compiled else time_loop
-        return run(current, beta, threshold, reset)
+        return _call(compiled, time_loop, current, beta, threshold, reset)
 
     @staticmethod
     @once_differentiable
@@ -232,10 +232,16 @@ class _TimeLoop(torch.autograd.Function):
         reset, surrogate, compiled = ctx.settings
         _, learn_beta, learn_threshold, *_ = ctx.needs_input_grad
         settings = reset, surrogate, learn_beta, learn_threshold
-        run = time_loop_gradients
-        if compiled:
-            run = _compiled(time_loop_gradients, current.dtype, len(current), *settings)
-        return *run(grad_spikes, current, beta, threshold, *settings), None, None, None
+        gradients = _call(compiled, time_loop_gradients, current, beta, threshold, grad_spikes, *settings)
+        return *gradients, None, None, None
+
+
+def _call(compiled: bool, function: Callable[..., Any], current: Tensor, *arguments: Any) -> Any:
+    if not compiled:
+        return function(current, *arguments)
+    settings = [argument for argument in arguments if not isinstance(argument, Tensor)]
+    detached = [argument.detach() if isinstance(argument, Tensor) else argument for argument in arguments]
+    return _compiled(function, current.dtype, len(current), *settings)(current.detach(), *detached)
 
 
 def _permute_parameter(parameter: Tensor, order: list[int]) -> Tensor:
@@ -245,7 +251,7 @@ def _permute_parameter(parameter: Tensor, order: list[int]) -> Tensor:
 
 
 @cache
-def _compiled(function: FunctionType, *key: object) -> Callable[..., Any]:
+def _compiled(function: Callable[..., Any], *key: object) -> Callable[..., Any]:
     """`function` through torch.compile, with a code object of its own for each `key`.
 
     torch counts recompilations by code object and falls back to eager after eight, which several T, dtypes and

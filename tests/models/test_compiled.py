@@ -1,0 +1,115 @@
+"""Compiled time loops give what eager ones give: spikes bit for bit, gradients to float rounding."""
+
+import copy
+import shutil
+
+import pytest
+import torch
+
+from tna_lightning.models import LIF, compile_neurons, convnet, surrogates
+
+pytestmark = [
+    pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler"),
+    # torch's own, inside of torch.compile
+    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*autograd.function.Function'> should not be instantiated:DeprecationWarning"),
+]
+
+
+def assert_compiled_equals_eager(lif, current):
+    lif, compiled = copy.deepcopy(lif), copy.deepcopy(lif)
+    compile_neurons(compiled)
+    grad_spikes = torch.randn(current.shape).to(current.dtype)
+    results = []
+    for neuron in (lif, compiled):
+        leaf = current.detach().requires_grad_()
+        spikes = neuron(leaf)
+        spikes.backward(grad_spikes)
+        results.append((spikes.detach(), leaf.grad, [parameter.grad for parameter in neuron.parameters()]))
+    (spikes, gradient, parameters), (compiled_spikes, compiled_gradient, compiled_parameters) = results
+    assert torch.equal(spikes, compiled_spikes)
+    assert spikes.stride() == compiled_spikes.stride()
+    torch.testing.assert_close(compiled_gradient, gradient)
+    for ours, other in zip(compiled_parameters, parameters, strict=True):  # sums over some hundred values
+        torch.testing.assert_close(ours, other, rtol=1e-4, atol=1e-4)
+
+
+def num_graphs():
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.parametrize(
+    "lif",
+    [
+        LIF(0.5),
+        LIF(0.7, 0.8, "subtract", "fast_sigmoid", learn_beta=True, learn_threshold=True),
+        pytest.param(LIF(0.9, 1.1, "none", surrogates.Triangular(0.3), learn_threshold=True), marks=pytest.mark.slow),
+    ],
+    ids=lambda lif: lif.reset,
+)
+def test_compiled_equals_eager_and_is_compiled_once_for_all_batches_and_layouts(lif):
+    before = num_graphs()
+    for batch in (3, 5, 2):
+        assert_compiled_equals_eager(lif, torch.randn(4, batch, 6, 5, 5) + 0.3)
+    channels_last = torch.randn(4 * 3, 6, 5, 5).to(memory_format=torch.channels_last).unflatten(0, (4, 3))
+    assert_compiled_equals_eager(lif, channels_last)
+    assert num_graphs() <= before + 2  # forward and backward, unless another test had them compiled
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_dtypes(dtype):
+    assert_compiled_equals_eager(LIF(0.7, learn_beta=True), torch.randn(3, 2, 50).to(dtype))
+
+
+@pytest.mark.slow
+def test_parameters_per_channel():
+    lif = LIF(torch.rand(3, 1, 1), 0.5 + torch.rand(3, 1, 1), learn_beta=True, learn_threshold=True)
+    assert_compiled_equals_eager(lif, torch.randn(3, 2, 3, 4, 4))
+
+
+def test_random_surrogates_stay_eager_so_that_the_seed_gives_the_same_gradient():
+    lif, current = LIF(surrogate="SSO"), torch.randn(3, 2, 50)
+    gradients = []
+    for enabled in (False, True):
+        compile_neurons(lif, enabled)
+        leaf = current.clone().requires_grad_()
+        torch.manual_seed(1)
+        lif(leaf).sum().backward()
+        gradients.append(leaf.grad)
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.slow
+def test_more_time_steps_than_torch_recompiles_for():
+    """torch gives a function up for eager after eight compilations; each T has its own."""
+    before = num_graphs()
+    lif = LIF(0.6)
+    compile_neurons(lif)
+    with torch.no_grad():
+        for time_steps in range(11, 21):
+            lif(torch.randn(time_steps, 2, 8))
+    assert num_graphs() == before + 10
+
+
+def test_network_after_copy_with_compiled_neurons():
+    network = convnet(1, 10, LIF, time_steps=4, width=0.25)
+    compiled = copy.deepcopy(network)
+    compile_neurons(compiled)
+    images = torch.randn(5, 1, 8, 8)
+    for net in (network, compiled):
+        net(images).square().sum().backward()
+    for parameter, other in zip(network.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, parameter.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_whole_network_compiles_without_a_break():
+    network = convnet(1, 10, lambda: LIF(learn_beta=True), time_steps=3, width=0.25)
+    whole = torch.compile(copy.deepcopy(network), fullgraph=True)
+    images = torch.randn(5, 1, 8, 8)
+    torch.testing.assert_close(whole(images), network(images))
+    for net in (network, whole):
+        net(images).square().sum().backward()
+    for parameter, other in zip(network.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(other.grad / 2, parameter.grad / 2, rtol=1e-3, atol=1e-4)
