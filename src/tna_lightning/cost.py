@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from tna_lightning.models import SpikingNeuron
-from tna_lightning.quantization.parametrized import WEIGHTED, network_bytes, weight_report
+from tna_lightning.quantization.kept import network_bytes, weight_report
+from tna_lightning.quantization.parametrized import WEIGHTED
 
 # Horowitz, "Computing's energy problem", ISSCC 2014: 45 nm, 32-bit float, multiply and add 3.7 + 0.9, add 0.9
 PJ_PER_MAC = 4.6

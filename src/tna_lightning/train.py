@@ -26,7 +26,7 @@ from tna_lightning.factory import build, build_network, network_spec
 from tna_lightning.learner import TwinLearner
 from tna_lightning.models import compile_neurons
 from tna_lightning.quantization.packing import save_network
-from tna_lightning.quantization.parametrized import weight_report
+from tna_lightning.quantization.kept import weight_report
 from tna_lightning.weights import load_weights
 
 log = logging.getLogger(__name__)

@@ -137,6 +137,19 @@ def test_a_kept_network_reports_what_the_trained_one_does(network, tmp_path):
     kept = load_packed(tmp_path / "kept", network=make_network())
     assert weight_report(kept) == weight_report(network)
     assert network_bytes(kept) == network_bytes(network)
+    save_network(tmp_path / "again", kept)
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "kept").read_bytes()
+
+
+def test_a_kept_network_that_is_trained_on_is_no_longer_quantised(network, tmp_path):
+    quantize_network(network, Ternary())
+    save_network(tmp_path / "kept", network)
+    kept = load_packed(tmp_path / "kept", network=make_network())
+    kept[0].weight.data[0, 0, 0, 0] += 0.5
+    assert [layer["is_quantized"] for layer in weight_report(kept)["layers"]] == [False, True, True]
+    save_network(tmp_path / "again", kept)
+    again = load_packed(tmp_path / "again", network=make_network())
+    assert torch.equal(again[0].weight, kept[0].weight)
 
 
 def test_plain_state_fits_the_plain_network(network):
@@ -174,15 +187,14 @@ def test_a_file_cut_short_is_refused(packed, size):
 
 def test_a_wrong_magic_is_refused(packed):
     save_file({"a": torch.zeros(2)}, packed, {"format": "pt"})
-    assert "not a packed network (format 'pt')" in refusal(packed)
+    assert "not a packed network, its header has no tna_lightning.packed" in refusal(packed)
     packed.write_bytes(b"\x80\x04" + bytes(200))
     assert "not a packed network" in refusal(packed)
 
 
 def rewrite(path, tensors=None, **metadata):
     old_tensors, old = read_packed(path)
-    header = {key: json.dumps(value) for key, value in (old | metadata).items()}
-    save_file(old_tensors | (tensors or {}), path, {"format": "tna_lightning.packed"} | header)
+    save_file(old_tensors | (tensors or {}), path, {"tna_lightning.packed": json.dumps(old | metadata)})
 
 
 def test_a_newer_version_is_refused(packed):

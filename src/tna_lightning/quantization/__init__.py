@@ -5,14 +5,9 @@ Only ``WeightQuantization`` knows Lightning; it is imported when it is asked for
 
 from typing import TYPE_CHECKING, Any
 
+from tna_lightning.quantization.kept import network_bytes, quantized_share, weight_report
 from tna_lightning.quantization.packing import load_packed, save_network
-from tna_lightning.quantization.parametrized import (
-    network_bytes,
-    plain_state_dict,
-    quantize_network,
-    quantized_share,
-    weight_report,
-)
+from tna_lightning.quantization.parametrized import plain_state_dict, quantize_network
 from tna_lightning.quantization.quantizers import (
     Binary,
     Quantizer,

@@ -2,8 +2,8 @@
 
 The file is safetensors: it holds no code and runs none. A quantised weight ``name`` is stored as ``name.codes``, its
 codes bit by bit in bytes, and ``name.scale``; everything else of the network's state under its own name. The header's
-metadata hold ``format`` (the magic word), ``version``, ``layers`` (scheme, bits and shape of each quantised weight),
-``spec`` (how to build the network) and whatever the caller adds.
+metadata have one entry, named after the format, in JSON: ``version``, ``layers`` (scheme, bits and shape of each
+quantised weight), ``spec`` (how to build the network) and whatever the caller adds.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tna_lightning.quantization.parametrized import Precision, packed_size, plain_state_dict, quantized_layers
-from tna_lightning.quantization.quantizers import alphabet, decode
+from tna_lightning.quantization.kept import KeptWeight, kept_weights, packed_size, weight_name
+from tna_lightning.quantization.parametrized import plain_state_dict
+from tna_lightning.quantization.quantizers import alphabet
 
 FORMAT = "tna_lightning.packed"
 VERSION = 1
@@ -77,19 +78,18 @@ def unpack(packed: Tensor, bits: int, shape: list[int]) -> Tensor:
     return torch.from_numpy((2 * codes - 1 if bits == 1 else codes + letters[0]).astype(np.int8).reshape(shape))
 
 
-@torch.no_grad()
 def packed_state(network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of the file, on the CPU, and its ``layers``: what is quantised, as it is in eval mode."""
     tensors = plain_state_dict(network.state_dict())
     layers = {}
-    for layer, weight, quantized in quantized_layers(network):
-        name = f"{layer}.weight" if layer else "weight"
-        quantizer = quantized.quantizer
-        codes, scale = quantizer.encode(weight)
-        del tensors[name]
-        tensors[f"{name}.codes"] = pack(codes, quantizer.bits)
-        tensors[f"{name}.scale"] = scale
-        layers[name] = {"scheme": quantizer.name, "bits": quantizer.bits, "shape": list(weight.shape)}
+    for layer, _, kept in kept_weights(network):
+        if kept is not None:
+            name = weight_name(layer)
+            del tensors[name]
+            tensors[f"{name}.codes"] = pack(kept.codes, kept.bits)
+            if kept.scale is not None:
+                tensors[f"{name}.scale"] = kept.scale
+            layers[name] = {"scheme": kept.scheme, "bits": kept.bits, "shape": list(kept.codes.shape)}
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}, layers
 
 
@@ -114,7 +114,8 @@ def save_network(
     tensors, layers = packed_state(network)
     header = {"version": VERSION, "layers": layers, "spec": spec, **(metadata or {})}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, {"format": FORMAT} | {key: json.dumps(value) for key, value in header.items()})
+        # one entry, because safetensors writes several in random order: the same network gives the same bytes
+        save_file(tensors, temporary, {FORMAT: json.dumps(header)})
 
 
 def read_packed(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -129,9 +130,9 @@ def read_packed(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            if header.get("format") != FORMAT:
-                raise ValueError(f"path={str(path)!r}: not a packed network (format {header.get('format')!r})")
-            metadata = {key: json.loads(value) for key, value in header.items() if key != "format"}
+            if FORMAT not in header:
+                raise ValueError(f"path={str(path)!r}: not a packed network, its header has no {FORMAT}")
+            metadata = json.loads(header[FORMAT])
             if metadata["version"] > VERSION:
                 raise ValueError(
                     f"path={str(path)!r}: written by a newer version (format {metadata['version']}; "
@@ -142,32 +143,32 @@ def read_packed(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"path={str(path)!r}: cut short, damaged or not a packed network ({error})") from None
 
 
-def decoded_state(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Precision], dict[str, Any]]:
-    """What a packed file holds: the state dict with its weights decoded, precision of those, and the metadata.
+def decoded_state(path: Path | str) -> tuple[dict[str, Tensor], dict[str, KeptWeight], dict[str, Any]]:
+    """What a packed file holds: the state dict with its weights decoded, the codes of those, and the metadata.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged or newer, or holds codes outside their alphabet.
     """
     tensors, metadata = read_packed(path)
-    precisions = {}
+    kept = {}
     try:
         for name, layer in metadata["layers"].items():
-            codes, scale = tensors.pop(f"{name}.codes"), tensors.pop(f"{name}.scale")
-            tensors[name] = decode(unpack(codes, layer["bits"], layer["shape"]), scale)
-            precisions[name] = Precision.of(layer["scheme"], layer["bits"], tensors[name].numel(), scale)
+            codes = unpack(tensors.pop(f"{name}.codes"), layer["bits"], layer["shape"])
+            kept[name] = KeptWeight(layer["scheme"], layer["bits"], codes, tensors.pop(f"{name}.scale", None))
+            tensors[name] = kept[name].weight
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"path={str(path)!r}: damaged ({type(error).__name__}: {error})") from None
     except ValueError as error:
         raise ValueError(f"path={str(path)!r}: {name}: {error}") from None
-    return tensors, precisions, metadata
+    return tensors, kept, metadata
 
 
 def load_packed(path: Path | str, network: nn.Module | None = None) -> nn.Module:
     """The network of a packed file, on the CPU, in eval mode, with its decoded weights as plain parameters.
 
-    Each layer whose weights are decoded has its :class:`Precision` as ``layer.precision``, for reports. The logits
-    equal those of the network that was saved, to the bit.
+    Its logits equal those of the network that was saved, to the bit. Each layer with decoded weights has its
+    :class:`KeptWeight` as ``layer.kept``, for reports.
 
     Args:
         path: written by :func:`save_network`.
@@ -177,7 +178,7 @@ def load_packed(path: Path | str, network: nn.Module | None = None) -> nn.Module
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged or newer, holds codes outside their alphabet, or fits another network.
     """
-    state, precisions, metadata = decoded_state(path)
+    state, kept, metadata = decoded_state(path)
     if network is None:
         if metadata["spec"] is None:
             raise ValueError(
@@ -190,9 +191,9 @@ def load_packed(path: Path | str, network: nn.Module | None = None) -> nn.Module
         network.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"path={str(path)!r}: fits another network ({str(error).splitlines()[1].strip()})") from None
-    for name, precision in precisions.items():
-        layer, _, _ = name.rpartition("weight")
-        network.get_submodule(layer.rstrip(".")).precision = precision  # type: ignore[assignment]
+    for name, module in network.named_modules():
+        if weight_name(name) in kept:
+            module.kept = kept[weight_name(name)]
     return network.eval()
 
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from tna_lightning.quantization.quantizers import Quantizer, alphabet
+from tna_lightning.quantization.quantizers import Quantizer
 
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
@@ -111,74 +110,3 @@ def plain_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif rest.endswith(".original"):
             plain[prefix + rest.removesuffix(".original")] = value
     return plain
-
-
-@dataclass(frozen=True)
-class Precision:
-    """How a layer's weight is kept: scheme, bits of a weight, and bytes of codes and scales together."""
-
-    scheme: str
-    bits: int
-    bytes: int
-
-    @classmethod
-    def of(cls, scheme: str, bits: int, num_weights: int, scale: Tensor) -> Self:
-        """Of codes with their scale."""
-        return cls(scheme, bits, packed_size(num_weights, bits) + scale.numel() * scale.element_size())
-
-
-@torch.no_grad()
-def weight_report(network: nn.Module) -> dict[str, Any]:
-    """What is quantised and what is not, JSON-able: totals, and ``layers`` by name.
-
-    Takes a network in training as well as one from :func:`~tna_lightning.quantization.load_packed`, whose weights are
-    decoded and whose layers know their :class:`Precision`. Bytes are those of codes and scales; ``bytes_float32`` is 4
-    a weight. Zeros and ``code_shares`` (at one and two bits) are those of the weights as eval mode sees them.
-    """
-    layers = []
-    for name, weight, quantized in weighted_layers(network):
-        precision: Precision | None = getattr(network.get_submodule(name), "precision", None)
-        if quantized is not None:
-            quantizer = quantized.quantizer
-            codes, scale = quantizer.encode(weight)
-            precision = Precision.of(quantizer.name, quantizer.bits, weight.numel(), scale)
-            weight = quantizer.decode(codes, scale)
-        is_quantized = precision is not None
-        if precision is None:
-            bits = 8 * weight.element_size()
-            precision = Precision(str(weight.dtype).removeprefix("torch."), bits, weight.numel() * bits // 8)
-        entry = {"name": name, "weights": weight.numel(), "is_quantized": is_quantized, **asdict(precision)}
-        entry["zeros"] = int((weight == 0).sum())
-        if precision.bits <= 2:
-            signs = weight.sign()
-            entry["code_shares"] = {str(c): float((signs == c).float().mean()) for c in alphabet(precision.bits)}
-        layers.append(entry)
-    total = sum(layer["weights"] for layer in layers)
-    return {
-        "weights": total,
-        "quantized_share": sum(layer["weights"] for layer in layers if layer["is_quantized"]) / total,
-        "zero_share": sum(layer["zeros"] for layer in layers) / total,
-        "bytes": sum(layer["bytes"] for layer in layers),
-        "bytes_float32": 4 * total,
-        "layers": layers,
-    }
-
-
-def quantized_share(network: nn.Module) -> float:
-    """Share of the convolution and linear weights that are quantised (in eval mode), 0 to 1."""
-    return weight_report(network)["quantized_share"]
-
-
-def network_bytes(network: nn.Module) -> dict[str, int]:
-    """Bytes of a network's parameters and buffers: ``float32`` (4 a number), and ``kept``, as they are packed."""
-    state = plain_state_dict(network.state_dict())
-    layers = {f"{layer['name']}.weight".lstrip("."): layer["bytes"] for layer in weight_report(network)["layers"]}
-    return {
-        "float32": 4 * sum(tensor.numel() for tensor in state.values()),
-        "kept": sum(layers.get(name, tensor.numel() * tensor.element_size()) for name, tensor in state.items()),
-    }
-
-
-def packed_size(count: int, bits: int) -> int:
-    """Bytes of so many codes at so many bits each."""
-    return -(-count * bits // 8)
