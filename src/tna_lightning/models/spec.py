@@ -29,10 +29,7 @@ def build(spec: Mapping[str, Any]) -> nn.Module:
         raise ValueError(f"spec={sorted(spec)!r}: must also have {', '.join(sorted(missing))}")
     neuron = _resolve("neuron", spec["neuron"])
     sizes = {"in_channels": spec["in_channels"], "num_classes": spec["num_classes"]}
-    network = _resolve("model", {**spec["model"], **sizes, "neuron": neuron})()
-    if not isinstance(network, nn.Module):
-        raise ValueError(f"model._target_={spec['model']['_target_']!r}: must be a network")
-    return network
+    return _resolve("model", {**spec["model"], **sizes, "neuron": neuron})()
 
 
 def _resolve(key: str, description: Mapping[str, Any]) -> Callable[[], Any]:

@@ -1,0 +1,374 @@
+"""The backbones: shapes, parameter counts by hand, structure others rely on, and nothing kept between forwards."""
+
+import copy
+import inspect
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import nn
+
+from tna_lightning import models
+from tna_lightning.models import LIF, build, convnet, is_spiking, resnet18, resnet19, resnet20, vgg11, vgg16, vggsnn
+
+CONF = Path(__file__).parents[2] / "conf"
+BACKBONES = [path.stem for path in sorted((CONF / "model").glob("*.yaml"))]
+NEURONS = [path.stem for path in sorted((CONF / "neuron").glob("*.yaml"))]
+
+
+def composed(model, neuron="lif", in_channels=3, num_classes=7, **settings):
+    """The network as the front door makes it: from the two YAML files."""
+    factory = instantiate(OmegaConf.load(CONF / "neuron" / f"{neuron}.yaml"))
+    config = OmegaConf.load(CONF / "model" / f"{model}.yaml")
+    return instantiate(config, in_channels=in_channels, num_classes=num_classes, neuron=factory, **settings)
+
+
+def settled(backbone, neuron="lif", **settings):
+    """The network in eval mode with the norms' statistics of a batch, so that every layer spikes."""
+    network = composed(backbone, neuron, **settings)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    network(torch.randn(16, 3, 16, 16))
+    return network.eval()
+
+
+def num_parameters(network):
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def conv_norm(channels_in, channels_out, kernel=3):
+    return channels_in * channels_out * kernel**2 + 2 * channels_out
+
+
+def blocks(channels_in, channels_out, count):
+    """Basic blocks of one stage, the first with a shortcut convolution where channels change."""
+    shortcut = conv_norm(channels_in, channels_out, 1) if channels_in != channels_out else 0
+    first = conv_norm(channels_in, channels_out) + conv_norm(channels_out, channels_out) + shortcut
+    return first + (count - 1) * 2 * conv_norm(channels_out, channels_out)
+
+
+def linear(features, outputs):
+    return features * outputs + outputs
+
+
+def test_one_yaml_for_each_backbone_and_neuron():
+    assert {getattr(models, name) for name in BACKBONES} == {
+        convnet, resnet18, resnet19, resnet20, vgg11, vgg16, vggsnn,
+    }  # fmt: skip
+    assert set(NEURONS) == {"lif", "plif", "if", "relu"}
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("model/*.yaml")) + sorted(CONF.glob("neuron/*.yaml")), ids=str)
+def test_yaml_shows_every_setting_with_its_default(path):
+    first_line = path.read_text().splitlines()[0]
+    assert first_line.startswith("# ")
+    config = OmegaConf.to_container(OmegaConf.load(path))
+    target = models
+    for name in config.pop("_target_").removeprefix("tna_lightning.models.").removeprefix("torch.").split("."):
+        target = getattr(torch if name == "nn" else target, name)
+    config.pop("_partial_", None)
+    defaults = {name: parameter.default for name, parameter in inspect.signature(target).parameters.items()}
+    for joined in ("in_channels", "num_classes", "neuron", "inplace"):
+        defaults.pop(joined, None)
+    assert config.keys() == defaults.keys()
+    choice = {"plif": {"learn_beta": True}, "if": {"beta": 1.0}}.get(path.stem, {})
+    assert config == {**defaults, **choice}
+
+
+@pytest.mark.parametrize("neuron", NEURONS)
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_shapes_and_gradients(backbone, neuron):
+    network = composed(backbone, neuron, in_channels=2, width=0.05, time_steps=3)
+    spiking = neuron != "relu"
+    assert is_spiking(network) == spiking
+    assert network(torch.randn(2, 2, 8, 8)).shape == (3 if spiking else 1, 2, 7)
+    logits = network(torch.rand(2, 5, 2, 48, 48))
+    assert logits.shape == (5, 2, 7)
+    logits.square().sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+    assert network.stem.conv.weight.grad.abs().sum() > 0
+
+
+# layer by layer, for 3 input channels and 10 classes
+COUNTS = {
+    "convnet": conv_norm(3, 32) + conv_norm(32, 64) + conv_norm(64, 64) + linear(64, 10),
+    "resnet18": conv_norm(3, 64)
+    + blocks(64, 64, 2) + blocks(64, 128, 2) + blocks(128, 256, 2) + blocks(256, 512, 2)
+    + linear(512, 10),
+    "resnet19": conv_norm(3, 128)
+    + blocks(128, 128, 3) + blocks(128, 256, 3) + blocks(256, 512, 2)
+    + linear(512, 256) + linear(256, 10),
+    "resnet20": conv_norm(3, 16) + blocks(16, 16, 3) + blocks(16, 32, 3) + blocks(32, 64, 3) + linear(64, 10),
+    "vgg11": conv_norm(3, 64) + conv_norm(64, 128) + conv_norm(128, 256) + conv_norm(256, 256)
+    + conv_norm(256, 512) + 3 * conv_norm(512, 512) + linear(512, 10),
+    "vgg16": conv_norm(3, 64) + conv_norm(64, 64) + conv_norm(64, 128) + conv_norm(128, 128)
+    + conv_norm(128, 256) + 2 * conv_norm(256, 256) + conv_norm(256, 512) + 5 * conv_norm(512, 512) + linear(512, 10),
+    "vggsnn": conv_norm(3, 64) + conv_norm(64, 128) + conv_norm(128, 256) + conv_norm(256, 256)
+    + conv_norm(256, 512) + 3 * conv_norm(512, 512) + linear(512 * 3 * 3, 10),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_parameters_by_hand_count(backbone):
+    assert num_parameters(composed(backbone, num_classes=10)) == COUNTS[backbone]
+
+
+def test_parameter_counts_of_the_literature():
+    assert COUNTS["resnet18"] == 11_173_962  # the CIFAR ResNet-18 everyone trains
+    assert round(COUNTS["resnet19"] / 1e6, 1) == 12.7  # tdBN's
+    assert round(COUNTS["resnet20"] / 1e6, 2) == 0.27  # arXiv 1512.03385, Table 6
+
+
+def test_learned_decay_adds_one_parameter_for_each_layer():
+    extra = num_parameters(composed("resnet19", "plif", num_classes=10)) - COUNTS["resnet19"]
+    assert extra == 1 + 2 * (3 + 3 + 2) + 1  # after the stem, two a block, the hidden ones
+
+
+@pytest.mark.parametrize(
+    ("backbone", "channels", "strides", "neurons"),
+    [
+        ("resnet18", [64, 64, 128, 128, 256, 256, 512, 512], [1, 1, 2, 1, 2, 1, 2, 1], 17),
+        ("resnet19", [128, 128, 128, 256, 256, 256, 512, 512], [1, 1, 1, 2, 1, 1, 2, 1], 18),
+        ("resnet20", [16, 16, 16, 32, 32, 32, 64, 64, 64], [1, 1, 1, 2, 1, 1, 2, 1, 1], 19),
+    ],
+)
+def test_residual_structure(backbone, channels, strides, neurons):
+    network = composed(backbone)
+    found = [module for module in network.body if isinstance(module, models.BasicBlock)]
+    assert [block.conv1.conv.out_channels for block in found] == channels
+    assert [block.conv2.conv.out_channels for block in found] == channels
+    assert [block.conv1.conv.stride[0] for block in found] == strides
+    assert sum(isinstance(module, LIF) for module in network.modules()) == neurons
+    for block, stride in zip(found, strides, strict=True):
+        assert isinstance(block.shortcut, nn.Identity) == (stride == 1)
+
+
+def test_a_block_adds_its_input_before_the_second_neuron():
+    block = models.BasicBlock(4, 4, 1, lambda: LIF(0.5))
+    x = (torch.rand(3, 2, 4, 6, 6) > 0.5).float()
+    inner = block.neuron1(block.conv1.norm(block.conv1.conv(x.flatten(0, 1))).unflatten(0, (3, 2)))
+    residual = block.conv2.norm(block.conv2.conv(inner.flatten(0, 1))).unflatten(0, (3, 2))
+    assert torch.equal(block(x), block.neuron2(residual + x))
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_structure_that_other_floors_walk(backbone):
+    network = composed(backbone, width=0.05)
+    layers = [module for module in network.modules() if not list(module.children())]
+    allowed = (nn.Conv2d, nn.BatchNorm2d, LIF, nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.Linear, nn.Identity)
+    assert all(isinstance(layer, (*allowed, nn.Sequential)) for layer in layers)  # an empty head is a Sequential
+    for layer, following in zip(layers, [*layers[1:], None], strict=True):
+        if isinstance(layer, nn.Conv2d):
+            assert layer.bias is None
+            assert isinstance(following, nn.BatchNorm2d)
+            assert following.num_features == layer.out_channels
+    assert network.stem.conv is layers[0]
+    assert network.classifier is layers[-1]
+    assert network.classifier.out_features == 7
+
+
+@pytest.mark.parametrize("backbone", ["convnet", "vgg11", "vgg16", "vggsnn"])
+def test_pool_setting(backbone):
+    default = nn.AvgPool2d if backbone in ("convnet", "vggsnn") else nn.MaxPool2d
+    for network, kind in (
+        (composed(backbone, width=0.05), default),
+        (composed(backbone, width=0.05, pool="avg"), nn.AvgPool2d),
+        (composed(backbone, width=0.05, pool="max"), nn.MaxPool2d),
+    ):
+        pools = [module for module in network.modules() if isinstance(module, nn.AvgPool2d | nn.MaxPool2d)]
+        assert {type(pool) for pool in pools} == {kind}
+        assert len(pools) == {"convnet": 2, "vgg11": 5, "vgg16": 5, "vggsnn": 4}[backbone]
+
+
+def test_vggsnn_gives_its_classifier_the_3_by_3_pixels_of_48_by_48_frames():
+    network = composed("vggsnn", in_channels=2, width=0.05)
+    seen = {}
+    network.pool.register_forward_hook(lambda module, args, output: seen.update(before=args[0], after=output))
+    network(torch.rand(1, 2, 2, 48, 48))
+    assert torch.equal(seen["before"], seen["after"])
+    assert seen["after"].shape == (2, 1, 26, 3, 3)
+
+
+def test_width_multiplies_every_layer():
+    widths = [layer.out_channels for layer in composed("vgg11", width=0.1).modules() if isinstance(layer, nn.Conv2d)]
+    assert widths == [6, 13, 26, 26, 51, 51, 51, 51]
+    assert composed("convnet", width=1e-6).classifier.in_features == 1
+    assert composed("resnet19", width=0.25).head[0].out_features == 64
+
+
+@pytest.mark.parametrize("backbone", ["convnet", "resnet19", "vggsnn"])
+def test_a_static_image_is_that_image_at_every_step(backbone):
+    network = settled(backbone, width=0.1, time_steps=4)
+    images = torch.randn(3, 3, 16, 16)
+    runs = []
+    network.stem.register_forward_hook(lambda module, args, output: runs.append(len(args[0].flatten(0, 1))))
+    logits = network(images)
+    assert (logits[1:] != logits[:-1]).any()  # time matters
+    assert torch.equal(logits, network(images.unsqueeze(1).repeat(1, 4, 1, 1, 1)))
+    assert runs == [3, 12]  # the stem sees a static image once
+
+
+def test_time_moves_forward():
+    """A frame changes the logits of its own step and of later ones only."""
+    network = settled("convnet", width=0.5)
+    frames = torch.randn(2, 6, 3, 8, 8)
+    changed = frames.clone()
+    changed[:, 3] = torch.randn(2, 3, 8, 8)
+    same = (network(frames) == network(changed)).all(dim=2).all(dim=1)
+    assert same.tolist()[:3] == [True, True, True]
+    assert not same[3]
+
+
+@pytest.mark.parametrize("backbone", ["convnet", "resnet20"])
+def test_nothing_outlives_a_forward(backbone):
+    base, twin = settled(backbone, width=0.25), settled(backbone, width=0.25)
+    images, others = torch.randn(3, 3, 8, 8), torch.randn(5, 3, 8, 8)
+    logits = base(images)
+    twin(images)
+    base(others)
+    twin(others)
+    assert torch.equal(base(images), logits)
+    assert not torch.equal(twin(images), logits)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_copy_and_pickle_after_a_forward(backbone):
+    network = settled(backbone, "plif", width=0.1)
+    images = torch.randn(2, 3, 16, 16)
+    logits = network(images)
+    for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        assert torch.equal(twin(images), logits)
+        assert twin.stem.conv.weight.data_ptr() != network.stem.conv.weight.data_ptr()
+
+
+def test_channels_last_gives_the_same_logits_and_stays_channels_last():
+    network = settled("resnet20", width=0.5)
+    images = torch.randn(2, 3, 16, 16)
+    logits = network(images)
+    network.to(memory_format=torch.channels_last)
+    layouts = []
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module.in_channels > 3:
+            module.register_forward_hook(lambda module, args, output: layouts.append(args[0]))
+    torch.testing.assert_close(network(images.to(memory_format=torch.channels_last)), logits)
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in layouts)
+
+
+def test_convolutions_start_as_kaiming_fan_out():
+    torch.manual_seed(0)
+    weight = composed("resnet18").body[1].conv1.conv.weight
+    assert weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"time_steps": 0}, r"^time_steps=0: must be a whole number of at least 1"),
+        ({"time_steps": 2.5}, r"^time_steps=2\.5: "),
+        ({"width": 0}, r"^width=0: must be above 0"),
+        ({"width": -1.0}, r"^width=-1\.0: "),
+        ({"width": float("nan")}, r"^width=nan: "),
+    ],
+)
+@pytest.mark.parametrize("backbone", [convnet, resnet20, vggsnn], ids=lambda backbone: backbone.__name__)
+def test_bad_settings(backbone, settings, message):
+    with pytest.raises(ValueError, match=message):
+        backbone(3, 10, LIF, **settings)
+
+
+@pytest.mark.parametrize("backbone", [convnet, vgg11, vgg16, vggsnn], ids=lambda backbone: backbone.__name__)
+def test_unknown_pool(backbone):
+    with pytest.raises(ValueError, match=r"^pool='mean': must be one of avg, max"):
+        backbone(3, 10, LIF, pool="mean")
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 8, 8), (3, 8, 8), (2, 4, 1, 8, 8), (1, 2, 4, 3, 8, 8)])
+def test_bad_input_names_what_came_and_what_is_allowed(shape):
+    message = f"x={list(shape)}: must be images [B, 3, H, W] or event frames [B, T, 3, H, W]"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        convnet(3, 10, LIF)(torch.zeros(shape))
+
+
+def test_is_spiking():
+    assert is_spiking(nn.Sequential(nn.ReLU(), nn.Sequential(LIF())))
+    assert not is_spiking(nn.Sequential(nn.ReLU(), nn.Linear(2, 2)))
+
+
+SPEC = {
+    "model": {"_target_": "tna_lightning.models.resnet20", "width": 0.25, "time_steps": 2},
+    "neuron": {
+        "_target_": "tna_lightning.models.LIF",
+        "_partial_": True,
+        "beta": 0.7,
+        "reset": "subtract",
+        "surrogate": {"_target_": "tna_lightning.models.surrogates.ATan", "alpha": 4.0},
+    },
+    "in_channels": 3,
+    "num_classes": 10,
+}
+
+
+def test_build_gives_the_network_described():
+    network = build(SPEC)
+    factory = instantiate(OmegaConf.create(SPEC["neuron"]))
+    same = resnet20(3, 10, factory, time_steps=2, width=0.25)
+    network.load_state_dict(same.state_dict())
+    images = torch.randn(2, 3, 8, 8)
+    assert repr(network) == repr(same)
+    assert torch.equal(network.eval()(images), same.eval()(images))
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("neuron", NEURONS)
+def test_build_reads_what_the_configuration_holds(backbone, neuron):
+    spec = {
+        "model": OmegaConf.to_container(OmegaConf.load(CONF / "model" / f"{backbone}.yaml")) | {"width": 0.05},
+        "neuron": OmegaConf.to_container(OmegaConf.load(CONF / "neuron" / f"{neuron}.yaml")),
+        "in_channels": 3,
+        "num_classes": 7,
+    }
+    assert repr(build(spec)) == repr(composed(backbone, neuron, width=0.05))
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.getcwd",
+        "builtins.exec",
+        "torch.nn.Linear",
+        "torch.load",
+        "tna_lightning.models.neurons.os.getcwd",
+        "tna_lightning.models.neurons.shutil",
+        "tna_lightning.models.spec.importlib.import_module",
+        "tna_lightning.models.blocks.OrderedDict",
+        "tna_lightning.models.neurons._compiled",
+        "tna_lightning.models.nothing",
+        "tna_lightning.models.nothing.Network",
+        "tna_lightning.modelsx.Network",
+        "convnet",
+        "",
+        None,
+        3,
+    ],
+)
+@pytest.mark.parametrize("key", ["model", "neuron"])
+def test_build_calls_nothing_from_elsewhere(key, target):
+    with pytest.raises(ValueError, match=rf"^{key}\._target_=.*: must be a network or neuron of tna_lightning\.models"):
+        build({**SPEC, key: {"_target_": target}})
+
+
+def test_build_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match=r"^spec=.*: must also have in_channels, neuron"):
+        build({"model": {}, "num_classes": 3})
+    with pytest.raises(ValueError, match=r"^model=.*: must be settings of resnet20 .*'wide'"):
+        build({**SPEC, "model": {"_target_": "tna_lightning.models.resnet20", "wide": 2}})
+    with pytest.raises(ValueError, match=r"^neuron=.*: must be settings of LIF .*'tau'"):
+        build({**SPEC, "neuron": {"_target_": "tna_lightning.models.LIF", "tau": 2}})
+    with pytest.raises(ValueError, match=r"^model=.*: must be settings of is_spiking"):
+        build({**SPEC, "model": {"_target_": "tna_lightning.models.is_spiking"}})
