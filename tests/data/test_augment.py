@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tna_lightning.data.augment import AutoAugment, crop, cutout, erase, random_crop, random_horizontal_flip
+from tna_lightning.data.augment import crop, cutout, erase, random_crop, random_horizontal_flip
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -109,38 +109,3 @@ def test_draws_differ_over_the_batch_and_repeat_with_the_seed(images: Tensor, au
     assert len(first.flatten(1).unique(dim=0)) > 1
     assert torch.equal(first, augment(same_image, generator(3)))
     assert not torch.equal(first, augment(same_image, generator(4)))
-
-
-class TestAutoAugment:
-    @pytest.fixture(params=["autoaugment", "randaugment", "trivialaugment"])
-    def policy(self, request: pytest.FixtureRequest) -> AutoAugment:
-        return AutoAugment(request.param)
-
-    @pytest.fixture
-    def photo(self) -> Tensor:
-        """One smooth colour image, 32x32, that no operation leaves as it is by chance."""
-        y, x = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
-        return torch.stack([4 * x + 60, 3 * y + 80, 2 * (x + y) + 40]).to(torch.uint8)[None]
-
-    def test_each_sample_has_its_own_draw(self, policy: AutoAugment, photo: Tensor) -> None:
-        result = policy(photo.expand(100, -1, -1, -1), generator())
-        assert result.shape == (100, 3, 32, 32)
-        assert result.dtype == torch.uint8
-        # had the batch shared one draw, as kornia's policies do, a third of the policies would give one result for all
-        assert len(result.flatten(1).unique(dim=0)) > 40
-
-    def test_same_generator_state_gives_the_same(self, policy: AutoAugment, photo: Tensor) -> None:
-        batch = photo.expand(32, -1, -1, -1)
-        first = policy(batch, generator(5))
-        assert torch.equal(first, policy(batch, generator(5)))
-        assert not torch.equal(first, policy(batch, generator(6)))
-
-    def test_leaves_the_global_generator_and_the_input_alone(self, policy: AutoAugment, photo: Tensor) -> None:
-        before, batch = torch.get_rng_state(), photo.expand(16, -1, -1, -1).clone()
-        policy(batch, generator())
-        assert torch.equal(torch.get_rng_state(), before)
-        assert torch.equal(batch, photo.expand(16, -1, -1, -1))
-
-    def test_unknown_policy(self) -> None:
-        with pytest.raises(ValueError, match=r"^policy='augmix': must be one of autoaugment"):
-            AutoAugment("augmix")

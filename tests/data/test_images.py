@@ -1,5 +1,8 @@
 """The module around images, seen through a plain Trainer. Digits and a small made-up colour set stand for all."""
 
+import inspect
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,12 +10,16 @@ from types import SimpleNamespace
 import lightning
 import pytest
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from tna_lightning.data import DigitsDataModule, ImageDataModule
 
 # Lightning 2.6.6 builds torch's LeafSpec, which torch 2.13 deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")
+
+CONF = Path(__file__).parents[2] / "conf" / "data"
 
 
 class Colours(ImageDataModule):
@@ -233,3 +240,24 @@ def test_works_with_a_plain_trainer_without_warnings(tmp_path: Path, monkeypatch
     fitting = lightning.Trainer(accelerator="cpu", logger=False, max_epochs=2)
     fitting.fit(model, data)  # warnings are errors in every test
     assert fitting.global_step == 2 * 21
+
+
+@pytest.mark.parametrize("choice", ["digits", "cifar10", "cifar100"])
+def test_yaml_shows_every_setting_with_its_default(choice: str) -> None:
+    config = OmegaConf.load(CONF / f"{choice}.yaml")
+    config.seed = 0
+    config = config.data
+    module = instantiate(config)
+    defaults = {name: p.default for name, p in inspect.signature(type(module)).parameters.items()}
+    shown = {name: value for name, value in config.items() if name != "_target_"}
+    assert shown == {**defaults, **({"name": choice} if "name" in defaults else {})}
+    assert module.name == choice
+
+
+def test_data_modules_do_not_load_heavy_libraries() -> None:
+    code = (
+        "import sys; from tna_lightning.data import CIFARDataModule, DigitsDataModule; DigitsDataModule();"
+        "print(sorted({'sklearn', 'kornia', 'tonic', 'aedat'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

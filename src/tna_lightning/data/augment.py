@@ -6,14 +6,9 @@ own numbers, without a loop over the batch.
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-AUTO_AUGMENT_POLICIES = ("autoaugment", "randaugment", "trivialaugment")
 
 
 def crop(images: Tensor, padding: int, top: Tensor, left: Tensor) -> Tensor:
@@ -57,47 +52,3 @@ def cutout(images: Tensor, size: int, generator: torch.Generator, fill: Tensor) 
     row = torch.randint(height, (len(images),), generator=generator, device=images.device)
     column = torch.randint(width, (len(images),), generator=generator, device=images.device)
     return erase(images, size, row, column, fill)
-
-
-class AutoAugment:
-    """A searched or random policy of kornia's, drawn anew for each sample; uint8 colour images in and out.
-
-    kornia draws one sub-policy for a whole batch, so the samples that drew the same one go through it together. The two
-    rounds of RandAugment choose independently, as its paper does.
-
-    Args:
-        policy: ``autoaugment`` (the CIFAR-10 policy of arXiv 1805.09501), ``randaugment`` (arXiv 1909.13719, two
-            operations of magnitude 9 of 30) or ``trivialaugment`` (arXiv 2103.10158, kornia's ranges).
-    """
-
-    def __init__(self, policy: str) -> None:
-        from kornia.augmentation import auto
-
-        if policy not in AUTO_AUGMENT_POLICIES:
-            raise ValueError(f"policy={policy!r}: must be one of {', '.join(AUTO_AUGMENT_POLICIES)}")
-        self.rounds = 2 if policy == "randaugment" else 1
-        self.policy: Any
-        if policy == "autoaugment":
-            self.policy = auto.AutoAugment("cifar10")
-        elif policy == "randaugment":
-            self.policy = auto.RandAugment(n=1, m=9)
-        else:
-            self.policy = auto.TrivialAugment()
-
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Augment each image by its own draw."""
-        x = images.float() / 255
-        seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-        # kornia draws its parameters from the global generator of the CPU
-        state = torch.get_rng_state()
-        torch.default_generator.manual_seed(seed)
-        try:
-            for _ in range(self.rounds):
-                choice = torch.randint(len(self.policy), (len(x),))
-                for index in choice.unique():
-                    drawn = (choice == index).nonzero().squeeze(1).to(x.device)
-                    self.policy.get_forward_sequence = partial(self.policy.get_children_by_indices, index[None])
-                    x[drawn] = self.policy(x[drawn])
-        finally:
-            torch.set_rng_state(state)
-        return (x * 255).round().clamp(0, 255).to(images.dtype)

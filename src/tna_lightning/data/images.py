@@ -8,13 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tna_lightning.data.augment import (
-    AUTO_AUGMENT_POLICIES,
-    AutoAugment,
-    cutout,
-    random_crop,
-    random_horizontal_flip,
-)
+from tna_lightning.data.augment import cutout, random_crop, random_horizontal_flip
+from tna_lightning.data.auto_augment import POLICIES, AutoAugment
 from tna_lightning.data.loading import Batch, BatchedDataModule, BatchSet, derive_seed, stratified_split
 
 
@@ -60,8 +55,8 @@ class ImageDataModule(BatchedDataModule):
         for name, pixels in (("crop_padding", crop_padding), ("cutout", cutout)):
             if pixels < 0:
                 raise ValueError(f"{name}={pixels!r}: must be at least 0 pixels")
-        if auto_augment is not None and auto_augment not in AUTO_AUGMENT_POLICIES:
-            raise ValueError(f"auto_augment={auto_augment!r}: must be null or {', '.join(AUTO_AUGMENT_POLICIES)}")
+        if auto_augment is not None and auto_augment not in POLICIES:
+            raise ValueError(f"auto_augment={auto_augment!r}: must be null or {', '.join(POLICIES)}")
         if auto_augment is not None and self.in_channels != 3:
             raise ValueError(f"auto_augment={auto_augment!r}: must be null for images without colour")
         self.val_fraction = val_fraction
