@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from tna_lightning.console import leave
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
@@ -24,14 +28,11 @@ def main() -> None:
 
     register_resolvers()
     app = hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="config")(_job)
-    wants_traceback = os.environ.get(FULL_ERROR) == "1"
-    os.environ[FULL_ERROR] = "1"  # Hydra hands errors on to us instead of printing its own many lines
     try:
-        app()
+        with _errors_from_hydra():
+            app()
     except Exception as error:
-        if wants_traceback:
-            raise
-        _leave(error)
+        leave(error)
     if _failed:
         sys.exit(f"{len(_failed)} of the sweep's runs failed:\n" + "\n".join(f"  {folder}" for folder in _failed))
 
@@ -40,7 +41,7 @@ _failed: list[Path] = []
 
 
 def _job(cfg: Any) -> None:
-    """One run; in a sweep, or on several devices, in a process of its own that reads its config from the run's folder."""
+    """One run; in a sweep, or on several devices, in a process of its own that reads the folder's config."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -65,15 +66,17 @@ def _job(cfg: Any) -> None:
     run_and_report(config, folder)
 
 
-def _leave(error: Exception) -> None:
-    """One clear line and status 2 for bad input, status 1 for what went wrong on the way; else the traceback."""
-    from tna_lightning.config import explain
-
-    line = explain(error)
-    if line is None:
-        raise error
-    print(f"error: {line}", file=sys.stderr)
-    sys.exit(1 if isinstance(error, FloatingPointError | OSError) else 2)
+@contextmanager
+def _errors_from_hydra() -> Iterator[None]:
+    """Make Hydra hand errors on to us, instead of printing many lines of its own and leaving."""
+    before = os.environ.get(FULL_ERROR)
+    os.environ[FULL_ERROR] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[FULL_ERROR]
+        if before is not None:
+            os.environ[FULL_ERROR] = before
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def companion_networks(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def pretraining_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config under which a run's companion is trained alone: plain, at full precision, with the companion's seed."""
+    """The config of a run that trains the companion alone: plain, at full precision, with the companion's seed."""
     companion = config["companion"]
     alone = copy.deepcopy(companion_networks(config))
     alone |= {
@@ -51,9 +51,9 @@ def pretraining_config(config: Mapping[str, Any]) -> dict[str, Any]:
 def pretrained_weights(config: Mapping[str, Any], train: Train) -> Path | str | None:
     """Where the companion's weights come from; None if it starts from random ones.
 
-    ``companion.weights=pretrained`` trains it first, as a run of its own under ``output_dir/pretrained``. The folder's name
-    holds the hash of its config, so that every run that asks for the same companion finds it there; of several processes
-    one trains and the others wait.
+    ``companion.weights=pretrained`` trains it first, as a run of its own under ``output_dir/pretrained``. The folder's
+    name holds the hash of its config, so that every run that asks for the same companion finds it there; of several
+    processes one trains and the others wait.
     """
     companion = config["companion"]
     if companion is None or companion["weights"] == "random":

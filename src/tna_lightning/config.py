@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tna_lightning import runs
+from tna_lightning.files import write_text
 from tna_lightning.home import GROUPS, home
 
 
@@ -35,8 +36,8 @@ def resolved(config: DictConfig) -> dict[str, Any]:
 
     ``choices`` are Hydra's where the config carries them (a config composed with its ``hydra`` node), else its own.
     """
-    content = {
-        key: OmegaConf.to_container(config._get_node(key), resolve=True)
+    content: dict[str, Any] = {
+        str(key): OmegaConf.to_container(config._get_node(key), resolve=True)
         if OmegaConf.is_config(config._get_node(key))
         else config[key]
         for key in config
@@ -106,7 +107,7 @@ def _is_int(value: Any) -> bool:
 
 def write_config(config: Mapping[str, Any], folder: Path) -> None:
     """Put the resolved config into a run's folder, as ``config.yaml``."""
-    runs.write_atomically(folder / runs.CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
+    write_text(folder / runs.CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
 
 
 def read_config(folder: Path | str) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 
 @contextmanager
@@ -26,6 +28,22 @@ def quiet_lightning() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+def leave(error: Exception) -> NoReturn:
+    """End the process over an error: one clear line, and status 2 for bad input, 1 for what went wrong on the way.
+
+    An error that is our own keeps its traceback, as does any with ``HYDRA_FULL_ERROR=1`` in the environment.
+    """
+    from hydra.errors import HydraException
+
+    from tna_lightning.config import explain
+
+    line = explain(error)
+    if line is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+        raise error
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(2 if isinstance(error, ValueError | HydraException | FileNotFoundError) else 1)
 
 
 def print_record(record: Mapping[str, Any], folder: Path | str) -> None:

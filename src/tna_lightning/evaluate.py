@@ -1,16 +1,14 @@
-"""The kept network alone on the test set: ``python -m tna_lightning.evaluate RUN``. The companion is not even loaded."""
+"""The kept network alone on the test set, the companion not even loaded: ``python -m tna_lightning.evaluate RUN``."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import lightning
 
 from tna_lightning import runs
-from tna_lightning.config import explain
-from tna_lightning.console import quiet_lightning, title
+from tna_lightning.console import leave, quiet_lightning, title
 from tna_lightning.factory import build
 from tna_lightning.learner import TwinLearner
 from tna_lightning.quantization.packing import load_packed
@@ -54,9 +52,8 @@ def main() -> None:
     try:
         record = runs.finished_record(arguments.run)
         results = evaluate(arguments.run, arguments.data_root)
-    except (ValueError, OSError) as error:
-        print(f"error: {explain(error)}", file=sys.stderr)
-        sys.exit(2)
+    except Exception as error:
+        leave(error)
     print(title(record))
     for name, value in results.items():
         print(f"{name} {value!r} (recorded: {record['results'][name]!r})")

@@ -9,7 +9,7 @@ python -m tna_lightning
     the demo: a twin on scikit-learn's digits, every weight of the base ternary
 python -m tna_lightning model=resnet19 data=cifar100 quant=ternary
     the paper's setting; data.root=DIR says where the images are or shall be
-python -m tna_lightning data=cifar10 model=resnet20 baseline=kd model@companion.model=resnet19 neuron@companion.neuron=relu
+python -m tna_lightning data=cifar10 baseline=kd model@companion.model=resnet19 neuron@companion.neuron=relu
     distillation from a larger ANN, which is trained first and cached
 python -m tna_lightning -m baseline=plain,kd,mutual,tna quant=none,ternary seed=0,1,2
     a sweep: one folder a run; the same command again does only what is missing

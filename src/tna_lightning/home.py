@@ -1,4 +1,4 @@
-"""Where ``conf/`` and ``experiments/`` are, and what can be chosen there. Imports nothing heavy: ``--help`` needs it."""
+"""Where ``conf/`` and ``experiments/`` are, and what can be chosen there; for ``--help``, with light imports."""
 
 from __future__ import annotations
 

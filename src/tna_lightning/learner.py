@@ -100,8 +100,8 @@ class TwinLearner(lightning.LightningModule):
         self.freeze_companion = freeze_companion and companion is not None
         self.optimizer_factory = optimizer
         self.schedule_factory = schedule
-        if self.freeze_companion:
-            self.companion.requires_grad_(False).eval()
+        if companion is not None and self.freeze_companion:
+            companion.requires_grad_(False).eval()
 
         networks = ["base"] if companion is None else ["base", "companion"]
         ranks = [1, 5] if num_classes > 5 else [1]
@@ -137,7 +137,8 @@ class TwinLearner(lightning.LightningModule):
         """One pass of a batch through both networks.
 
         Returns:
-            the objective's ``loss`` and parts, and the logits ``[T, B, K]`` of ``base`` and, if there is one, ``companion``.
+            the objective's ``loss`` and parts; the logits ``[T, B, K]`` of ``base`` and, where there is one,
+            ``companion``.
         """
         logits = {"base": time_first(self.base(x))}
         if self.companion is not None:
@@ -159,10 +160,11 @@ class TwinLearner(lightning.LightningModule):
             for rank in (1, 5):
                 key = f"{stage}_{network}_{rank}"
                 if key in self.accuracies:
-                    self.accuracies[key](prediction, labels)
+                    accuracy: Any = self.accuracies[key]
+                    accuracy(prediction, labels)
                     self.log(
                         accuracy_name(stage, network, rank),
-                        self.accuracies[key],
+                        accuracy,
                         on_step=False,
                         on_epoch=True,
                         batch_size=batch_size,
@@ -189,7 +191,8 @@ class TwinLearner(lightning.LightningModule):
         if self.companion is not None and not self.freeze_companion:
             networks["companion"] = self.companion
         for network_name, network in networks.items():
-            weights, no_decay = [], []
+            weights: list[nn.Parameter] = []
+            no_decay: list[nn.Parameter] = []
             for module_name, module in network.named_modules():
                 # the full-precision copy of a quantised weight is `parametrizations.weight.original`;
                 # below it, at `parametrizations.weight.0`, stands the quantiser with its learned scales

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,7 +40,7 @@ def wandb_logger(
     import wandb
 
     offline = not _has_key() if offline is None else offline
-    identifier = run.record.setdefault("wandb_id", wandb.util.generate_id())
+    identifier = run.record.setdefault("wandb_id", uuid.uuid4().hex[:8])
     choices = run.record["choices"]
     return WandbLogger(
         project=project,

@@ -28,7 +28,7 @@ def readout(logits_TBK: Tensor) -> Tensor:
 def cross_entropy(
     logits_TBK: Tensor, target: Tensor, *, per_step: bool = False, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Cross-entropy of the readout, or with ``per_step`` the mean over time of each step's own (TET, arXiv 2202.11946)."""
+    """Cross-entropy of the readout or, with ``per_step``, the mean of each time step's own (TET, arXiv 2202.11946)."""
     if not per_step:
         return F.cross_entropy(readout(logits_TBK), target, label_smoothing=label_smoothing)
     time_steps = logits_TBK.shape[0]
@@ -39,13 +39,14 @@ def cross_entropy(
 def squared_error(first: Tensor, second: Tensor) -> Tensor:
     """Squared difference of two logit tensors ``[..., K]``, summed over classes and averaged over all the rest.
 
-    ``mean_b sum_k (first[b, k] - second[b, k])^2``, the form of TNA's authors (FACTS: github Benjamin-Vandersmissen/kd_lth).
+    ``mean_b sum_k (first[b, k] - second[b, k])^2``, as TNA's first author has it
+    (openreview TEmE9PSC65; github.com/Benjamin-Vandersmissen/kd_lth).
     """
     return (first.float() - second.float()).square().sum(-1).mean()
 
 
 def kl_divergence(target: Tensor, prediction: Tensor, temperature: float = 1.0) -> Tensor:
-    """``KL(softmax(target / temperature) || softmax(prediction / temperature))`` of logits ``[..., K]``, averaged over all but K."""
+    """``KL(softmax(target / temperature) || softmax(prediction / temperature))`` of logits ``[..., K]``, a mean."""
     log_target = F.log_softmax(target.float() / temperature, dim=-1)
     log_prediction = F.log_softmax(prediction.float() / temperature, dim=-1)
     return (log_target.exp() * (log_target - log_prediction)).sum(-1).mean()

@@ -1,7 +1,7 @@
 """A run's folder: its identity, its record, and how others find and read it.
 
-A run folder holds ``config.yaml`` (resolved), ``checkpoints/``, ``metrics.csv``, ``curves.png``, ``network.safetensors``
-(the kept network) and ``run.json``, the record. Everything that reports reads ``run.json`` and nothing else.
+A run folder holds ``config.yaml`` (resolved), ``checkpoints/``, ``metrics.csv``, ``curves.png``, the kept network in
+``network.safetensors`` and the record in ``run.json``. Everything that reports reads ``run.json`` and nothing else.
 """
 
 from __future__ import annotations
@@ -9,10 +9,8 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -20,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+
+from tna_lightning.files import write_text
 
 RECORD_FORMAT = 1
 RECORD = "run.json"
@@ -85,22 +85,6 @@ def _flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, config
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace the file as a whole or, if anything fails, not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def read_record(folder: Path | str) -> dict[str, Any]:
@@ -224,7 +208,7 @@ class Run:
     def write(self, **entries: Any) -> dict[str, Any]:
         """Add entries to the record, write it atomically and return it."""
         self.record.update(entries)
-        write_atomically(self.folder / RECORD, json.dumps(self.record, indent=1, allow_nan=False) + "\n")
+        write_text(self.folder / RECORD, json.dumps(self.record, indent=1, allow_nan=False) + "\n")
         return self.record
 
 

@@ -14,19 +14,19 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 
-from tna_lightning import companions, loggers, runs
+from tna_lightning import checkpoints, companions, loggers, runs
 from tna_lightning.callbacks import ExactResume, History, StopOnNonFiniteLoss
 from tna_lightning.callbacks.cost import InferenceCost
 from tna_lightning.callbacks.curves import plot_curves
 from tna_lightning.config import check, read_config, write_config
-from tna_lightning.console import print_record, quiet_lightning
+from tna_lightning.console import leave, print_record, quiet_lightning
 from tna_lightning.factory import build, build_network, network_spec
 from tna_lightning.learner import TwinLearner
 from tna_lightning.models import compile_neurons
-from tna_lightning.quantization.packing import save_network
 from tna_lightning.quantization.kept import weight_report
+from tna_lightning.quantization.packing import save_network
 from tna_lightning.weights import load_weights
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def train(config: Mapping[str, Any], folder: Path | str) -> dict[str, Any]:
     """
     check(config)
     run = runs.Run(folder, config)
-    if rank_zero_only.rank != 0:  # a further process of a run on several devices: the first one keeps the records
+    if _rank() != 0:  # a further process of a run on several devices: the first one keeps the records
         return _train(run)
     with run.claimed():
         if not config["resume"] and (run.folder / runs.RECORD).exists():
@@ -69,18 +69,7 @@ def _train(run: runs.Run) -> dict[str, Any]:
     datamodule = build("data", config["data"])
     learner = build_learner(config, datamodule, companion_weights)
 
-    checkpoints = run.folder / "checkpoints"
-    last = ModelCheckpoint(checkpoints, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
-    best = ModelCheckpoint(
-        checkpoints,
-        filename="best",
-        monitor="val/acc",
-        mode="max",
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
-    # the last is written after the best, so that a resumed run knows which was best
-    kept, savers = (best, [best, last]) if config["keep"] == "best" else (last, [last])
+    kept, savers = checkpoints.savers(run.folder / "checkpoints", config["keep"])
     history = History(run.folder / "metrics.csv")
     cost = InferenceCost(**config["cost"])
     callbacks: list[Callback] = [history, StopOnNonFiniteLoss(), ExactResume(run.identity), cost, *savers]
@@ -93,6 +82,7 @@ def _train(run: runs.Run) -> dict[str, Any]:
             config["trainer"],
             callbacks=callbacks,
             logger=logger or False,
+            plugins=[checkpoints.AtomicCheckpointIO()],
             num_sanity_val_steps=0,
             enable_model_summary=False,
             default_root_dir=run.folder,
@@ -130,7 +120,7 @@ def _train(run: runs.Run) -> dict[str, Any]:
 
 
 def build_learner(config: Mapping[str, Any], datamodule: Any, companion_weights: Path | str | None) -> TwinLearner:
-    """The networks with their first weights, joined by the objective. The base is drawn first: it is the same in all baselines."""
+    """The networks with their first weights. The base is drawn first, so that it is the same in all baselines."""
     base = build_network(network_spec(config, datamodule))
     if config["init_from"] is not None:
         load_weights("init_from", base, config["init_from"])
@@ -167,12 +157,15 @@ def _checkpoint(run: runs.Run) -> Path | None:
 
 def _kept_epoch(history: History, kept: ModelCheckpoint) -> dict[str, Any]:
     """Validation results of the epoch whose weights are kept, and its number."""
-    rows = [row for row in history.rows if row.get("val/acc") is not None]
-    if kept.monitor is not None:
-        row = max(rows, key=lambda row: row["val/acc"])  # the first of several equals, as ModelCheckpoint takes it
-    else:
-        row = history.rows[-1]
+    row = history.rows[-1]
+    if kept.monitor is not None:  # max takes the first of several equals, as ModelCheckpoint does
+        row = max(history.rows, key=lambda row: row["val/acc"] or 0.0)
     return {name: value for name, value in row.items() if name.startswith("val/")} | {"kept_epoch": row["epoch"]}
+
+
+def _rank() -> int:
+    """This process's number among those of a run on several devices."""
+    return int(getattr(rank_zero_only, "rank", 0) or 0)
 
 
 def device_name(trainer: lightning.Trainer) -> str:
@@ -185,7 +178,7 @@ def device_name(trainer: lightning.Trainer) -> str:
 def run_and_report(config: Mapping[str, Any], folder: Path) -> None:
     """Train and print the table at the end."""
     record = train(config, folder)
-    if rank_zero_only.rank == 0:
+    if _rank() == 0:
         print_record(record, folder)
 
 
@@ -194,7 +187,10 @@ def main(arguments: Sequence[str]) -> None:
     if len(arguments) != 1:
         sys.exit("usage: python -m tna_lightning.train FOLDER   (a run's folder, with its config.yaml)")
     folder = Path(arguments[0])
-    run_and_report(read_config(folder), folder)
+    try:
+        run_and_report(read_config(folder), folder)
+    except Exception as error:
+        leave(error)
 
 
 if __name__ == "__main__":

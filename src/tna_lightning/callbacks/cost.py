@@ -35,17 +35,17 @@ class InferenceCost(lightning.Callback):
         self.result: dict[str, Any] | None = None
         self._counter: CostCounter | None = None
 
-    def on_test_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: D102
+    def on_test_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         base: Any = pl_module.base
         self._counter = CostCounter(base, self.pj_per_mac, self.pj_per_ac).__enter__()
 
-    def on_test_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: D102
+    def on_test_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         assert self._counter is not None
         self._counter.__exit__()
         self.result = self._counter.report()
         self._counter = None
 
-    def on_exception(  # noqa: D102
+    def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
         if self._counter is not None:

@@ -18,8 +18,8 @@ class ExactResume(Callback):
     networks' own draws, dropout for example. Lightning saves none of it.
 
     Args:
-        identity: the run's identity (:func:`tna_lightning.runs.identity`); a checkpoint that carries another one is refused
-            with a ValueError. None accepts any.
+        identity: the run's identity (:func:`tna_lightning.runs.identity`); a checkpoint that carries another one is
+            refused with a ValueError. None accepts any.
     """
 
     KEY = "tna_lightning"
@@ -31,7 +31,8 @@ class ExactResume(Callback):
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        name, keys, position, has_gauss, cached_gaussian = np.random.get_state(legacy=True)  # noqa: NPY002
+        state: Any = np.random.get_state(legacy=True)  # noqa: NPY002
+        name, keys, position, has_gauss, cached_gaussian = state
         checkpoint[self.KEY] = {
             "identity": self.identity,
             "generators": {
@@ -51,7 +52,7 @@ class ExactResume(Callback):
         if self.identity is not None and saved["identity"] != self.identity:
             raise ValueError(
                 f"ckpt_path={str(trainer.ckpt_path)!r}: belongs to a run of another config "
-                f"(identity {str(saved['identity'])[:8]}, this one is {self.identity[:8]}); resume with the config it was trained with"
+                f"(identity {str(saved['identity'])[:8]}, this one is {self.identity[:8]}); continue it with its own"
             )
         self._generators = saved["generators"]
 

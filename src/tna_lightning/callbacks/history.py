@@ -13,7 +13,7 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from tna_lightning.runs import write_atomically
+from tna_lightning.files import write_text
 
 
 class History(Callback):
@@ -65,7 +65,7 @@ class History(Callback):
         metrics = {name: _number(value) for name, value in trainer.callback_metrics.items() if "/" in name}
         self.rows.append({"epoch": trainer.current_epoch, **metrics})
         if self.path is not None and trainer.is_global_zero:
-            write_atomically(self.path, self.as_csv())
+            write_text(self.path, self.as_csv())
 
     def _stop_clock(self) -> None:
         now = time.perf_counter()

@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tna_lightning.files import replacing
+from tna_lightning.quantization.folding import adopt_folding
 from tna_lightning.quantization.kept import KeptWeight, kept_weights, packed_size, weight_name
 from tna_lightning.quantization.parametrized import plain_state_dict
 from tna_lightning.quantization.quantizers import alphabet
@@ -187,6 +186,7 @@ def load_packed(path: Path | str, network: nn.Module | None = None) -> nn.Module
         from tna_lightning.models import build
 
         network = build(metadata["spec"])
+    adopt_folding(network, state)
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
@@ -195,22 +195,3 @@ def load_packed(path: Path | str, network: nn.Module | None = None) -> nn.Module
         if weight_name(name) in kept:
             module.kept = kept[weight_name(name)]
     return network.eval()
-
-
-@contextmanager
-def replacing(path: Path | str) -> Iterator[Path]:
-    """A temporary file beside ``path``, moved to its place if all goes well and removed if not."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    os.close(descriptor)
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

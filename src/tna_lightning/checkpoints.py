@@ -1,0 +1,39 @@
+"""Checkpoints that survive a full disk and a killed process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from tna_lightning.files import replacing
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and moves it there when it is whole.
+
+    Lightning writes it to the system's temporary folder first and moves it from there, which is a plain copy where that
+    is another file system: a disk that fills up, or a kill, then leaves half a checkpoint in place of the previous one.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:  # noqa: D102
+        with replacing(Path(path)) as temporary:
+            torch.save(checkpoint, temporary)
+
+
+def savers(folder: Path, keep: str) -> tuple[ModelCheckpoint, list[ModelCheckpoint]]:
+    """The callback whose checkpoint holds the network to keep, and all that save, in the order in which they must.
+
+    Args:
+        folder: for ``last.ckpt``, written after every epoch, and ``best.ckpt``.
+        keep: ``best``: the epoch of the highest ``val/acc``, the first of several equals; ``last``: the last epoch.
+    """
+    common: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
+    last = ModelCheckpoint(folder, filename="last", **common)
+    if keep == "last":
+        return last, [last]
+    best = ModelCheckpoint(folder, filename="best", monitor="val/acc", mode="max", **common)
+    return best, [best, last]  # the last knows which was best, for a run that goes on from it
