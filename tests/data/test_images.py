@@ -152,10 +152,21 @@ class RankOfTwo:
     """What a data module asks of the trainer of one of two processes."""
 
     world_size = 2
+    overfit_batches = 0.0
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
 
     def __init__(self, rank: int) -> None:
         self.global_rank = rank
+
+
+@pytest.mark.filterwarnings("ignore:You requested to overfit but enabled")  # Lightning's word for overfit_batches
+def test_overfitting_takes_the_same_batch_each_epoch(trainer, probe) -> None:
+    data = Colours(batch_size=8)
+    model = probe(data)
+    trainer(max_epochs=3, overfit_batches=1, limit_val_batches=0).fit(model, data)
+    (first, _), *others = model.seen["train"]
+    assert len(others) == 2
+    assert all(torch.equal(x, first) for x, _ in others)
 
 
 def test_train_subset_is_stratified_and_leaves_validation_alone() -> None:
@@ -181,7 +192,7 @@ def test_batches_come_from_the_trainers_device(trainer, probe) -> None:
     """The meta device stands for an accelerator: what is gathered from it never was on the CPU."""
     data = DigitsDataModule()
     data.trainer = SimpleNamespace(
-        world_size=1, global_rank=0, strategy=SimpleNamespace(root_device=torch.device("meta"))
+        world_size=1, global_rank=0, overfit_batches=0.0, strategy=SimpleNamespace(root_device=torch.device("meta"))
     )
     data.setup("fit")
     x, target = next(iter(data.train_dataloader()))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import Dataset, DistributedSampler
 
 Batch = tuple[Tensor, Tensor]
 
@@ -130,8 +130,9 @@ class BatchSet(Dataset[Batch]):
 class BatchLoader:
     """Iterates over the batches of a set in this process.
 
-    A :class:`~torch.utils.data.DataLoader` without workers does the same, draws from the global random generator at
-    each epoch, and makes Lightning warn that a gather from memory has too few workers.
+    A :class:`~torch.utils.data.DataLoader` without workers does the same, but draws from the global random generator
+    at each epoch, and makes Lightning warn of too few workers. A batch of 128 CIFAR images is gathered in 0.04 ms: to
+    hand it over from another process would take longer.
     """
 
     batch_sampler = None  # Lightning looks for it beside `sampler`
@@ -158,7 +159,6 @@ class BatchedDataModule(LightningDataModule):
         batch_size: training samples per step and device.
         eval_batch_size: at most so many samples per step and device in validation and test.
         seed: of the validation split, of the order of training samples and of the augmentation.
-        num_workers: processes that gather batches; 0 gathers in the training process.
     """
 
     name: str
@@ -166,20 +166,18 @@ class BatchedDataModule(LightningDataModule):
     val_set: BatchSet
     test_set: BatchSet
 
-    def __init__(self, *, batch_size: int, eval_batch_size: int, seed: int, num_workers: int = 0) -> None:
+    def __init__(self, *, batch_size: int, eval_batch_size: int, seed: int) -> None:
         super().__init__()
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("eval_batch_size", eval_batch_size, 1),
             ("seed", seed, 0),
-            ("num_workers", num_workers, 0),
         ):
             if value < least:
                 raise ValueError(f"{name}={value!r}: must be at least {least}")
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.seed = seed
-        self.num_workers = num_workers
 
     @property
     def class_names(self) -> list[str]:
@@ -220,34 +218,25 @@ class BatchedDataModule(LightningDataModule):
         """Turn a batch, as loaded or augmented, into what networks take."""
         return x
 
-    def train_dataloader(self) -> BatchLoader | DataLoader[Batch]:  # noqa: D102
-        return self._loader(self.train_set, self.batch_size, shuffle=True)
+    def train_dataloader(self) -> BatchLoader:  # noqa: D102
+        # Lightning cannot turn shuffling off from outside
+        shuffle = self.trainer is None or not self.trainer.overfit_batches  # type: ignore[attr-defined]
+        return self._loader(self.train_set, self.batch_size, shuffle=shuffle)
 
-    def val_dataloader(self) -> BatchLoader | DataLoader[Batch] | list[Any]:
+    def val_dataloader(self) -> BatchLoader | list[Any]:
         """Batches of the validation set; none without one, where the trainer wants ``limit_val_batches=0``."""
         return self._loader(self.val_set, self.eval_batch_size, shuffle=False) if len(self.val_set) else []
 
-    def test_dataloader(self) -> BatchLoader | DataLoader[Batch]:  # noqa: D102
+    def test_dataloader(self) -> BatchLoader:  # noqa: D102
         return self._loader(self.test_set, self.eval_batch_size, shuffle=False)
 
-    def _loader(self, batches: BatchSet, batch_size: int, *, shuffle: bool) -> BatchLoader | DataLoader[Batch]:
+    def _loader(self, batches: BatchSet, batch_size: int, *, shuffle: bool) -> BatchLoader:
         trainer = self.trainer
         rank, num_replicas = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         sampler = IndexBatches(
             len(batches), batch_size, shuffle=shuffle, seed=self.seed, rank=rank, num_replicas=num_replicas
         )
-        if not self.num_workers:
-            return BatchLoader(batches, sampler)
-        if trainer:
-            sampler.set_epoch(trainer.current_epoch)  # workers fetch ahead, before Lightning tells a resumed epoch
-        return DataLoader(
-            batches,
-            batch_size=None,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            persistent_workers=True,
-            generator=torch.Generator().manual_seed(self.seed),
-        )
+        return BatchLoader(batches, sampler)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:  # noqa: D102
         x, target = batch
