@@ -1,0 +1,172 @@
+"""Batch norm folded into the convolution before it: what is left are codes, scale and bias per channel, and neurons."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from tna_lightning.quantization.kept import KeptWeight, kept_weights
+from tna_lightning.quantization.quantizers import decode
+
+
+class ScaledConv2d(nn.Conv2d):
+    """``conv(x, codes) * scale + bias``: integer weights, then one scale and one bias per output channel.
+
+    With spikes as inputs the convolution is a sum of integers, and exact.
+
+    Args:
+        conv: whose shape it has.
+    """
+
+    bias: nn.Parameter
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__(
+            conv.in_channels,
+            conv.out_channels,
+            cast("tuple[int, int]", conv.kernel_size),
+            cast("tuple[int, int]", conv.stride),
+            cast("tuple[int, int]", conv.padding),
+            cast("tuple[int, int]", conv.dilation),
+            conv.groups,
+            bias=True,
+            padding_mode=conv.padding_mode,
+        )
+        self.scale = nn.Parameter(torch.ones(conv.out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Currents, from spikes or images ``[N, C, H, W]``."""
+        return self._conv_forward(x, self.weight, None) * self.scale[:, None, None] + self.bias[:, None, None]
+
+
+@torch.no_grad()
+def fold_batch_norm(network: nn.Module) -> nn.Module:
+    """A copy of a network for deployment, in eval mode: no batch norm and no quantisers.
+
+    ``norm(conv(x))`` becomes ``conv(x, codes) * scale + bias`` (:class:`ScaledConv2d`) where the weight is codes times
+    one scale per channel or layer. Where it has two scales (TTQ) or is not quantised, it becomes a plain convolution
+    with bias, whose weight has the norm's gain in it. The new scales and biases are computed in float64.
+
+    Raises:
+        ValueError: a batch norm does not directly follow a convolution in an ``nn.Sequential``.
+    """
+    network = without_quantizers(network)
+    for parent, conv_name, norm_name in _conv_norm_pairs(network):
+        conv, norm = cast(nn.Conv2d, parent[conv_name]), cast(nn.BatchNorm2d, parent[norm_name])
+        parent[conv_name], parent[norm_name] = _folded(conv, norm), nn.Identity()
+    left = [name for name, module in network.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if left:
+        raise ValueError(f"network: cannot fold {', '.join(left)}: not directly behind a convolution in a Sequential")
+    return network
+
+
+def without_quantizers(network: nn.Module) -> nn.Module:
+    """A copy in eval mode whose weights are the decoded ones, as :func:`~.packing.load_packed` would give it."""
+    network = copy.deepcopy(network).eval()
+    kept = {name: kept for name, _, kept in kept_weights(network) if kept is not None}
+    for name, weight in kept.items():
+        layer: Any = network.get_submodule(name)
+        if parametrize.is_parametrized(layer, "weight"):
+            # not torch's remove_parametrizations: it changes the class, which a copied layer shares with its original
+            del layer.parametrizations
+            layer.__class__ = type(layer).__bases__[0]
+            layer.weight = nn.Parameter(weight.weight)
+        layer.kept = weight
+    return network
+
+
+def adopt_folding(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give a network the layers of the folded one that a state dict was taken from."""
+    names = {id(module): name for name, module in network.named_modules()}
+    for parent, conv_name, norm_name in _conv_norm_pairs(network):
+        conv = cast(nn.Conv2d, parent[conv_name])
+        prefix = f"{names[id(conv)]}."
+        if f"{prefix}bias" in state and f"{names[id(parent[norm_name])]}.running_mean" not in state:
+            parent[conv_name] = ScaledConv2d(conv) if f"{prefix}scale" in state else _with_bias(conv)
+            parent[norm_name] = nn.Identity()
+
+
+def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    gain = (norm.running_var.double() + norm.eps).rsqrt()
+    bias = -norm.running_mean.double() if conv.bias is None else conv.bias.double() - norm.running_mean.double()
+    if norm.affine:
+        gain = gain * norm.weight.double()
+    bias = bias * gain
+    if norm.affine:
+        bias = bias + norm.bias.double()
+
+    kept: KeptWeight | None = getattr(conv, "kept", None)
+    if kept is not None and kept.scale is not None and kept.scale.ndim == kept.codes.ndim:
+        folded: Any = ScaledConv2d(conv)
+        folded.weight.copy_(kept.codes)
+        folded.scale.copy_(kept.scale.double().flatten() * gain)
+        folded.kept = KeptWeight(kept.scheme, kept.bits, kept.codes, None)
+    else:
+        folded = _with_bias(conv)
+        gain_per_channel = gain.view(-1, 1, 1, 1)
+        if kept is not None and kept.scale is not None:
+            scale = (kept.scale.double() * gain_per_channel).to(conv.weight.dtype)
+            folded.weight.copy_(decode(kept.codes, scale))
+            folded.kept = KeptWeight(kept.scheme, kept.bits, kept.codes, scale)
+        else:
+            folded.weight.copy_(conv.weight.double() * gain_per_channel)
+    folded.bias.copy_(bias)
+    return folded.to(conv.weight.dtype).eval()
+
+
+def _with_bias(conv: nn.Conv2d) -> nn.Conv2d:
+    copied = copy.deepcopy(conv)
+    copied.bias = nn.Parameter(torch.zeros(conv.out_channels))
+    copied.__dict__.pop("kept", None)
+    return copied
+
+
+def _conv_norm_pairs(network: nn.Module) -> Iterator[tuple[Any, Any, Any]]:
+    """The Sequential, and the keys of a convolution and the batch norm directly behind it."""
+    for parent in list(network.modules()):
+        if isinstance(parent, nn.Sequential):
+            for index in range(len(parent) - 1):
+                if isinstance(parent[index], nn.Conv2d) and isinstance(parent[index + 1], nn.BatchNorm2d):
+                    yield parent, index, index + 1
+
+
+@torch.inference_mode()
+def compare_spikes(network: nn.Module, other: nn.Module, batches: Iterable[Tensor]) -> dict[str, int]:
+    """Run two networks of the same neurons, in eval mode, on the same inputs and compare.
+
+    Returns:
+        ``images``, ``chances`` (neurons times steps times images), ``spikes`` of the first network, ``differing``
+        (chances where only one of the two spikes), and ``predictions_differing`` (images whose class is another).
+    """
+    from tna_lightning.models import SpikingNeuron
+
+    counts = {"images": 0, "chances": 0, "spikes": 0, "differing": 0, "predictions_differing": 0}
+    traces: list[list[Tensor]] = [[], []]
+    handles = [
+        module.register_forward_hook(lambda module, inputs, output, trace=trace: trace.append(output))
+        for net, trace in zip((network, other), traces, strict=True)
+        for module in net.modules()
+        if isinstance(module, SpikingNeuron)
+    ]
+    try:
+        for x in batches:
+            predictions = [net(x).float().mean(0).argmax(1) for net in (network, other)]
+            counts["images"] += len(x)
+            counts["predictions_differing"] += int((predictions[0] != predictions[1]).sum())
+            for spikes, other_spikes in zip(*traces, strict=True):
+                counts["chances"] += spikes.numel()
+                counts["spikes"] += int((spikes != 0).sum())
+                counts["differing"] += int((spikes != other_spikes).sum())
+            for trace in traces:
+                trace.clear()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return counts
