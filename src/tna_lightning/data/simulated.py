@@ -76,7 +76,7 @@ class DigitsDVSDataModule(SimulatedDataModule):
 
     Args:
         root: folder in whose folder ``frames`` the frames are cached.
-        camera: sensor and motion; by default 32x32 pixels and one loop of 0.2 s, a leg of which is a frame.
+        camera: sensor and motion; by default 24x24 pixels and one loop of 0.2 s, a leg of which is a frame.
         time_steps: T, frames per recording.
         slicing: ``time`` for frames of equal length, ``count`` for frames of equally many events.
         size: pixels along a side of a frame, at most the sensor's.
@@ -103,8 +103,8 @@ class DigitsDVSDataModule(SimulatedDataModule):
         camera: EventCamera | None = None,
         time_steps: int = 4,
         slicing: str = "time",
-        size: int = 16,
-        batch_size: int = 64,
+        size: int = 12,
+        batch_size: int = 16,
         eval_batch_size: int = 500,
         test_fraction: float = 0.2,
         split_seed: int = 0,
@@ -136,7 +136,7 @@ class DigitsDVSDataModule(SimulatedDataModule):
             skip_bad=True,  # a blank picture gives no recording
             build_workers=build_workers,
         )
-        self.camera = camera or EventCamera(sensor=32, display=128, loops=1)
+        self.camera = camera or EventCamera(sensor=24, display=96, loops=1)
 
     @property
     def class_names(self) -> list[str]:  # noqa: D102
