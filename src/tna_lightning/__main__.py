@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 from tna_lightning.console import leave
 
@@ -24,46 +21,15 @@ def main() -> None:
         return
     import hydra
 
-    from tna_lightning.config import home, register_resolvers
+    from tna_lightning.home import home
+    from tna_lightning.sweep import job
 
-    register_resolvers()
-    app = hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="config")(_job)
+    app = hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="config")(job)
     try:
         with _errors_from_hydra():
             app()
     except Exception as error:
         leave(error)
-    if _failed:
-        sys.exit(f"{len(_failed)} of the sweep's runs failed:\n" + "\n".join(f"  {folder}" for folder in _failed))
-
-
-_failed: list[Path] = []
-
-
-def _job(cfg: Any) -> None:
-    """One run; in a sweep, or on several devices, in a process of its own that reads the folder's config."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    from tna_lightning import config as configuration
-
-    hydra_config = HydraConfig.get()
-    folder = Path(hydra_config.runtime.output_dir)
-    config = configuration.resolved(cfg)
-    config["choices"] = configuration.chosen(hydra_config.runtime.choices)
-    is_sweep = hydra_config.mode == RunMode.MULTIRUN
-    if is_sweep or config["trainer"].get("devices") != 1:
-        configuration.check(config)
-        configuration.write_config(config, folder)
-        status = subprocess.run([sys.executable, "-m", "tna_lightning.train", str(folder)], check=False).returncode
-        if status and not is_sweep:
-            sys.exit(status)
-        if status:
-            _failed.append(folder)
-        return
-    from tna_lightning.train import run_and_report
-
-    run_and_report(config, folder)
 
 
 @contextmanager

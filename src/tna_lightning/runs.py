@@ -189,7 +189,8 @@ class Run:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(self.folder / ".lock").acquire(blocking=False):
+            # not at once: is_active holds the lock for a moment to see whether it is free
+            with FileLock(self.folder / ".lock").acquire(timeout=2):
                 yield
         except Timeout:
             raise ValueError(f"run={str(self.folder)!r}: another process is training this run now") from None
