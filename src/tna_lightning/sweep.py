@@ -1,0 +1,282 @@
+"""Sweeps: each job a fresh process, one line a job, a summary at the end, the same under every Hydra launcher.
+
+A launcher may run a job in another process or on another machine. What became of it stands in a note in the sweep's
+folder; the process that started the sweep reads the notes, so that it needs nothing but the file system in between.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from tna_lightning import config as configuration
+from tna_lightning import runs
+from tna_lightning.files import write_text
+
+LOG = "output.log"
+_QUIET_OVERRIDES = ("experiments", "study", "output_dir")
+
+configuration.register_resolvers()  # here, since a launcher's worker imports this module and nothing else of ours
+
+_notes: Path | None = None  # where this process notes what became of its job
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of one job of a sweep.
+
+    Attributes:
+        number: of the job in this sweep.
+        overrides: what it is, as on the command line.
+        folder: the run's folder.
+        status: ``done``, ``skipped`` (done before), ``failed`` or ``busy`` (another process trains this run now).
+        start: ``fresh``, ``resumed`` or ``repeated``.
+        seconds: that it took now.
+        test_acc: test accuracy of the base, as a share.
+        val_acc: validation accuracy of the base in the epoch that is kept.
+        error: why it failed.
+    """
+
+    number: int
+    overrides: str
+    folder: str
+    status: str
+    start: str = "fresh"
+    seconds: float = 0.0
+    test_acc: float | None = None
+    val_acc: float | None = None
+    error: str | None = None
+
+    def line(self) -> str:
+        """The one line for a person."""
+        if self.status == "busy":
+            what = "busy, another process trains this run now"
+        elif self.status == "skipped":
+            what = "skipped, done before"
+        else:
+            start = {"fresh": "", "resumed": "resumed, ", "repeated": "repeated, "}[self.start]
+            what = f"{start}{self.status} in {self.seconds:.0f} s"
+        if self.test_acc is not None:
+            what += f", accuracy {self.test_acc:.2%}"
+        if self.error:
+            what += f" ({self.error})"
+        return f"#{self.number} {what}: {self.overrides or Path(self.folder).name}"
+
+    def judged(self, status: str, record: Mapping[str, Any]) -> Outcome:
+        """This outcome with a new status and the accuracies of the run's record."""
+        results = record["results"]
+        accuracies = {"test_acc": results.get("test/acc"), "val_acc": results.get("val/acc")}
+        return Outcome(**(dataclasses.asdict(self) | accuracies | {"status": status}))
+
+
+def job(cfg: DictConfig) -> float | None:
+    """Hydra's task: one run here, or in a sweep or on several devices in a process of its own.
+
+    Returns:
+        in a sweep the validation accuracy (a search maximises it), None if the job failed.
+    """
+    hydra_config = HydraConfig.get()
+    folder = Path(hydra_config.runtime.output_dir)
+    config = configuration.resolved(cfg)
+    config["choices"] = configuration.chosen(hydra_config.runtime.choices)
+    if hydra_config.mode == RunMode.MULTIRUN:
+        outcome = _sweep_job(config, folder, int(hydra_config.job.num), hydra_config.overrides.task)
+        if _notes is not None:
+            write_text(_notes / f"{outcome.number}.json", json.dumps(dataclasses.asdict(outcome)))
+        return outcome.val_acc
+    if config["trainer"].get("devices") != 1:
+        configuration.check(config)
+        configuration.write_config(config, folder)
+        status = subprocess.run(_command(folder), check=False).returncode
+        if status:
+            sys.exit(status)
+        return None
+    from tna_lightning.train import run_and_report
+
+    run_and_report(config, folder)
+    return None
+
+
+def _sweep_job(config: dict[str, Any], folder: Path, number: int, overrides: list[str]) -> Outcome:
+    """Train in a fresh process if the run is not done yet. Errors end up in the outcome: no job can stop the others."""
+    told = " ".join(word for word in overrides if word.lstrip("+").partition("=")[0] not in _QUIET_OVERRIDES)
+    outcome = Outcome(number, told, str(folder), "failed")
+    started = time.monotonic()
+    try:
+        configuration.check(config)
+        before = runs.read_record(folder) if (folder / runs.RECORD).exists() else None
+        if before is not None and before["status"] == "done" and config["resume"]:
+            return outcome.judged("skipped", before)
+        if runs.is_active(folder):
+            return dataclasses.replace(outcome, status="busy")
+        outcome = dataclasses.replace(outcome, start=_start(config, folder, before))
+        config["trainer"]["enable_progress_bar"] = False  # nobody watches a file
+        configuration.write_config(config, folder)
+        with (
+            (folder / LOG).open("ab") as log,
+            _device(config) as device,
+            subprocess.Popen(_command(folder), stdout=log, stderr=subprocess.STDOUT, env=_environment(device)) as child,
+        ):
+            status = child.wait()
+        outcome = dataclasses.replace(outcome, seconds=time.monotonic() - started)
+        after = runs.read_record(folder) if (folder / runs.RECORD).exists() else {"status": "failed"}
+        if status == 0 and after["status"] == "done":
+            return outcome.judged("done", after)
+        if after["status"] == "running" and runs.is_active(folder):
+            return dataclasses.replace(outcome, status="busy")
+        if status < 0:
+            reason = f"killed by {signal.Signals(-status).name}"
+        else:
+            reason = str(after.get("error") or f"exit status {status}").splitlines()[0]
+        return dataclasses.replace(outcome, error=f"{reason}; see {folder / LOG}")
+    except (ValueError, OSError) as error:
+        return dataclasses.replace(outcome, seconds=time.monotonic() - started, error=str(error).splitlines()[0])
+
+
+def _start(config: Mapping[str, Any], folder: Path, before: Mapping[str, Any] | None) -> str:
+    if before is None or not config["resume"]:
+        return "fresh"
+    if before["status"] == "failed":
+        return "repeated"
+    return "resumed" if (folder / runs.LAST_CHECKPOINT).exists() else "repeated"
+
+
+def _command(folder: Path) -> list[str]:
+    return [sys.executable, "-m", "tna_lightning.train", str(folder)]
+
+
+def _environment(device: str | None) -> dict[str, str]:
+    """The environment of a job's process."""
+    environment = dict(os.environ)
+    if device is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = device
+    if "SLURM_NTASKS" in environment:
+        # a job is one task of Slurm's that starts its own processes; else Lightning waits for Slurm to start them
+        environment["SLURM_JOB_NAME"] = "interactive"
+    return environment
+
+
+@contextmanager
+def _device(config: Mapping[str, Any]) -> Iterator[str | None]:
+    """A GPU that no other job on this machine holds, where there are several and the job wants one; waits for it."""
+    trainer = config["trainer"]
+    devices = [] if trainer.get("accelerator") == "cpu" or trainer.get("devices") != 1 else visible_devices()
+    if len(devices) < 2:
+        yield None
+        return
+    with claimed_device(devices) as device:
+        yield device
+
+
+def visible_devices() -> list[str]:
+    """The GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` would name them."""
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [device for device in visible.split(",") if device]
+    import torch
+
+    return [str(index) for index in range(torch.cuda.device_count())]
+
+
+@contextmanager
+def claimed_device(devices: list[str], wait_seconds: float = 1.0) -> Iterator[str]:
+    """The first of these devices that no other process of this user holds; it is held until the context ends."""
+    folder = Path(tempfile.gettempdir()) / f"tna_lightning-devices-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    while True:
+        for device in devices:
+            lock = FileLock(folder / f"{device}.lock")
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                continue
+            try:
+                yield device
+            finally:
+                lock.release()
+            return
+        time.sleep(wait_seconds)
+
+
+class SweepSummary(Callback):
+    """Prints a line for each job as it ends, and the sweep's summary; leaves with status 1 if any job failed.
+
+    Lives in the process that starts the sweep. Launchers send a copy along with each job.
+    """
+
+    def __init__(self) -> None:
+        self.notes: Path | None = None
+        self._printer: _Printer | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"notes": self.notes, "_printer": None}
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: D102
+        folder = Path(OmegaConf.select(config, "hydra.sweep.dir"))
+        self.notes = (folder / ".sweeps" / uuid.uuid4().hex[:12]).absolute()
+        self.notes.mkdir(parents=True)
+        print(f"sweep {folder}: a line for each job when it ends; until then its output is in RUN/{LOG}", flush=True)
+        self._printer = _Printer(self.notes)
+        self._printer.start()
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: D102
+        global _notes
+        _notes = self.notes
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: D102
+        assert self._printer is not None
+        outcomes = self._printer.finish()
+        folder = OmegaConf.select(config, "hydra.sweep.dir")
+        counts = Counter(outcome.status for outcome in outcomes)
+        words = [f"{counts[status]} {status}" for status in ("done", "skipped", "busy", "failed") if counts[status]]
+        print(f"{len(outcomes)} jobs: {', '.join(words)}. Tables and plots: python -m tna_lightning.report {folder}")
+        if counts["failed"]:
+            sys.exit(f"{counts['failed']} of {len(outcomes)} jobs failed; the same command repeats them")
+
+
+class _Printer(threading.Thread):
+    """Prints the notes of a folder as they come, each once, and removes them at the end."""
+
+    def __init__(self, notes: Path) -> None:
+        super().__init__(daemon=True)
+        self.notes = notes
+        self._outcomes: dict[Path, Outcome] = {}
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        while not self._ended.wait(0.3):
+            self._print_new()
+
+    def finish(self) -> list[Outcome]:
+        """Stop, print what is left, and return all outcomes."""
+        self._ended.set()
+        self.join()
+        self._print_new()
+        for path in self._outcomes:
+            path.unlink()
+        self.notes.rmdir()
+        return list(self._outcomes.values())
+
+    def _print_new(self) -> None:
+        for path in sorted(self.notes.glob("*.json"), key=lambda path: int(path.stem)):
+            if path not in self._outcomes:
+                self._outcomes[path] = Outcome(**json.loads(path.read_text()))
+                print(self._outcomes[path].line(), flush=True)
