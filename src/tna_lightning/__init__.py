@@ -15,7 +15,7 @@ _HOMES = {
     "save_network": "tna_lightning.quantization.packing",
 }
 
-__all__ = [*_HOMES, "__version__"]  # noqa: PLE0604
+__all__ = [*_HOMES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

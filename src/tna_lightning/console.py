@@ -14,17 +14,20 @@ from typing import Any, NoReturn
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Without Lightning's notes on devices and tips, and without its advice on worker processes.
-
-    Images in memory are gathered faster by the training process than by workers that must send them.
-    """
+    """Without Lightning's notes on devices and tips, and without warnings that are none of the user's concern."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            # Lightning 2.6 under torch 2.13, at every fit
+            warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.. is deprecated.*")
+            # a short epoch is nothing to warn of: metrics are logged by epoch
             warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+            # a teacher stays in eval mode
+            warnings.filterwarnings("ignore", message=".*in eval mode at the start of training")
+            # a run that goes on finds its own checkpoints
+            warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
             yield
     finally:
         logger.setLevel(level)

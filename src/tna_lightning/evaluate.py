@@ -9,7 +9,7 @@ import lightning
 
 from tna_lightning import runs
 from tna_lightning.console import leave, quiet_lightning, title
-from tna_lightning.factory import build
+from tna_lightning.factory import build, build_network, network_spec
 from tna_lightning.learner import TwinLearner
 from tna_lightning.quantization.packing import load_packed
 
@@ -27,7 +27,8 @@ def evaluate(folder: Path | str, data_root: str | None = None) -> dict[str, floa
     config = runs.finished_record(folder)["config"]
     data = config["data"] if data_root is None else {**config["data"], "root": data_root}
     datamodule = build("data", data)
-    network = load_packed(Path(folder) / runs.NETWORK)
+    network = build_network(network_spec(config, datamodule))
+    load_packed(Path(folder) / runs.NETWORK, network)
     with quiet_lightning():
         trainer = lightning.Trainer(
             accelerator=config["trainer"]["accelerator"],

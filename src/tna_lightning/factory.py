@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -34,6 +35,15 @@ def build(key: str, node: Mapping[str, Any], **arguments: Any) -> Any:
         raise cause from None
 
 
+@contextmanager
+def under(key: str) -> Iterator[None]:
+    """Put the key before the message of a ValueError: ``quant.skip=...`` where the callback says ``skip=...``."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{key}.{error}") from error
+
+
 def network_spec(config: Mapping[str, Any], datamodule: Any) -> dict[str, Any]:
     """The JSON-able description from which a network is rebuilt: model, neuron, channels and classes."""
     return {
@@ -47,10 +57,8 @@ def network_spec(config: Mapping[str, Any], datamodule: Any) -> dict[str, Any]:
 def build_network(spec: Mapping[str, Any], prefix: str = "") -> nn.Module:
     """The network of a spec (:func:`network_spec`); ``prefix`` is put before the key in errors."""
     neuron = build(f"{prefix}neuron", spec["neuron"])
-    try:
-        neuron()  # so that a refused value is reported under its own key, not as the model's
-    except ValueError as error:
-        raise ValueError(f"{prefix}neuron.{error}") from error
+    with under(f"{prefix}neuron"):
+        neuron()  # a refused value is reported under its own key, not as the model's
     return build(
         f"{prefix}model",
         spec["model"],

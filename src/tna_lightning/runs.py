@@ -38,7 +38,6 @@ NOT_IDENTITY = (
     "study",
     "data.root",
     "data.download",
-    "data.num_workers",
     "cost",
     "trainer.enable_progress_bar",
     "trainer.default_root_dir",

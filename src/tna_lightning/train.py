@@ -22,7 +22,7 @@ from tna_lightning.callbacks.cost import InferenceCost
 from tna_lightning.callbacks.curves import plot_curves
 from tna_lightning.config import check, read_config, write_config
 from tna_lightning.console import leave, print_record, quiet_lightning
-from tna_lightning.factory import build, build_network, network_spec
+from tna_lightning.factory import build, build_network, network_spec, under
 from tna_lightning.learner import TwinLearner
 from tna_lightning.models import compile_neurons
 from tna_lightning.quantization.kept import weight_report
@@ -74,7 +74,10 @@ def _train(run: runs.Run) -> dict[str, Any]:
     cost = InferenceCost(**config["cost"])
     callbacks: list[Callback] = [history, StopOnNonFiniteLoss(), ExactResume(run.identity), cost, *savers]
     if config["quant"]:
-        callbacks.append(build("quant", config["quant"]))
+        quantization = build("quant", config["quant"])
+        with under("quant"):
+            quantization.setup(None, learner, "fit")  # once more by the trainer, then without effect
+        callbacks.append(quantization)
 
     with loggers.opened(run) as logger, quiet_lightning():
         trainer = build(
@@ -84,6 +87,7 @@ def _train(run: runs.Run) -> dict[str, Any]:
             logger=logger or False,
             plugins=[checkpoints.AtomicCheckpointIO()],
             num_sanity_val_steps=0,
+            limit_val_batches=1.0 if config["data"].get("val_fraction", 1) else 0,
             enable_model_summary=False,
             default_root_dir=run.folder,
         )

@@ -1,0 +1,107 @@
+"""Exact resume with a network that draws random numbers; a stop on a loss that is no number."""
+
+import lightning
+import pytest
+import torch
+from torch import nn
+
+from tna_lightning.callbacks import ExactResume, History, NonFiniteLoss, StopOnNonFiniteLoss
+from tna_lightning.checkpoints import AtomicCheckpointIO, savers
+from tna_lightning.console import quiet_lightning
+from tna_lightning.data import DigitsDataModule
+from tna_lightning.learner import TwinLearner
+
+
+class Dropped(nn.Module):
+    """A classifier whose training draws from the global generator."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 10))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+class Spoiled(Dropped):
+    """Its logits are NaN in training from a given call on."""
+
+    def __init__(self, good_calls):
+        super().__init__()
+        self.calls_left = good_calls
+
+    def forward(self, x):
+        self.calls_left -= self.training
+        return self.layers(x) * (float("nan") if self.training and self.calls_left < 0 else 1)
+
+
+def fit(folder, network, epochs, stop_after=None, ckpt_path=None, identity="mine"):
+    """Train on a schedule of ``epochs``, and leave after ``stop_after`` of them as a killed process would."""
+    kept, all_savers = savers(folder, "best")
+    history = History(folder / "metrics.csv")
+
+    class Leave(lightning.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == stop_after:
+                raise InterruptedError
+
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        plugins=[AtomicCheckpointIO()],
+        callbacks=[history, StopOnNonFiniteLoss(), ExactResume(identity), Leave(), *all_savers],
+    )
+    data = DigitsDataModule(train_subset=200, batch_size=50, crop_padding=1)
+    with quiet_lightning():
+        trainer.fit(TwinLearner(network, num_classes=10), datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    return history, kept
+
+
+def test_a_continued_run_draws_what_the_uninterrupted_one_draws(tmp_path):
+    straight = Dropped()
+    torch.manual_seed(5)
+    history, kept = fit(tmp_path / "straight", straight, 4)
+
+    broken = Dropped()
+    torch.manual_seed(5)
+    with pytest.raises(InterruptedError):
+        fit(tmp_path / "broken", broken, 4, stop_after=2)
+    continued = Dropped()
+    torch.manual_seed(77)  # what a new process happens to start with
+    again, kept_again = fit(tmp_path / "broken", continued, 4, ckpt_path=tmp_path / "broken" / "last.ckpt")
+
+    for name, value in straight.state_dict().items():
+        assert torch.equal(value, continued.state_dict()[name]), name
+    assert again.columns() == history.columns()
+    assert again.train_samples == history.train_samples == 4 * 200
+    assert kept_again.best_model_score == kept.best_model_score
+    assert (tmp_path / "broken" / "metrics.csv").read_text() == (tmp_path / "straight" / "metrics.csv").read_text()
+
+
+def test_a_checkpoint_of_another_config_is_refused(tmp_path):
+    fit(tmp_path, Dropped(), 1, identity="one")
+    with pytest.raises(ValueError, match=r"ckpt_path='.*last.ckpt': belongs to a run of another config"):
+        fit(tmp_path, Dropped(), 1, ckpt_path=tmp_path / "last.ckpt", identity="other")
+
+
+def test_training_stops_where_the_loss_is_not_finite_and_keeps_the_epoch_before(tmp_path):
+    steps_per_epoch = 4
+    with pytest.raises(NonFiniteLoss, match=r"not finite at step 6 \(epoch 1\)"):
+        fit(tmp_path, Spoiled(good_calls=steps_per_epoch + 2), 3)
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert checkpoint["epoch"] == 0
+    assert all(value.isfinite().all() for value in checkpoint["state_dict"].values() if value.is_floating_point())
+
+
+def test_a_failed_save_leaves_the_earlier_checkpoint_and_no_rubbish(tmp_path):
+    saver = AtomicCheckpointIO()
+    saver.save_checkpoint({"epoch": 1}, tmp_path / "last.ckpt")
+    with pytest.raises(Exception, match="pickle"):
+        saver.save_checkpoint({"epoch": 2, "cannot": lambda: None}, tmp_path / "last.ckpt")
+    assert saver.load_checkpoint(tmp_path / "last.ckpt") == {"epoch": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]

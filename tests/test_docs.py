@@ -1,0 +1,81 @@
+"""What the README and docs/ show is run as it stands there."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tna_lightning import runs
+from tna_lightning.home import GROUPS, options
+
+ROOT = Path(__file__).parents[1]
+FENCE = re.compile(r"(?:<!-- file: (?P<file>\S+) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)```", re.DOTALL)
+
+
+def fences(path):
+    return [match.groupdict() for match in FENCE.finditer((ROOT / path).read_text())]
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory):
+    """A folder with the files that docs/extending.md shows."""
+    folder = tmp_path_factory.mktemp("workshop")
+    for fence in fences("docs/extending.md"):
+        if fence["file"]:
+            path = folder / fence["file"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(fence["text"])
+    return folder
+
+
+EXTENSIONS = [fence["text"] for fence in fences("docs/extending.md") if fence["language"] == "bash"]
+
+
+@pytest.mark.parametrize("command", EXTENSIONS, ids=["backbone", "quantiser", "objective", "data"])
+def test_each_extension_trains_through_the_command_line(command, workshop):
+    program, *arguments = shlex.split(command)
+    assert program == "python"
+    arguments += ["trainer.enable_progress_bar=false", f"hydra.run.dir={workshop / 'runs' / str(abs(hash(command)))}"]
+    result = subprocess.run([sys.executable, *arguments], cwd=workshop, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    record = runs.finished_record(arguments[-1].partition("=")[2])
+    choice = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    (group,) = [group for group in ("model", "quant", "baseline", "data") if group in choice]
+    assert record["choices"][group] == choice[group]
+
+    evaluated = subprocess.run(
+        [sys.executable, "-m", "tna_lightning.evaluate", arguments[-1].partition("=")[2]],
+        cwd=workshop,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert f"test/acc {record['results']['test/acc']!r} " in evaluated.stdout, evaluated.stderr
+
+
+def test_the_readmes_python_example_runs(tmp_path):
+    (example,) = [fence["text"] for fence in fences("README.md") if fence["language"] == "python"]
+    assert len([line for line in example.splitlines() if line]) <= 18  # seven imports and about ten lines of work
+    program = example.replace("max_epochs=15", "max_epochs=1, accelerator='cpu', logger=False")
+    result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "base.safetensors").stat().st_size > 10_000
+    assert "test/acc" in result.stdout
+
+
+def test_the_readme_names_every_choice():
+    text = (ROOT / "README.md").read_text()
+    for group in GROUPS:
+        if group != "experiments":
+            row = next(line for line in text.splitlines() if line.startswith(f"| `{group}`"))
+            missing = [choice for choice in options(group) if f"`{choice}`" not in row]
+            assert not missing, f"{group}: {missing}"
+
+
+def test_what_the_readme_links_to_exists():
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\((?!http)([^)#]+)", path.read_text()):
+            assert (path.parent / target).exists(), f"{path.name}: {target}"

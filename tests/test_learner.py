@@ -1,0 +1,178 @@
+"""The learner through a plain Trainer, with networks of its user's own."""
+
+import copy
+import math
+
+import lightning
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from tna_lightning.console import quiet_lightning
+from tna_lightning.learner import TwinLearner, cosine, time_first
+from tna_lightning.models import LIF, convnet
+from tna_lightning.objectives import Distillation, Plain, TwinAugmentation
+from tna_lightning.quantization import TernaryTTQ, WeightQuantization
+
+CLASSES, BATCH, SAMPLES = 7, 8, 48
+
+
+@pytest.fixture
+def samples():
+    generator = torch.Generator().manual_seed(1)
+    return TensorDataset(
+        torch.randn(SAMPLES, 2, 8, 8, generator=generator), torch.randint(CLASSES, (SAMPLES,), generator=generator)
+    )
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return convnet(in_channels=2, num_classes=CLASSES, neuron=LIF, width=0.125, time_steps=2)
+
+
+def trainer(**settings):
+    defaults = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+    }
+    return lightning.Trainer(**(defaults | settings))
+
+
+class Loader:
+    """Batches in a fixed order; a DataLoader without workers makes Lightning warn."""
+
+    def __init__(self, samples, batch_size=BATCH):
+        self.batches = list(DataLoader(samples, batch_size))
+
+    def __iter__(self):
+        return iter(self.batches)
+
+    def __len__(self):
+        return len(self.batches)
+
+
+def test_logged_accuracies_are_those_of_the_time_averaged_logits(network, samples):
+    twin = copy.deepcopy(network)
+    nn.init.normal_(twin.classifier.weight)
+    learner = TwinLearner(network, twin, TwinAugmentation(), num_classes=CLASSES)
+    results = trainer().validate(learner, Loader(samples, 20), verbose=False)[0]
+    x, target = samples.tensors
+    for prefix, module in (("", network), ("companion_", twin)):
+        with torch.no_grad():
+            logits = module.eval()(x).mean(0)
+        assert results[f"val/{prefix}acc"] == pytest.approx((logits.argmax(1) == target).float().mean().item())
+        top5 = (logits.topk(5).indices == target[:, None]).any(1).float().mean().item()
+        assert results[f"val/{prefix}acc_top5"] == pytest.approx(top5)
+    expected = nn.functional.cross_entropy(network(x).mean(0), target).item()
+    assert results["val/cross_entropy"] == pytest.approx(expected, rel=1e-5)
+    torch.testing.assert_close(learner(x), network(x).mean(0))
+
+
+def test_five_classes_have_no_top5(samples):
+    few = TensorDataset(samples.tensors[0], samples.tensors[1] % 5)
+    net = convnet(in_channels=2, num_classes=5, neuron=LIF, width=0.125, time_steps=2)
+    results = trainer().validate(TwinLearner(net, num_classes=5), Loader(few), verbose=False)[0]
+    assert "val/acc" in results
+    assert "val/acc_top5" not in results
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_a_frozen_companion_does_not_change(network, samples, freeze):
+    teacher = copy.deepcopy(network)
+    before = copy.deepcopy(teacher.state_dict())
+    learner = TwinLearner(
+        network, teacher, Distillation() if freeze else TwinAugmentation(), num_classes=CLASSES, freeze_companion=freeze
+    )
+    with quiet_lightning():  # Lightning warns of modules in eval mode
+        trainer(max_epochs=1, log_every_n_steps=1).fit(learner, Loader(samples), Loader(samples))
+    unchanged = [torch.equal(value, before[name]) for name, value in teacher.state_dict().items() if value.ndim]
+    assert all(unchanged) if freeze else not any(unchanged)
+    assert teacher.training is not freeze
+
+
+def test_no_weight_decay_on_norms_neurons_biases_and_learned_scales():
+    def parametric():
+        return LIF(learn_beta=True, learn_threshold=True)
+
+    base, twin = (convnet(in_channels=2, num_classes=CLASSES, neuron=parametric, width=0.125) for _ in range(2))
+    learner = TwinLearner(base, twin, TwinAugmentation(), num_classes=CLASSES)
+    WeightQuantization(TernaryTTQ()).setup(None, learner, "fit")
+    groups = {group["name"]: group for group in learner.parameter_groups()}
+    assert list(groups) == ["base.weights", "base.no_decay", "companion.weights", "companion.no_decay"]
+    layers = [module for module in base.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    kept = {id(layer.parametrizations["weight"].original) for layer in layers}
+    assert {id(parameter) for parameter in groups["base.weights"]["params"]} == kept
+    assert "weight_decay" not in groups["base.weights"]
+    assert groups["base.no_decay"]["weight_decay"] == 0
+    everything = [id(parameter) for group in groups.values() for parameter in group["params"]]
+    assert len(everything) == len(set(everything))
+    assert set(everything) == {id(parameter) for parameter in learner.parameters()}
+    scales = [layer.parametrizations["weight"][0].quantizer.scale for layer in layers]
+    assert {id(scale) for scale in scales} <= {id(parameter) for parameter in groups["base.no_decay"]["params"]}
+
+
+def test_one_optimizer_counts_each_step_once(network, samples):
+    learner = TwinLearner(network, copy.deepcopy(network), TwinAugmentation(), num_classes=CLASSES)
+    fitted = trainer(max_epochs=2, log_every_n_steps=1)
+    fitted.fit(learner, Loader(samples), Loader(samples))
+    assert fitted.global_step == 2 * SAMPLES / BATCH
+    assert len(fitted.optimizers) == 1
+
+
+def test_cosine_with_warmup_is_its_formula():
+    parameter = nn.Parameter(torch.zeros(()))
+    optimizer = torch.optim.SGD([parameter], lr=0.5)
+    schedule = cosine(optimizer, total_steps=50, steps_per_epoch=10, warmup_epochs=2)
+    rates = []
+    for _ in range(50):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    warmup = [0.5 * (step + 1) / 20 for step in range(20)]
+    decay = [0.25 * (1 + math.cos(math.pi * step / 30)) for step in range(30)]
+    assert rates == pytest.approx(warmup + decay)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0)
+
+
+@pytest.mark.parametrize("epochs", [-1, 5])
+def test_warmup_must_fit_into_the_training(epochs):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=0.5)
+    with pytest.raises(ValueError, match=f"warmup_epochs={epochs}: "):
+        cosine(optimizer, total_steps=50, steps_per_epoch=10, warmup_epochs=epochs)
+
+
+def test_a_network_without_time_is_one_step(samples):
+    ann = nn.Sequential(nn.Flatten(), nn.Linear(128, CLASSES))
+    learner = TwinLearner(ann, num_classes=CLASSES)
+    x, target = samples.tensors
+    losses, logits = learner.losses(x, target)
+    assert logits["base"].shape == (1, SAMPLES, CLASSES)
+    torch.testing.assert_close(losses["loss"], nn.functional.cross_entropy(ann(x), target))
+
+
+def test_logits_of_another_shape_are_an_error():
+    with pytest.raises(ValueError, match=r"logits of shape \[3\]: a network must return \[T, B, K\] or \[B, K\]"):
+        time_first(torch.zeros(3))
+
+
+def test_objective_and_companion_must_fit(network):
+    with pytest.raises(ValueError, match="companion=None: TwinAugmentation"):
+        TwinLearner(network, None, TwinAugmentation(), num_classes=CLASSES)
+    with pytest.raises(ValueError, match="companion=SpikingNetwork|companion=.*: Plain has no use for one"):
+        TwinLearner(network, copy.deepcopy(network), Plain(), num_classes=CLASSES)
+
+
+def test_mixed_labels_count_for_their_larger_share(network, samples):
+    x, target = samples.tensors
+    mixed = 0.6 * nn.functional.one_hot(target, CLASSES) + 0.4 * nn.functional.one_hot(target.flip(0), CLASSES)
+    hard = trainer().validate(TwinLearner(network, num_classes=CLASSES), Loader(samples), verbose=False)[0]
+    soft = trainer().validate(
+        TwinLearner(network, num_classes=CLASSES), Loader(TensorDataset(x, mixed)), verbose=False
+    )[0]
+    assert soft["val/acc"] == hard["val/acc"]

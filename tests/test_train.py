@@ -1,0 +1,258 @@
+"""Runs through the real command line: killed, continued, starved of disk, evaluated, refused."""
+
+import csv
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tna_lightning import runs
+
+SMALL = [
+    "data.train_subset=240",
+    "data.batch_size=40",
+    "data.eval_batch_size=200",
+    "model.width=0.25",
+    "model.time_steps=2",
+    "trainer.enable_progress_bar=false",
+]
+
+
+def command(*arguments, module="tna_lightning"):
+    return [sys.executable, "-W", "error::UserWarning:tna_lightning", "-m", module, *map(str, arguments)]
+
+
+def call(*arguments, module="tna_lightning", **options):
+    return subprocess.run(command(*arguments, module=module), capture_output=True, text=True, **options)
+
+
+def small_run(folder, *overrides, **options):
+    return call(*SMALL, f"hydra.run.dir={folder}", *overrides, **options)
+
+
+def wait_for_epochs(process, folder, epochs):
+    """Wait until the run has finished so many epochs."""
+    metrics = Path(folder) / "metrics.csv"
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None:
+        if metrics.exists() and len(metrics.read_text().splitlines()) > epochs:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"no {epochs} epochs: {process.communicate()}")
+
+
+def untimed(history):
+    return {name: values for name, values in history.items() if "time" not in name}
+
+
+@pytest.fixture(scope="module")
+def done_run(tmp_path_factory):
+    """A finished TNA run with every weight ternary and augmentation on."""
+    folder = tmp_path_factory.mktemp("done") / "run"
+    result = small_run(folder, "epochs=6")
+    assert result.returncode == 0, result.stderr
+    return folder, result
+
+
+def test_a_run_leaves_a_record_a_table_and_a_picture(done_run):
+    folder, result = done_run
+    record = runs.finished_record(folder)
+    assert record["choices"] | {"logger": "csv"} == record["choices"]
+    assert record["results"]["test/acc"] > 0.2  # ten classes: above chance after six short epochs
+    assert record["weights"]["quantized_share"] == 1.0
+    assert record["weights"]["bytes"] < record["weights"]["bytes_float32"] / 12
+    assert 0 < record["cost"]["firing_rate"] < 1
+    assert record["split_hash"]
+    assert record["environment"]["versions"]["torch"] == torch.__version__
+    assert len(record["history"]["epoch"]) == record["epochs"] == 6
+    assert f"{record['results']['test/acc']:.2%}" in result.stdout
+    assert "times smaller" in result.stdout
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    assert [float(row["val/acc"]) for row in rows] == record["history"]["val/acc"]
+
+
+def test_killed_starved_and_continued_equals_uninterrupted(done_run, tmp_path):
+    uninterrupted, _ = done_run
+    folder = tmp_path / "run"
+    arguments = command(*SMALL, f"hydra.run.dir={folder}", "epochs=6")
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        wait_for_epochs(process, folder, 2)
+        process.send_signal(signal.SIGKILL)
+    assert runs.read_record(folder)["status"] == "running"
+    assert not runs.is_active(folder)
+
+    # a disk that is full while a checkpoint is written: the previous one survives
+    before = (folder / runs.LAST_CHECKPOINT).read_bytes()
+    room = len(before) // 2
+    starved = small_run(folder, "epochs=6", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)))
+    assert starved.returncode == 1, starved.stderr
+    assert "File too large" in starved.stderr.splitlines()[-1]
+    assert runs.read_record(folder)["status"] == "failed"
+    assert (folder / runs.LAST_CHECKPOINT).read_bytes() == before
+    assert not list((folder / "checkpoints").glob(".*"))
+
+    continued = small_run(folder, "epochs=6", "resume=true")
+    assert continued.returncode == 0, continued.stderr
+    one, other = runs.finished_record(uninterrupted), runs.finished_record(folder)
+    assert other["results"] == one["results"]
+    assert other["history"] == one["history"]
+    for name, tensor in load_file(uninterrupted / runs.NETWORK).items():
+        assert torch.equal(tensor, load_file(folder / runs.NETWORK)[name]), name
+    states = [torch.load(path / runs.LAST_CHECKPOINT, weights_only=True) for path in (uninterrupted, folder)]
+    for name, tensor in states[0]["state_dict"].items():  # base, companion, full-precision copies and all
+        assert torch.equal(tensor, states[1]["state_dict"][name]), name
+
+
+def test_evaluate_gives_the_same_accuracy_from_the_kept_network_alone(done_run, tmp_path):
+    folder, _ = done_run
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    for name in (runs.RECORD, runs.NETWORK):  # no checkpoint: the companion cannot be loaded
+        (alone / name).write_bytes((folder / name).read_bytes())
+    result = call(alone, module="tna_lightning.evaluate")
+    assert result.returncode == 0, result.stderr
+    recorded = runs.finished_record(folder)["results"]
+    printed = dict(line.split(" (recorded")[0].split(" ") for line in result.stdout.splitlines() if "test/" in line)
+    assert printed == {name: repr(recorded[name]) for name in ("test/acc", "test/acc_top5")}
+
+
+def test_a_run_that_is_done_is_not_repeated(done_run):
+    folder, _ = done_run
+    before = (folder / runs.RECORD).stat().st_mtime_ns
+    again = small_run(folder, "epochs=6")
+    assert again.returncode == 0
+    assert "done already" in again.stdout
+    assert (folder / runs.RECORD).stat().st_mtime_ns == before
+
+
+def test_resuming_onto_another_config_names_what_differs_and_loses_nothing(done_run):
+    folder, _ = done_run
+    before = (folder / runs.RECORD).read_bytes()
+    result = small_run(folder, "epochs=7", "objective.match_weight=0.5")
+    assert result.returncode == 2
+    assert "epochs: 6 -> 7" in result.stderr
+    assert "objective.match_weight: 0.005 -> 0.5" in result.stderr
+    assert (folder / runs.RECORD).read_bytes() == before
+
+    result = small_run(folder.parent / "other", "epochs=7", f"ckpt_path={folder / runs.LAST_CHECKPOINT}")
+    assert result.returncode == 2
+    assert "belongs to a run of another config" in result.stderr
+
+
+def test_a_teacher_is_trained_once_for_runs_that_share_it(tmp_path):
+    distill = ["baseline=kd", "neuron@companion.neuron=relu", f"output_dir={tmp_path}", "epochs=1"]
+    first = call(*SMALL, *distill, "quant=none")
+    second = call(*SMALL, *distill, "quant=ternary")
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    (teacher,) = runs.find_runs(tmp_path / "pretrained")
+    students = [path for path in runs.find_runs(tmp_path) if path.parent == tmp_path]
+    assert len(students) == 2
+    assert "done already" not in first.stdout
+    assert "done already" in second.stdout
+    taught = runs.finished_record(teacher)
+    assert taught["config"]["neuron"]["_target_"] == "torch.nn.ReLU"
+    for student in students:  # the companion's accuracy is the teacher's: it was loaded and did not change
+        assert runs.finished_record(student)["results"]["test/companion_acc"] == taught["results"]["test/acc"]
+
+
+def test_a_teacher_of_another_shape_is_refused(done_run, tmp_path):
+    folder, _ = done_run
+    arguments = [*SMALL, "model.width=0.5", "baseline=kd", f"companion.weights={folder}", "epochs=1"]
+    result = call(*arguments, f"hydra.run.dir={tmp_path / 'run'}")
+    assert result.returncode == 2
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert "companion.weights=" in line
+    assert "size mismatch" in line
+    assert runs.read_record(tmp_path / "run")["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model=resnet21"], "error: model=resnet21: allowed are convnet, resnet18"),
+        (["modle=convnet"], "error: modle: no such group or setting; did you mean model?"),
+        (["optimizer.learning_rate=1"], "error: optimizer.learning_rate: no such setting here"),
+        (["model.time_steps=0"], "error: model.time_steps=0: "),
+        (["neuron.beta=1.5"], "error: neuron.beta=1.5: must lie in [0, 1]"),
+        (["objective.match_weight=-1"], "error: objective.match_weight=-1: must be at least 0"),
+        (["quant.skip=[steam]"], "error: quant.skip=['steam']: no layer matches steam"),
+        (["epochs=0"], "error: epochs=0: must be an integer of at least 1"),
+        (["companion.weights=nowhere"], "error: companion.weights='nowhere': neither a run's folder"),
+        (["baseline=plain", "model@companion.model=resnet18"], "this baseline has no companion"),
+        (["data=cifar10", "data.root=nowhere", "data.download=false"], "error: data."),
+        (["ckpt_path=last"], "error: ckpt_path='last': there is no checkpoint"),
+        (["keep=best", "data.val_fraction=0"], "error: keep='best': needs validation images"),
+    ],
+)
+def test_bad_input_gets_one_clear_line(overrides, message, tmp_path, monkeypatch, capsys):
+    from tna_lightning.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["tna_lightning", *SMALL[:-1], *overrides])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("Error executing job")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert "HYDRA_FULL_ERROR" not in os.environ
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
+    folder = tmp_path / "run"
+    # the learning rate is sane in the first epoch and absurd in the second
+    (tmp_path / "accidents.py").write_text(
+        "from torch.optim.lr_scheduler import LambdaLR\n"
+        "def sane_then_absurd(optimizer, total_steps, steps_per_epoch):\n"
+        "    return LambdaLR(optimizer, lambda step: 1e-30 if step < steps_per_epoch else 1.0)\n"
+    )
+    overrides = ["epochs=2", "optimizer.lr=1e30", "schedule._target_=accidents.sane_then_absurd"]
+    result = small_run(folder, *overrides, "~schedule.warmup_epochs", env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert result.returncode == 1, result.stderr
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("error: the loss is not finite at step ")
+    assert "(epoch 1)" in last
+    record = runs.read_record(folder)
+    assert record["status"] == "failed"
+    assert "not finite" in record["error"]
+    checkpoint = torch.load(folder / runs.LAST_CHECKPOINT, weights_only=True)
+    assert checkpoint["epoch"] == 0
+    assert all(tensor.isfinite().all() for tensor in checkpoint["state_dict"].values() if tensor.is_floating_point())
+
+
+def test_help_lists_every_choice_and_no_other(capsys, monkeypatch):
+    from tna_lightning.__main__ import main
+    from tna_lightning.home import GROUPS, home
+
+    monkeypatch.setattr(sys, "argv", ["tna_lightning", "--help"])
+    main()
+    text = capsys.readouterr().out
+    listed = {}
+    for line in text.split("Examples:")[0].splitlines():
+        if line.startswith("  ") and line[2] != " ":
+            listed[(group := line.strip())] = set()
+        elif line.startswith("   "):
+            listed[group].add(line[5:].split()[0])
+    for group in GROUPS:
+        folder = home() / ("experiments" if group == "experiments" else f"conf/{group}")
+        assert listed[group] == {path.stem for path in folder.glob("*.yaml")}
+    assert set(listed) == set(GROUPS)
+    assert text.count("python -m tna_lightning") - text.count("usage: python") >= 5
+
+
+def test_the_record_is_json_that_others_can_read(done_run):
+    folder, _ = done_run
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    json.loads((folder / runs.RECORD).read_text(), parse_constant=refuse)
