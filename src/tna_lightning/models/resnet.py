@@ -19,7 +19,8 @@ def resnet19(
 ) -> Network:
     """ResNet-19 of tdBN (arXiv 2011.05280): stages of 3-3-2 blocks, 128-256-512 channels, then 256 hidden neurons.
 
-    Arguments as for `resnet`.
+    The hidden layer is a 1 x 1 convolution of the one pixel left, with batch norm like all the others: without the norm
+    its neurons are silent at first and SGD hardly wakes them. Arguments as for `resnet`.
     """
     return resnet([128, 256, 512], [3, 3, 2], in_channels, num_classes, neuron, time_steps, width, num_hidden=256)
 
@@ -66,6 +67,6 @@ def resnet(
             num_features = scaled(stage_channels, width)
     head: list[nn.Module] = []
     if num_hidden is not None:
-        head = [nn.Linear(num_features, scaled(num_hidden, width)), neuron()]
+        head = [ConvNorm(num_features, scaled(num_hidden, width), 1), neuron()]
         num_features = scaled(num_hidden, width)
     return Network(stem, body, head, nn.Linear(num_features, num_classes), time_steps)
