@@ -164,7 +164,7 @@ def test_logits_of_another_shape_are_an_error():
 def test_objective_and_companion_must_fit(network):
     with pytest.raises(ValueError, match="companion=None: TwinAugmentation"):
         TwinLearner(network, None, TwinAugmentation(), num_classes=CLASSES)
-    with pytest.raises(ValueError, match="companion=SpikingNetwork|companion=.*: Plain has no use for one"):
+    with pytest.raises(ValueError, match=r"companion=\w+: Plain has no use for one"):
         TwinLearner(network, copy.deepcopy(network), Plain(), num_classes=CLASSES)
 
 

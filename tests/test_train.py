@@ -76,7 +76,7 @@ def test_a_run_leaves_a_record_a_table_and_a_picture(done_run):
     assert f"{record['results']['test/acc']:.2%}" in result.stdout
     assert "times smaller" in result.stdout
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
-    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
     assert [float(row["val/acc"]) for row in rows] == record["history"]["val/acc"]
 
 
@@ -188,7 +188,7 @@ def test_a_teacher_of_another_shape_is_refused(done_run, tmp_path):
         (["epochs=0"], "error: epochs=0: must be an integer of at least 1"),
         (["companion.weights=nowhere"], "error: companion.weights='nowhere': neither a run's folder"),
         (["baseline=plain", "model@companion.model=resnet18"], "this baseline has no companion"),
-        (["data=cifar10", "data.root=nowhere", "data.download=false"], "error: data."),
+        (["data=cifar10", "data.root=nowhere", "data.download=false"], "error: data.root='nowhere': holds no cifar-10"),
         (["ckpt_path=last"], "error: ckpt_path='last': there is no checkpoint"),
         (["keep=best", "data.val_fraction=0"], "error: keep='best': needs validation images"),
     ],

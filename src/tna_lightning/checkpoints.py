@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:  # noqa: D102
-        with replacing(Path(path)) as temporary:
-            torch.save(checkpoint, temporary)
+        content = io.BytesIO()  # torch's own writer to a file hides why a write failed
+        torch.save(checkpoint, content)
+        with replacing(path) as temporary:
+            temporary.write_bytes(content.getbuffer())
 
 
 def savers(folder: Path, keep: str) -> tuple[ModelCheckpoint, list[ModelCheckpoint]]:

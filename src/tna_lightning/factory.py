@@ -37,11 +37,11 @@ def build(key: str, node: Mapping[str, Any], **arguments: Any) -> Any:
 
 @contextmanager
 def under(key: str) -> Iterator[None]:
-    """Put the key before the message of a ValueError: ``quant.skip=...`` where the callback says ``skip=...``."""
+    """Put the key before the message of an error: ``quant.skip=...`` where the callback says ``skip=...``."""
     try:
         yield
-    except ValueError as error:
-        raise ValueError(f"{key}.{error}") from error
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"{key}.{error}") from error
 
 
 def network_spec(config: Mapping[str, Any], datamodule: Any) -> dict[str, Any]:

@@ -67,6 +67,10 @@ def _train(run: runs.Run) -> dict[str, Any]:
     companion_weights = companions.pretrained_weights(config, train)
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
     datamodule = build("data", config["data"])
+    if _rank() == 0:
+        with under("data"):  # the trainer asks for both again
+            datamodule.prepare_data()
+            datamodule.setup("fit")
     learner = build_learner(config, datamodule, companion_weights)
 
     kept, savers = checkpoints.savers(run.folder / "checkpoints", config["keep"])
