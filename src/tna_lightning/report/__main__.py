@@ -1,0 +1,178 @@
+"""The report's door: ``python -m tna_lightning.report STUDY...``."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tna_lightning.files import write_text
+from tna_lightning.report.collect import Collection, collect
+from tna_lightning.report.page import page
+from tna_lightning.report.plots import figures
+from tna_lightning.report.references import Published, published
+from tna_lightning.report.statistics import Row, missing, rows
+from tna_lightning.report.tables import as_csv, as_latex, as_markdown
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def report(studies: Sequence[Path | str], folder: Path | str, *, references: bool = False) -> Collection:
+    """Write ``table.md``, ``table.csv``, ``table.tex``, plots as PNG and SVG, and ``index.html``.
+
+    Args:
+        studies: folders with runs below them.
+        folder: where the report goes.
+        references: add the published accuracies on the data sets of the table.
+
+    Raises:
+        FileNotFoundError: a study's folder is not there.
+    """
+    collection = collect(studies)
+    table = rows(collection.done)
+    absent = missing(table, [run.name for run in collection.unfinished])
+    notes = how(collection.done)
+    known = published({row.data for row in table}) if references else []
+    title = "Report on " + ", ".join(Path(study).resolve().name for study in studies)
+
+    folder = Path(folder)
+    plots = []
+    for name, caption, figure in figures(table):
+        for kind in ("png", "svg"):
+            content = _image(figure, kind)
+            _write_bytes(folder / f"{name}.{kind}", content)
+        plots.append((caption, content))  # the SVG
+    write_text(folder / "table.md", _markdown(title, table, collection, absent, notes, known))
+    write_text(folder / "table.csv", as_csv(table))
+    write_text(folder / "table.tex", as_latex(table))
+    write_text(folder / "index.html", page(title, table, collection, absent, plots, notes, known))
+    return collection
+
+
+def how(records: Sequence[dict[str, Any]]) -> list[str]:
+    """How the numbers came about: data with their notes, software, devices, energies; a line each."""
+    lines = []
+    data: dict[str, dict[str, Any]] = {}
+    for record in records:
+        data.setdefault(record["choices"].get("data", "custom"), record["data"])
+    for name, about in sorted(data.items()):
+        sizes = [
+            f"{about[f'{part}_samples']} {part}" for part in ("train", "val", "test") if f"{part}_samples" in about
+        ]
+        line = f"{name}: {', '.join(sizes)} samples"
+        if about.get("simulated"):
+            line += "; SIMULATED events, no recordings of a camera"
+        notes = about.get("notes") or about.get("note") or []
+        lines.append("; ".join([line, *([notes] if isinstance(notes, str) else map(str, notes))]))
+    for label, values in (
+        ("epochs", {str(record["epochs"]) for record in records if "epochs" in record}),
+        ("device", {str(record["device"]) for record in records if "device" in record}),
+        ("versions", {_versions(record) for record in records}),
+        ("commit", {_commit(record) for record in records}),
+        ("energy of an operation", {_energy(record) for record in records}),
+    ):
+        if values - {""}:
+            lines.append(f"{label}: {'; '.join(sorted(values - {''}))}")
+    return lines
+
+
+def _versions(record: dict[str, Any]) -> str:
+    versions = record.get("environment", {}).get("versions", {})
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _commit(record: dict[str, Any]) -> str:
+    git = record.get("environment", {}).get("git")
+    return "" if not git else git["commit"][:10] + (" with changes" if git["dirty"] else "")
+
+
+def _energy(record: dict[str, Any]) -> str:
+    cost = record["cost"]
+    if "pj_per_mac" not in cost:
+        return ""
+    return f"{cost['pj_per_mac']} pJ a multiply-accumulate, {cost['pj_per_ac']} pJ an accumulate (45 nm, Horowitz 2014)"
+
+
+def _markdown(
+    title: str,
+    table: Sequence[Row],
+    collection: Collection,
+    absent: Sequence[str],
+    notes: Sequence[str],
+    known: Sequence[Published],
+) -> str:
+    parts = [f"# {title}\n", as_markdown(table)]
+    parts.append(
+        "Test accuracy of the kept network: mean \N{PLUS-MINUS SIGN} standard deviation over n seeds. Differences in "
+        "percentage points over paired seeds, with the 95 % interval (Student t).\n"
+    )
+    not_done = [f"- {run.state}: {run.name} {run.detail}".rstrip() for run in collection.unfinished]
+    not_done += [f"- missing: {line}" for line in absent]
+    for heading, lines in (
+        ("Not done", not_done),
+        ("How these numbers came about", [f"- {line}" for line in notes]),
+        (
+            "Published, for orientation",
+            [
+                f"- {k.data}: {k.work}, {k.network}, T={k.time_steps}, {k.precision}: {k.accuracy:.2f} ({k.source})"
+                for k in known
+            ],
+        ),
+        ("Left out", [f"- {line}" for line in collection.left_out]),
+    ):
+        if lines:
+            parts.append(f"## {heading}\n\n" + "\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def _image(figure: Figure, kind: str) -> bytes:
+    """The figure's file; the same figure gives the same bytes."""
+    from matplotlib import rc_context
+
+    buffer = io.BytesIO()
+    with rc_context({"svg.hashsalt": "tna_lightning"}):
+        figure.savefig(buffer, format=kind, dpi=130, metadata={"Date": None} if kind == "svg" else None)
+    return buffer.getvalue()
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m tna_lightning.report", description=__doc__)
+    parser.add_argument("studies", nargs="+", metavar="STUDY", help="a folder with runs in it: multirun/ternary_table")
+    parser.add_argument(
+        "-o", "--output", type=Path, help="the report's folder; report/ in the first study if not given"
+    )
+    parser.add_argument("--references", action="store_true", help="add published accuracies, with their sources")
+    parser.add_argument(
+        "--wandb", metavar="ENTITY/PROJECT", help="make a W&B workspace and report of these runs as well"
+    )
+    arguments = parser.parse_args()
+    output = arguments.output or Path(arguments.studies[0]) / "report"
+    try:
+        collection = report(arguments.studies, output, references=arguments.references)
+        if arguments.wandb:
+            from tna_lightning.report.dashboard import publish
+
+            for address in publish(arguments.wandb, sorted({str(record["study"]) for record in collection.done})):
+                print(address)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    for line in collection.left_out:
+        print(f"left out: {line}", file=sys.stderr)
+    for run in collection.unfinished:
+        print(f"{run.state}: {run.name} {run.detail}".rstrip(), file=sys.stderr)
+    print(f"{len(collection.done)} finished runs: {output / 'index.html'}")
+
+
+if __name__ == "__main__":
+    main()

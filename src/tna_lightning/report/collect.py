@@ -1,0 +1,108 @@
+"""Finding the runs of a study: which are done, which are not, and what had to be left out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tna_lightning import runs
+
+# what a record of a finished run must hold to be put in a table
+NEEDED = ("results", "weights", "cost", "history", "data", "choices", "config", "seed")
+
+
+@dataclasses.dataclass(frozen=True)
+class Unfinished:
+    """A run without a result.
+
+    Attributes:
+        name: of its folder.
+        state: ``failed``, ``running``, ``cut off`` (nobody works on it any more), or ``not started``.
+        detail: the error, or when it began.
+    """
+
+    name: str
+    state: str
+    detail: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Collection:
+    """What stands in the folders of one or more studies.
+
+    Attributes:
+        done: the records of finished runs, one an identity, in the order of their folders.
+        unfinished: runs without a result.
+        left_out: one line for everything else that was found, with the reason why it does not count.
+    """
+
+    done: list[dict[str, Any]]
+    unfinished: list[Unfinished]
+    left_out: list[str]
+
+
+def collect(studies: Sequence[Path | str]) -> Collection:
+    """Read every run under these folders.
+
+    Raises:
+        FileNotFoundError: a study's folder is not there.
+    """
+    left_out: list[str] = []
+    found: dict[str, list[tuple[Path, dict[str, Any]]]] = defaultdict(list)
+    unfinished: list[Unfinished] = []
+    for study in map(Path, studies):
+        if not study.is_dir():
+            raise FileNotFoundError(f"study={str(study)!r}: no such folder")
+        for folder in runs.find_runs(study):
+            try:
+                record = runs.read_record(folder)
+                _check(folder, record)
+            except (ValueError, OSError) as error:
+                left_out.append(str(error))
+                continue
+            if all(folder.resolve() != other.resolve() for other, _ in found[record["identity"]]):
+                found[record["identity"]].append((folder, record))
+        for folder in _without_record(study):
+            if (folder / runs.CONFIG).exists():
+                unfinished.append(Unfinished(folder.name, "running" if runs.is_active(folder) else "not started"))
+            else:
+                left_out.append(f"run={str(folder)!r}: no run folder, it has no {runs.RECORD}")
+
+    done: list[dict[str, Any]] = []
+    for copies in found.values():
+        folder, record = next((copy for copy in copies if copy[1]["status"] == "done"), copies[0])
+        for other, _ in copies:
+            if other is not folder:
+                left_out.append(f"run={str(other)!r}: the same run as {folder} (identity {record['identity'][:8]})")
+        if record["status"] == "done":
+            done.append(record)
+        else:
+            unfinished.append(_unfinished(folder, record))
+    return Collection(done, sorted(unfinished, key=lambda run: (run.state, run.name)), left_out)
+
+
+def _check(folder: Path, record: dict[str, Any]) -> None:
+    if record["status"] != "done":
+        return
+    absent = [key for key in NEEDED if key not in record]
+    if absent:
+        raise ValueError(f"run={str(folder)!r}: {runs.RECORD} says done, but has no {', '.join(absent)}")
+    if not isinstance(record["results"].get("test/acc"), int | float):
+        raise ValueError(f"run={str(folder)!r}: {runs.RECORD} has no test accuracy")
+
+
+def _without_record(study: Path) -> Iterator[Path]:
+    """Folders directly in the study in which there is no record at any depth."""
+    for folder in sorted(study.iterdir()):
+        if folder.is_dir() and not folder.name.startswith(".") and next(folder.rglob(runs.RECORD), None) is None:
+            yield folder
+
+
+def _unfinished(folder: Path, record: dict[str, Any]) -> Unfinished:
+    if record["status"] == "failed":
+        return Unfinished(folder.name, "failed", str(record.get("error", "")).partition("\n")[0])
+    is_running = record["status"] == "running" and runs.is_active(folder)
+    return Unfinished(folder.name, "running" if is_running else "cut off", f"since {record.get('started', 'unknown')}")

@@ -1,0 +1,219 @@
+"""The plots of a report, as matplotlib figures; none is made where there is nothing to see."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tna_lightning.report.statistics import Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito: colours that stay apart for the colour-blind; a baseline has the same one in every plot
+COLORS = {"plain": "#000000", "kd": "#E69F00", "mutual": "#56B4E9", "tna": "#009E73"}
+FURTHER_COLORS = ("#D55E00", "#CC79A7", "#0072B2", "#999999")
+MARKERS = "osD^vP*X<>"
+LINES = ("-", "--", ":", "-.")
+
+
+def figures(table: Sequence[Row]) -> Iterator[tuple[str, str, Figure]]:
+    """File name without suffix, caption and figure of each plot that these rows allow."""
+    curves = learning_curves(table)
+    if curves is not None:
+        yield (
+            "curves",
+            "Validation accuracy of the base over epochs: mean over seeds, band of one standard deviation.",
+            curves,
+        )
+    for name, what, caption, value in (
+        ("bits", "bits a weight, as kept", "scales and unquantised layers included", lambda row: row.bits),
+        ("bytes", "bytes of all weights, as kept", "packed", lambda row: row.average("weights", "bytes")),
+        (
+            "energy",
+            "energy of one inference (uJ)",
+            "counted synaptic operations at the energies named below",
+            lambda row: row.average("cost", "energy_uj"),
+        ),
+    ):
+        figure = accuracy_against(table, value, what)
+        if figure is not None:
+            text = f"Test accuracy against {what} ({caption}): mean over seeds, bars of one standard deviation."
+            yield f"accuracy_{name}", text, figure
+    figure = match_weights(table)
+    if figure is not None:
+        text = "Test accuracy against the weight of the match term: mean over seeds, bars of one standard deviation."
+        yield "match_weight", f"{text} The line is plain training.", figure
+
+
+def learning_curves(table: Sequence[Row]) -> Figure | None:
+    """A panel for each data set, model, neuron and precision; a line for each baseline and its settings."""
+    panels: dict[str, list[Row]] = {}
+    for row in table:
+        if any(len(record["history"].get("epoch", ())) > 1 for record in row.records):
+            panels.setdefault(f"{_setting(row, table)}, {row.precision}", []).append(row)
+    if not panels:
+        return None
+    figure, grid = _panels(len(panels))
+    for axes, (title, rows) in zip(grid, panels.items(), strict=True):
+        for row, style in zip(rows, _styles(rows), strict=True):
+            epochs, mean, deviation = _curve(row)
+            axes.plot(epochs, mean, label=row.label, **style)
+            low = [value - spread for value, spread in zip(mean, deviation, strict=True)]
+            high = [value + spread for value, spread in zip(mean, deviation, strict=True)]
+            axes.fill_between(epochs, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        axes.set(title=title, xlabel="epoch", ylabel="validation accuracy (%)")
+        axes.locator_params(axis="x", integer=True)
+        axes.legend(fontsize=8)
+    return figure
+
+
+def accuracy_against(table: Sequence[Row], value: Callable[[Row], float | None], what: str) -> Figure | None:
+    """A panel for each data set, model and neuron; colours are baselines, markers precisions."""
+    panels: dict[str, list[Row]] = {}
+    for row in table:
+        if value(row) is not None:
+            panels.setdefault(_setting(row, table), []).append(row)
+    if len({value(row) for rows in panels.values() for row in rows}) < 2:
+        return None
+    figure, grid = _panels(len(panels))
+    precisions = list(dict.fromkeys(row.precision for row in table))
+    for axes, (title, rows) in zip(grid, panels.items(), strict=True):
+        for row, style in zip(rows, _styles(rows), strict=True):
+            marker = MARKERS[precisions.index(row.precision) % len(MARKERS)]
+            axes.errorbar(
+                [value(row) or 0.0], [row.mean], yerr=[row.deviation or 0.0], color=style["color"], marker=marker,
+                markersize=6, capsize=3, elinewidth=1, alpha=0.8, linestyle="none",
+            )  # fmt: skip
+        axes.set(title=title, xlabel=what, ylabel="test accuracy (%)")
+        if max(map(float, filter(None, map(value, rows)))) > 4 * min(map(float, filter(None, map(value, rows)))):
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(_plain_numbers)
+            axes.xaxis.set_minor_formatter(_few_minor_numbers(axes))
+    _key(figure, table, precisions)
+    return figure
+
+
+def match_weights(table: Sequence[Row]) -> Figure | None:
+    """A panel for each data set, model and neuron; a line for each precision; plain training as a horizontal line."""
+    panels: dict[str, list[Row]] = {}
+    for row in table:
+        if _match_weight(row) is not None:
+            panels.setdefault(_setting(row, table), []).append(row)
+    panels = {title: rows for title, rows in panels.items() if len(set(map(_match_weight, rows))) > 1}
+    if not panels:
+        return None
+    figure, grid = _panels(len(panels))
+    for axes, (title, rows) in zip(grid, panels.items(), strict=True):
+        weights = sorted({float(_match_weight(row) or 0.0) for row in rows})
+        for index, precision in enumerate(dict.fromkeys(row.precision for row in rows)):
+            line = sorted(
+                (row for row in rows if row.precision == precision), key=lambda row: _match_weight(row) or 0.0
+            )
+            color = FURTHER_COLORS[index % len(FURTHER_COLORS)]
+            axes.errorbar(
+                [_match_weight(row) or 0.0 for row in line], [row.mean for row in line],
+                yerr=[row.deviation or 0.0 for row in line], color=color, marker="o", capsize=3,
+                label=f"tna, {precision}",
+            )  # fmt: skip
+            for row in table:
+                if row.baseline == "plain" and row.precision == precision and _setting(row, table) == title:
+                    axes.axhline(row.mean, color=color, linestyle="--", linewidth=1, label=f"plain, {precision}")
+        if weights[0] > 0:
+            axes.set_xscale("log")
+        elif len(weights) > 2:
+            axes.set_xscale("symlog", linthresh=weights[1])
+        axes.set(title=title, xlabel="match weight", ylabel="test accuracy (%)")
+        axes.legend(fontsize=8)
+    return figure
+
+
+def _match_weight(row: Row) -> float | None:
+    if row.baseline != "tna":
+        return None
+    weight = row.records[0]["config"].get("objective", {}).get("match_weight")
+    return float(weight) if isinstance(weight, int | float) else None
+
+
+def _setting(row: Row, table: Sequence[Row]) -> str:
+    """Data set, and model and neuron where the table has several."""
+    words = [row.data]
+    words += [row.model] if len({other.model for other in table}) > 1 else []
+    words += [row.neuron] if len({other.neuron for other in table}) > 1 else []
+    return ", ".join(words)
+
+
+def _styles(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """A colour for each baseline, a kind of line for each of its variants."""
+    others = [name for name in dict.fromkeys(row.baseline for row in rows) if name not in COLORS]
+    seen: dict[str, list[str]] = {}
+    styles = []
+    for row in rows:
+        variants = seen.setdefault(row.baseline, [])
+        if row.variant not in variants:
+            variants.append(row.variant)
+        color = COLORS.get(row.baseline) or FURTHER_COLORS[others.index(row.baseline) % len(FURTHER_COLORS)]
+        styles.append({"color": color, "linestyle": LINES[variants.index(row.variant) % len(LINES)]})
+    return styles
+
+
+def _curve(row: Row) -> tuple[list[int], list[float], list[float]]:
+    """Epochs from 1, and mean and standard deviation over seeds in percent; over the epochs that all seeds have."""
+    curves = []
+    for record in row.records:
+        history = record["history"]
+        accuracies = history.get("val/acc") or history.get("train/acc") or []
+        curves.append([math.nan if value is None else 100 * value for value in accuracies])
+    length = min(map(len, curves))
+    mean, deviation = [], []
+    for values in zip(*(curve[:length] for curve in curves), strict=True):
+        average = math.fsum(values) / len(values)
+        mean.append(average)
+        squares = math.fsum((value - average) ** 2 for value in values)
+        deviation.append(math.sqrt(squares / (len(values) - 1)) if len(values) > 1 else 0.0)
+    return list(range(1, length + 1)), mean, deviation
+
+
+def _panels(number: int) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    columns = min(3, number)
+    lines = math.ceil(number / columns)
+    figure = Figure(figsize=(1.2 + 4.2 * columns, 3.4 * lines), layout="constrained")
+    grid = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for axes in grid[number:]:
+        axes.remove()
+    for axes in grid[:number]:
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, grid[:number]
+
+
+def _key(figure: Figure, table: Sequence[Row], precisions: Sequence[str]) -> None:
+    """What colours and markers mean, to the right of the panels."""
+    from matplotlib.lines import Line2D
+
+    colors = {row.baseline: style["color"] for row, style in zip(table, _styles(table), strict=True)}
+    handles = [Line2D([], [], color=color, linewidth=4, label=name) for name, color in colors.items()]
+    handles += [
+        Line2D([], [], color="#666666", linestyle="none", marker=MARKERS[index % len(MARKERS)], label=name)
+        for index, name in enumerate(precisions)
+    ]
+    figure.legend(handles=handles, loc="outside right center", fontsize=8, frameon=False)
+
+
+def _plain_numbers(value: float, position: float | None) -> str:
+    return f"{value:g}" if 1e-3 <= value < 1e4 else f"{value:.0e}"
+
+
+def _few_minor_numbers(axes: Axes) -> Callable[[float, float | None], str]:
+    """Labels at 2 and 5 of each decade where fewer than two whole decades are seen."""
+
+    def label(value: float, position: float | None) -> str:
+        low, high = axes.get_xlim()
+        leading = round(value / 10 ** math.floor(math.log10(value)))
+        return _plain_numbers(value, position) if high < 100 * low and leading in (2, 5) else ""
+
+    return label

@@ -1,0 +1,230 @@
+"""From runs to rows: mean and deviation over seeds, and paired differences with their 95 % interval."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tna_lightning import runs
+
+# the order in which a reader looks for them; what is not here follows in alphabetical order
+BASELINES = ("plain", "kd", "mutual", "tna")
+PRECISIONS = ("none", "int8", "int4", "int3", "int2", "ternary", "ternary_ttq", "ternary_absmean", "binary")
+REFERENCES = ("plain", "kd")
+_SEEDS = ("seed", "data.seed", "companion.seed")
+
+Record = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """Mean difference of two kinds of runs over paired seeds, in percentage points.
+
+    Attributes:
+        mean: over the pairs.
+        half_width: of the 95 % interval (Student t over the pairs); None below two pairs.
+        pairs: their number.
+    """
+
+    mean: float
+    half_width: float | None
+    pairs: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """Runs that differ in nothing but the seed.
+
+    Attributes:
+        data, model, neuron, baseline, precision: the choices; ``data`` says where events are simulated.
+        variant: other settings in which rows with these choices differ, ``match_weight=0.05``.
+        records: the runs, by seed.
+        mean: test accuracy of the base in percent, over seeds.
+        deviation: its standard deviation over seeds (n - 1); None for one seed.
+        differences: to the references ``plain`` and ``kd``, where there are pairs.
+    """
+
+    data: str
+    model: str
+    neuron: str
+    baseline: str
+    precision: str
+    variant: str
+    records: tuple[Record, ...]
+    mean: float
+    deviation: float | None
+    differences: Mapping[str, Difference]
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of its runs."""
+        return [record["seed"] for record in self.records]
+
+    @property
+    def label(self) -> str:
+        """Baseline and variant, for legends."""
+        return f"{self.baseline} {self.variant}".strip()
+
+    def average(self, *path: str) -> float | None:
+        """Mean over seeds of a number in the record, ``average("weights", "bytes")``; None where a run has none."""
+        values = []
+        for record in self.records:
+            value: Any = record
+            for key in path:
+                value = value.get(key) if isinstance(value, Mapping) else None
+            if not isinstance(value, int | float):
+                return None
+            values.append(value)
+        return math.fsum(values) / len(values)
+
+    @property
+    def bits(self) -> float | None:
+        """Bits a weight as kept: scales and unquantised layers included."""
+        size, weights = self.average("weights", "bytes"), self.average("weights", "weights")
+        return None if size is None or not weights else 8 * size / weights
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and standard deviation with n - 1; the latter None for a single value."""
+    mean = math.fsum(values) / len(values)
+    if len(values) < 2:
+        return mean, None
+    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+def paired_difference(differences: Sequence[float]) -> Difference:
+    """Mean of paired differences with the half width of its 95 % interval, t(n - 1) * s / sqrt(n)."""
+    from scipy.stats import t
+
+    mean, deviation = mean_and_deviation(differences)
+    pairs = len(differences)
+    half_width = None if deviation is None else float(t.ppf(0.975, pairs - 1)) * deviation / math.sqrt(pairs)
+    return Difference(mean, half_width, pairs)
+
+
+def rows(records: Sequence[Record]) -> list[Row]:
+    """One row for each kind of run, sorted by data, model, neuron, precision, baseline and variant."""
+    partners: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    by_choices: dict[tuple[str, str, str, str, str], list[Record]] = defaultdict(list)
+    for record in records:
+        partners[record["choices"].get("baseline", "custom"), _partner_key(record)].append(record)
+        by_choices[_choices(record)].append(record)
+
+    table = []
+    for choices, alike in by_choices.items():
+        by_variant: dict[str, list[Record]] = defaultdict(list)
+        for record, variant in zip(alike, _variants(alike), strict=True):
+            by_variant[variant].append(record)
+        for variant, members in by_variant.items():
+            members = sorted(members, key=lambda record: record["seed"])
+            mean, deviation = mean_and_deviation([_accuracy(record) for record in members])
+            differences = {}
+            for reference in REFERENCES:
+                pairs = [
+                    _accuracy(record) - _accuracy(others[0])
+                    for record in members
+                    if choices[3] != reference and len(others := partners[reference, _partner_key(record)]) == 1
+                ]
+                if pairs:
+                    differences[reference] = paired_difference(pairs)
+            table.append(Row(*choices, variant, tuple(members), mean, deviation, differences))
+    return sorted(table, key=_order)
+
+
+def missing(table: Sequence[Row], unfinished: Sequence[str] = ()) -> list[str]:
+    """What the table lacks to be a full grid of baseline, precision and seed for each data set, model and neuron.
+
+    Args:
+        table: from :func:`rows`.
+        unfinished: folder names of runs that exist without a result; those are not missing.
+    """
+    lacking = []
+    grids: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
+    for row in table:
+        grids[row.data, row.model, row.neuron].append(row)
+    for (data, model, neuron), members in grids.items():
+        seeds = sorted({seed for row in members for seed in row.seeds})
+        baselines = sorted({row.baseline for row in members}, key=_rank(BASELINES))
+        precisions = sorted({row.precision for row in members}, key=_rank(PRECISIONS))
+        for baseline in baselines:
+            for precision in precisions:
+                cells = [row for row in members if (row.baseline, row.precision) == (baseline, precision)]
+                for variant, there in [(row.variant, row.seeds) for row in cells] or [("", [])]:
+                    start = "-".join([data.removesuffix(" (simulated)"), model, neuron, baseline, precision])
+                    absent = [
+                        str(seed)
+                        for seed in seeds
+                        if seed not in there and not any(name.startswith(f"{start}-s{seed}-") for name in unfinished)
+                    ]
+                    if absent:
+                        words = " ".join(word for word in (data, model, neuron, baseline, precision, variant) if word)
+                        lacking.append(f"{words}: seed {', '.join(absent)}")
+    return lacking
+
+
+def _accuracy(record: Record) -> float:
+    return 100 * record["results"]["test/acc"]
+
+
+def _choices(record: Record) -> tuple[str, str, str, str, str]:
+    choices = record["choices"]
+    data, *others = (choices.get(group, "custom") for group in ("data", "model", "neuron", "baseline", "quant"))
+    model, neuron, baseline, quant = others
+    return f"{data} (simulated)" if record["data"].get("simulated") else data, model, neuron, baseline, quant
+
+
+def _partner_key(record: Record) -> str:
+    """The same for runs that differ in nothing but the objective and the companion; the seed is part of it."""
+    config = {key: value for key, value in record["config"].items() if key not in ("objective", "companion")}
+    return runs.identity(config)
+
+
+def _variants(alike: Sequence[Record]) -> list[str]:
+    """For runs with equal choices: the settings, other than seeds, in which some of them differ, as words."""
+    companions = [
+        {
+            group: choice
+            for group, choice in record["choices"].items()
+            if group.endswith(("companion.model", "companion.neuron"))
+        }
+        for record in alike
+    ]
+    chosen = sorted({group for choices in companions for group in choices})
+    flat = [runs.identity_config(record["config"]) for record in alike]
+    keys = sorted(
+        key
+        for key in {key for config in flat for key in config}
+        if key not in _SEEDS
+        and not key.startswith(tuple(group.partition("@")[2] for group in chosen) or "\0")
+        and len({repr(config.get(key)) for config in flat}) > 1
+    )
+    short = [key.rpartition(".")[2] for key in keys]
+    names = [name if short.count(name) == 1 else key for name, key in zip(short, keys, strict=True)]
+    variants = []
+    for choices, config in zip(companions, flat, strict=True):
+        words = [f"{group.partition('@')[2]}={choices[group]}" for group in chosen if group in choices]
+        words += [f"{name}={_word(config[key])}" for name, key in zip(names, keys, strict=True) if key in config]
+        variants.append(" ".join(words))
+    return variants
+
+
+def _word(value: Any) -> str:
+    return (
+        str(value).rpartition("/")[2]
+        if isinstance(value, str)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
+
+
+def _rank(order: Sequence[str]) -> Any:
+    return lambda name: (order.index(name) if name in order else len(order), name)
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    baseline, precision = _rank(BASELINES)(row.baseline), _rank(PRECISIONS)(row.precision)
+    return row.data, row.model, row.neuron, precision, baseline, row.variant

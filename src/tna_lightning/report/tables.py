@@ -1,0 +1,117 @@
+"""The table of a report as Markdown, CSV and LaTeX, and the cells that the page shows too."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+
+from tna_lightning.report.statistics import Difference, Row
+
+HEADINGS = (
+    "data", "model", "neuron", "precision", "baseline", "settings", "n", "test accuracy (%)", "to plain", "to kd",
+    "companion (%)", "bits a weight", "kB", "zeros (%)", "firing rate", "energy (uJ)",
+)  # fmt: skip
+
+
+def cells(row: Row) -> list[str]:
+    """One row as text, in the order of :data:`HEADINGS`."""
+    return [
+        row.data,
+        row.model,
+        row.neuron,
+        row.precision,
+        row.baseline,
+        row.variant,
+        str(len(row.records)),
+        spread(row.mean, row.deviation),
+        difference(row.differences.get("plain")),
+        difference(row.differences.get("kd")),
+        _number(row.average("results", "test/companion_acc"), ".2f", 100),
+        _number(row.bits, ".2f"),
+        _number(row.average("weights", "bytes"), ".1f", 1e-3),
+        _number(row.average("weights", "zero_share"), ".1f", 100),
+        _number(row.average("cost", "firing_rate"), ".3f"),
+        _number(row.average("cost", "energy_uj"), ".3g"),
+    ]
+
+
+def spread(mean: float, deviation: float | None) -> str:
+    """``98.33 ± 0.42``."""
+    return f"{mean:.2f}" if deviation is None else f"{mean:.2f} \N{PLUS-MINUS SIGN} {deviation:.2f}"
+
+
+def difference(value: Difference | None) -> str:
+    """``+0.53 [-0.10, +1.16]``; without an interval for one pair; empty where there is nothing to compare."""
+    if value is None:
+        return ""
+    if value.half_width is None:
+        return f"{value.mean:+.2f} (1 pair)"
+    low, high = value.mean - value.half_width, value.mean + value.half_width
+    return f"{value.mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def as_markdown(table: Sequence[Row]) -> str:
+    """Aligned by nothing but the reader's renderer."""
+    lines = ["| " + " | ".join(HEADINGS) + " |", "|" + " --- |" * len(HEADINGS)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells(row)) + " |" for row in table]
+    return "\n".join(lines) + "\n"
+
+
+def as_csv(table: Sequence[Row]) -> str:
+    """Full-precision numbers; differences with the ends of their intervals and the number of pairs."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    references = [f"{name}_{part}" for name in ("plain", "kd") for part in ("difference", "low", "high", "pairs")]
+    writer.writerow(
+        ["data", "model", "neuron", "precision", "baseline", "settings", "seeds", "n", "test_acc", "test_acc_sd",
+         *references, "companion_acc", "val_acc", "bits", "bytes", "bytes_float32", "zero_share", "firing_rate",
+         "energy_uj", "wall_time_s"]
+    )  # fmt: skip
+    for row in table:
+        line: list[object] = [row.data, row.model, row.neuron, row.precision, row.baseline, row.variant]
+        line += [" ".join(map(str, row.seeds)), len(row.records), row.mean, row.deviation]
+        for reference in ("plain", "kd"):
+            value = row.differences.get(reference)
+            if value is None:
+                line += [None] * 4
+            elif value.half_width is None:
+                line += [value.mean, None, None, value.pairs]
+            else:
+                line += [value.mean, value.mean - value.half_width, value.mean + value.half_width, value.pairs]
+        companion, val = row.average("results", "test/companion_acc"), row.average("results", "val/acc")
+        line += [None if share is None else 100 * share for share in (companion, val)]
+        line += [row.bits, row.average("weights", "bytes"), row.average("weights", "bytes_float32")]
+        line += [row.average("weights", "zero_share"), row.average("cost", "firing_rate")]
+        line += [row.average("cost", "energy_uj"), row.average("wall_time_s")]
+        writer.writerow(line)
+    return text.getvalue()
+
+
+def as_latex(table: Sequence[Row]) -> str:
+    """A ``tabular`` with booktabs rules: the columns that go into a paper."""
+    lines = [
+        "% \\usepackage{booktabs}; accuracies in percent, mean and standard deviation over n seeds;",
+        "% differences in percentage points with 95 % intervals over paired seeds (Student t)",
+        "\\begin{tabular}{lllllrlll}",
+        "\\toprule",
+        "data & model & precision & baseline & settings & $n$ & accuracy & to plain & to kd \\\\",
+        "\\midrule",
+    ]
+    for row in table:
+        accuracy = f"${row.mean:.2f}$" if row.deviation is None else f"${row.mean:.2f} \\pm {row.deviation:.2f}$"
+        words = [_escape(word) for word in (row.data, row.model, row.precision, row.baseline, row.variant)]
+        to = [f"${text}$" if (text := difference(row.differences.get(name))) else "" for name in ("plain", "kd")]
+        to = [text.replace(" (1 pair)", "\\ (1\\ pair)") for text in to]
+        lines.append(" & ".join([*words, str(len(row.records)), accuracy, *to]) + " \\\\")
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+
+
+def _escape(text: str) -> str:
+    for character in "\\&%$#_{}":
+        text = text.replace(character, "\\textbackslash{}" if character == "\\" else f"\\{character}")
+    return text
+
+
+def _number(value: float | None, form: str, scale: float = 1.0) -> str:
+    return "" if value is None else format(scale * value, form)
