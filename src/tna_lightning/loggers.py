@@ -92,5 +92,3 @@ def log_summary(logger: Logger | None, summary: Mapping[str, Any], picture: Path
     if isinstance(logger, WandbLogger):
         logger.experiment.summary.update(dict(summary))
         logger.log_image("curves", [str(picture)])
-    elif isinstance(logger, TensorBoardLogger):
-        logger.log_hyperparams({}, {name: value for name, value in summary.items() if isinstance(value, int | float)})

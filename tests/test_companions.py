@@ -1,0 +1,153 @@
+"""Companions from elsewhere, and weights from earlier runs; in this process, through `train`."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tna_lightning import runs
+from tna_lightning.companions import companion_networks, pretraining_config
+from tna_lightning.config import compose
+from tna_lightning.factory import build_network
+from tna_lightning.quantization.packing import load_packed
+from tna_lightning.train import train
+from tna_lightning.weights import load_weights
+
+SMALL = [
+    "data.train_subset=100",
+    "data.eval_batch_size=200",
+    "model.width=0.125",
+    "model.time_steps=2",
+    "epochs=1",
+    "trainer.enable_progress_bar=false",
+    "trainer.accelerator=cpu",
+]
+
+
+def run(folder, *overrides):
+    config = compose([*SMALL, f"output_dir={folder.parent}", *overrides])
+    return train(config, folder)
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory):
+    """A finished run with ternary weights."""
+    folder = tmp_path_factory.mktemp("earlier") / "run"
+    run(folder)
+    return folder
+
+
+def network_of(folder):
+    config = runs.finished_record(folder)["config"]
+    return build_network({"model": config["model"], "neuron": config["neuron"], "in_channels": 1, "num_classes": 10})
+
+
+def test_a_companion_is_pretrained_alone_at_full_precision():
+    config = compose(["baseline=kd", "quant=ternary", "neuron@companion.neuron=relu", "seed=4", "study=s"])
+    alone = pretraining_config(config)
+    assert alone["objective"]["_target_"].endswith(".Plain")
+    assert alone["companion"] is None
+    assert alone["quant"] == {}
+    assert alone["neuron"]["_target_"] == "torch.nn.ReLU"
+    assert alone["model"] == config["model"]
+    assert alone["seed"] == alone["data"]["seed"] == 4
+    assert alone["choices"] | {"neuron": "relu", "baseline": "plain", "quant": "none"} == alone["choices"]
+
+
+def test_runs_that_differ_only_in_what_the_teacher_never_sees_share_it():
+    teacher = {
+        overrides: runs.identity(pretraining_config(compose(["baseline=kd", *overrides])))
+        for overrides in (
+            (),
+            ("quant=none",),
+            ("objective.temperature=2",),
+            ("study=another",),
+            ("baseline=tna", "companion.weights=pretrained"),
+            ("seed=1", "companion.seed=0", "data.seed=0"),
+            ("seed=1",),
+            ("model.width=0.5",),
+            ("neuron@companion.neuron=relu",),
+        )
+    }
+    same = [teacher.pop(key) for key in list(teacher)[:6]]
+    assert len(set(same)) == 1
+    assert len({same[0], *teacher.values()}) == 4
+
+
+def test_companion_networks_are_the_bases_where_nothing_else_is_said():
+    config = compose(["model@companion.model=resnet20"])
+    networks = companion_networks(config)
+    assert networks["model"]["_target_"].endswith(".resnet20")
+    assert networks["neuron"] == config["neuron"]
+    assert config["model"]["_target_"].endswith(".convnet")
+
+
+def test_a_frozen_pretrained_twin_stays_what_it_was(tmp_path):
+    record = run(tmp_path / "run", "companion.weights=pretrained", "companion.freeze=true")
+    (folder,) = runs.find_runs(tmp_path / "pretrained")
+    assert record["results"]["test/companion_acc"] == runs.finished_record(folder)["results"]["test/acc"]
+    state = torch.load(tmp_path / "run" / runs.LAST_CHECKPOINT, weights_only=True)["state_dict"]
+    for name, tensor in load_file(folder / runs.NETWORK).items():
+        assert torch.equal(state[f"companion.{name}"], tensor), name
+
+
+def test_a_twin_may_be_of_another_architecture_and_neuron(tmp_path):
+    record = run(
+        tmp_path / "run",
+        "model@companion.model=resnet20",
+        "companion.model.width=0.25",
+        "neuron@companion.neuron=relu",
+    )
+    state = torch.load(tmp_path / "run" / runs.LAST_CHECKPOINT, weights_only=True)["state_dict"]
+    base = sum(value.numel() for name, value in state.items() if name.startswith("base."))
+    companion = sum(value.numel() for name, value in state.items() if name.startswith("companion."))
+    assert companion > 3 * base
+    assert 0 <= record["results"]["test/companion_acc"] <= 1
+
+
+def test_weights_come_from_a_run_or_its_kept_network_as_deployed(earlier):
+    kept = load_packed(earlier / runs.NETWORK)
+    for source in (earlier, earlier / runs.NETWORK):
+        network = network_of(earlier)
+        load_weights("init_from", network, source)
+        assert network.training
+        for name, value in kept.state_dict().items():
+            assert torch.equal(network.state_dict()[name], value), name
+
+
+def test_weights_come_from_a_checkpoint_at_full_precision(earlier):
+    network = network_of(earlier)
+    load_weights("init_from", network, earlier / runs.LAST_CHECKPOINT)
+    state = torch.load(earlier / runs.LAST_CHECKPOINT, weights_only=True)["state_dict"]
+    original = state["base.classifier.parametrizations.weight.original"]
+    assert torch.equal(network.classifier.weight, original)
+    assert len(original.unique()) > 2 * 10 + 1  # more values than ten ternary rows have
+
+
+def test_a_run_starts_from_an_earlier_ones_weights(earlier, tmp_path):
+    # a learning rate of 0 leaves all but the running statistics of batch norm where they start
+    run(tmp_path / "run", f"init_from={earlier}", "optimizer.lr=0", "quant=none", "baseline=plain")
+    state = torch.load(tmp_path / "run" / runs.LAST_CHECKPOINT, weights_only=True)["state_dict"]
+    for name, value in load_packed(earlier / runs.NETWORK).named_parameters():
+        assert torch.equal(state[f"base.{name}"], value), name
+
+
+@pytest.mark.parametrize("name", ["nowhere", "file.txt"])
+def test_a_source_that_is_none_is_named(name, tmp_path, earlier):
+    (tmp_path / "file.txt").write_text("nothing")
+    with pytest.raises(ValueError, match=r"^init_from='.*': "):
+        load_weights("init_from", network_of(earlier), tmp_path / name)
+
+
+def test_a_checkpoint_of_another_shape_is_refused(earlier):
+    other = build_network({**{key: compose()[key] for key in ("model", "neuron")}, "in_channels": 1, "num_classes": 10})
+    with pytest.raises(ValueError, match=r"companion.weights='.*last.ckpt': fits another network \(size mismatch"):
+        load_weights("companion.weights", other, earlier / runs.LAST_CHECKPOINT)
+
+
+def test_tensorboard_gets_the_curves(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    record = run(tmp_path / "run", "logger=tensorboard", "epochs=2")
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    logged = [point.value for point in events.Scalars("val/acc")]
+    assert logged == pytest.approx(record["history"]["val/acc"])
