@@ -65,7 +65,7 @@ def test_the_path_is_a_closed_loop_of_four_diagonal_legs():
     camera = EventCamera(leg=3)
     path = camera.path()
     assert path.tolist() == [
-        [0, 0], [1, -1], [2, -2], [3, -3], [4, -2], [5, -1], [6, 0], [5, 1], [4, 2], [3, 3], [2, 2], [1, 1],
+        [-3, 0], [-2, -1], [-1, -2], [0, -3], [1, -2], [2, -1], [3, 0], [2, 1], [1, 2], [0, 3], [-1, 2], [-2, 1],
     ]  # fmt: skip
     assert EventCamera().duration_us == 1.2e6
 
@@ -114,7 +114,7 @@ def test_an_edge_that_moves_right_and_up_darkens_and_brightens_where_it_should()
     assert first_half.any()
     assert not recording.p[first_half].any()
     assert recording.p[~first_half].all()
-    assert (abs(recording.x.astype(int) - 9) <= 3).all()
+    assert (abs(recording.x.astype(int) - 7.5) <= 4).all()
     rows, counts = np.unique(recording.y, return_counts=True)
     assert rows.tolist() == list(range(16))
     assert len(set(counts.tolist())) == 1

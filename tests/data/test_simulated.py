@@ -26,7 +26,7 @@ def test_digits_keep_their_labels_and_their_test_set(digits):
     assert torch.equal(digits.test_set.targets, labels)
     assert torch.equal(digits.test_set.subset, test)
     assert len(digits.train_set) + len(digits.val_set) == 1437
-    recording = CAMERA.record(images[5, 0].numpy() / 255, 5)
+    recording = CAMERA.record(np.pad(images[5, 0].numpy(), 2) / 255, 5)
     expected = to_frames(recording, (16, 16), FrameSpec(4, "time", (8, 8)))
     np.testing.assert_array_equal(digits.test_set.inputs[5], expected)
 

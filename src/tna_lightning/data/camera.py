@@ -80,10 +80,11 @@ class EventCamera:
     def path(self) -> np.ndarray:
         """Where the picture is, in screen pixels ``(right, down)``, at every step of one loop; int64 ``[4 leg, 2]``.
 
-        Four legs of 45 degrees: up and right, down and right, down and left, up and left, back to the start.
+        Four legs of 45 degrees around the middle of the view: from its left up and right, down and right, down and
+        left, up and left.
         """
         legs = np.repeat([(1, -1), (1, 1), (-1, 1), (-1, -1)], self.leg, axis=0)
-        return np.concatenate([[(0, 0)], legs[:-1]]).cumsum(axis=0)
+        return np.concatenate([[(-self.leg, 0)], legs[:-1]]).cumsum(axis=0)
 
     def light(self, picture: np.ndarray) -> np.ndarray:
         """Log intensity at each pixel of the sensor, at every step of one loop.
@@ -100,7 +101,7 @@ class EventCamera:
         rows, columns = (bicubic_matrix(length, self.display) for length in picture.shape)
         shown = (rows @ picture @ columns.T).clip(0, 1) ** DISPLAY_GAMMA
         cell = self.display // self.sensor
-        margin = 2 * self.leg
+        margin = self.leg
         screen = np.pad(self.black_level + (1 - self.black_level) * shown, margin, mode="edge")
         sums = np.pad(screen, ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
         boxes = sums[cell:, cell:] - sums[:-cell, cell:] - sums[cell:, :-cell] + sums[:-cell, :-cell]

@@ -125,6 +125,7 @@ class EventDataModule(BatchedDataModule):
         pixels = torch.from_numpy(pixels_per_cell(source.sensor, self.spec.size)).float()
         self._gain = None if pixels.unique().numel() == 1 else pixels.mean() / pixels
         self._key = cache_key(source, self.spec)
+        self.sensor = source.sensor
         labels = torch.tensor(source.labels)
         usable = torch.zeros(len(labels), dtype=torch.bool)
         usable[torch.from_numpy(cache.usable)] = True

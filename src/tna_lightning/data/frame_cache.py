@@ -200,7 +200,8 @@ def _fill(
     total = len(source.names)
     stats = [RecordingStats()] * total
     columns = (TextColumn("frames of {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console) as progress:
         task = progress.add_task(title, total=total)
 
         def keep(index: int, result: RecordingStats) -> None:
@@ -234,6 +235,8 @@ def _fill(
                     ) from error
                 finally:
                     pool.shutdown(cancel_futures=True)
+    if not console.is_terminal:
+        console.print()  # rich ends its last line on terminals alone
     return stats
 
 

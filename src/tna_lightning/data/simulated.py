@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tna_lightning.data.camera import EventCamera
 from tna_lightning.data.cifar import CIFARDataModule
@@ -17,6 +17,7 @@ from tna_lightning.data.digits import load_digits
 from tna_lightning.data.events import EventDataModule
 from tna_lightning.data.recordings import Recording, check
 
+BORDER = 2  # black pixels around the 8x8 digits, so that they do not leave the view
 VERSION = 1  # raise it when the camera's events change for the same settings
 
 
@@ -70,7 +71,7 @@ class SimulatedDataModule(EventDataModule):
 
 
 class DigitsDVSDataModule(SimulatedDataModule):
-    """SIMULATED events: scikit-learn's real scans of digits, seen by a simulated event camera.
+    """SIMULATED events: scikit-learn's real scans of digits, in a black border, seen by a simulated event camera.
 
     The test set is that of :class:`~tna_lightning.data.digits.DigitsDataModule` for the default split.
 
@@ -144,7 +145,7 @@ class DigitsDVSDataModule(SimulatedDataModule):
 
     def pictures(self) -> tuple[Tensor, Tensor]:  # noqa: D102
         images, labels, _ = load_digits()
-        return images.squeeze(1), labels
+        return nn.functional.pad(images.squeeze(1), (BORDER,) * 4), labels
 
 
 class CIFAR10SimDVSDataModule(SimulatedDataModule):
