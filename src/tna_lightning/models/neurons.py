@@ -148,8 +148,8 @@ def time_loop(current: Tensor, beta: Tensor, threshold: Tensor, reset: str) -> T
     `beta` and `threshold` broadcast against one time step. No gradient passes through these spikes: see
     `time_loop_gradients`.
     """
-    _, spikes = _trajectory(current, beta, threshold, reset)
-    return torch.stack([step.to(current.dtype) for step in spikes[1:]])
+    _, fired = _trajectory(current, beta, threshold, reset)
+    return torch.stack([step.to(current.dtype) for step in fired[1:]])
 
 
 def time_loop_gradients(
@@ -171,14 +171,14 @@ def time_loop_gradients(
         dL/dbeta = sum over t of g[t] K[t-1] U[t-1]
         dL/dtheta = - sum over t of dL/dS[t] s'(U[t] - theta), and - sum of g[t] S[t-1] where reset="subtract"
     """
-    membranes, spikes = _trajectory(current, beta, threshold, reset)
+    membranes, fired = _trajectory(current, beta, threshold, reset)
     grad_current = [grad_spikes] * len(membranes)
     grad_membrane = torch.zeros_like(membranes[0])
-    beta_sum = torch.zeros_like(grad_membrane)
-    threshold_sum = torch.zeros_like(grad_membrane)
+    beta_sum = torch.zeros_like(grad_membrane) if learn_beta else grad_membrane
+    threshold_sum = torch.zeros_like(grad_membrane) if learn_threshold else grad_membrane
     for t in reversed(range(len(membranes))):
         if reset == "zero":
-            grad_membrane = grad_membrane * (1 - spikes[t + 1])
+            grad_membrane = grad_membrane.masked_fill(fired[t + 1], 0)
         if learn_beta:
             beta_sum = beta_sum + grad_membrane * membranes[t]
         through_spike = surrogate.backward(membranes[t] - threshold, grad_spikes[t].to(grad_membrane.dtype))
@@ -186,7 +186,7 @@ def time_loop_gradients(
         if learn_threshold:
             threshold_sum = threshold_sum - through_spike
         if learn_threshold and reset == "subtract":
-            threshold_sum = threshold_sum - grad_membrane * spikes[t]
+            threshold_sum = threshold_sum - grad_membrane * fired[t]
         grad_current[t] = grad_membrane.to(current.dtype)
     grad_beta = beta_sum.sum_to_size(beta.shape).to(beta.dtype) if learn_beta else None
     grad_threshold = threshold_sum.sum_to_size(threshold.shape).to(threshold.dtype) if learn_threshold else None
@@ -194,20 +194,23 @@ def time_loop_gradients(
 
 
 def _trajectory(current: Tensor, beta: Tensor, threshold: Tensor, reset: str) -> tuple[list[Tensor], list[Tensor]]:
-    """Membranes U[0] to U[T-1] before their reset, and spikes S[-1] to S[T-1], in float32 (float64 for float64)."""
+    """Membranes U[0] to U[T-1] before their reset, in float32 (float64 for float64), and whether S[-1] to S[T-1] fired.
+
+    U > theta is U - theta > 0 in IEEE arithmetic, and cheaper.
+    """
     dtype = torch.float64 if current.dtype == torch.float64 else torch.float32
     membrane = torch.zeros_like(current[0], dtype=dtype)
     membranes: list[Tensor] = []
-    spikes = [(membrane - threshold > 0).to(dtype)]  # none, unless a learned threshold fell below 0, as in snntorch
+    fired = [membrane > threshold]  # none, unless a learned threshold fell below 0, as in snntorch
     for step in current.unbind(0):
         if reset == "zero":
-            membrane = (1 - spikes[-1]) * membrane
+            membrane = membrane.masked_fill(fired[-1], 0)
         membrane = beta * membrane + step.to(dtype)
         if reset == "subtract":
-            membrane = membrane - spikes[-1] * threshold
+            membrane = membrane - fired[-1] * threshold
         membranes.append(membrane)
-        spikes.append((membrane - threshold > 0).to(dtype))
-    return membranes, spikes
+        fired.append(membrane > threshold)
+    return membranes, fired
 
 
 class _TimeLoop(torch.autograd.Function):
