@@ -57,7 +57,7 @@ def untimed(history):
 def done_run(tmp_path_factory):
     """A finished TNA run with every weight ternary and augmentation on."""
     folder = tmp_path_factory.mktemp("done") / "run"
-    result = small_run(folder, "epochs=6")
+    result = small_run(folder, "epochs=6", "keep=best")
     assert result.returncode == 0, result.stderr
     return folder, result
 
@@ -83,7 +83,7 @@ def test_a_run_leaves_a_record_a_table_and_a_picture(done_run):
 def test_killed_starved_and_continued_equals_uninterrupted(done_run, tmp_path):
     uninterrupted, _ = done_run
     folder = tmp_path / "run"
-    arguments = command(*SMALL, f"hydra.run.dir={folder}", "epochs=6")
+    arguments = command(*SMALL, f"hydra.run.dir={folder}", "epochs=6", "keep=best")
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         wait_for_epochs(process, folder, 2)
         process.send_signal(signal.SIGKILL)
@@ -93,14 +93,16 @@ def test_killed_starved_and_continued_equals_uninterrupted(done_run, tmp_path):
     # a disk that is full while a checkpoint is written: the previous one survives
     before = (folder / runs.LAST_CHECKPOINT).read_bytes()
     room = len(before) // 2
-    starved = small_run(folder, "epochs=6", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)))
+    starved = small_run(
+        folder, "epochs=6", "keep=best", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+    )
     assert starved.returncode == 1, starved.stderr
     assert "File too large" in starved.stderr.splitlines()[-1]
     assert runs.read_record(folder)["status"] == "failed"
     assert (folder / runs.LAST_CHECKPOINT).read_bytes() == before
     assert not list((folder / "checkpoints").glob(".*"))
 
-    continued = small_run(folder, "epochs=6", "resume=true")
+    continued = small_run(folder, "epochs=6", "keep=best", "resume=true")
     assert continued.returncode == 0, continued.stderr
     one, other = runs.finished_record(uninterrupted), runs.finished_record(folder)
     assert other["results"] == one["results"]
@@ -128,7 +130,7 @@ def test_evaluate_gives_the_same_accuracy_from_the_kept_network_alone(done_run, 
 def test_a_run_that_is_done_is_not_repeated(done_run):
     folder, _ = done_run
     before = (folder / runs.RECORD).stat().st_mtime_ns
-    again = small_run(folder, "epochs=6")
+    again = small_run(folder, "epochs=6", "keep=best")
     assert again.returncode == 0
     assert "done already" in again.stdout
     assert (folder / runs.RECORD).stat().st_mtime_ns == before
@@ -137,13 +139,13 @@ def test_a_run_that_is_done_is_not_repeated(done_run):
 def test_resuming_onto_another_config_names_what_differs_and_loses_nothing(done_run):
     folder, _ = done_run
     before = (folder / runs.RECORD).read_bytes()
-    result = small_run(folder, "epochs=7", "objective.match_weight=0.5")
+    result = small_run(folder, "epochs=7", "keep=best", "objective.match_weight=0.5")
     assert result.returncode == 2
     assert "epochs: 6 -> 7" in result.stderr
     assert "objective.match_weight: 0.005 -> 0.5" in result.stderr
     assert (folder / runs.RECORD).read_bytes() == before
 
-    result = small_run(folder.parent / "other", "epochs=7", f"ckpt_path={folder / runs.LAST_CHECKPOINT}")
+    result = small_run(folder.parent / "other", "epochs=7", "keep=best", f"ckpt_path={folder / runs.LAST_CHECKPOINT}")
     assert result.returncode == 2
     assert "belongs to a run of another config" in result.stderr
 

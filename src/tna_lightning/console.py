@@ -80,7 +80,10 @@ def summary_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if "test/companion_acc" in results:
         yield "companion, test accuracy", _accuracies(results, "companion_")
     if "val/acc" in results:
-        yield "base, validation accuracy", f"{results['val/acc']:.2%} (kept: epoch {results['kept_epoch']})"
+        yield (
+            "base, validation accuracy",
+            f"{results['val/acc']:.2%} (epoch {results['kept_epoch'] + 1} of {record['epochs']} is kept)",
+        )
     yield "weights", f"{weights['weights']:,}, {weights['quantized_share']:.1%} of them quantised"
     yield "bytes, full precision", f"{weights['bytes_float32']:,}"
     yield "bytes, as kept", f"{weights['bytes']:,} ({weights['bytes_float32'] / weights['bytes']:.1f} times smaller)"
