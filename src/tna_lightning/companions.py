@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import logging
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from tna_lightning import runs
 
@@ -26,6 +28,7 @@ def companion_networks(config: Mapping[str, Any]) -> dict[str, Any]:
 def pretraining_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config of a run that trains the companion alone: plain, at full precision, with the companion's seed."""
     companion = config["companion"]
+    choices = dict(config.get("choices", {}))
     alone = copy.deepcopy(companion_networks(config))
     alone |= {
         "seed": companion["seed"],
@@ -38,9 +41,12 @@ def pretraining_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "study": None,
         "logger": {},
     }
+    if alone["trainer"].get("devices") != 1:
+        # one process trains it before the others start, and whoever asks for it on one device finds it too
+        alone["trainer"] |= {"devices": 1, "num_nodes": 1, "strategy": "auto", "sync_batchnorm": False}
+        choices.pop("trainer", None)
     if alone["data"].get("seed") == config["seed"]:
         alone["data"]["seed"] = companion["seed"]
-    choices = config.get("choices", {})
     alone["choices"] = {group: choices[group] for group in ("data", "optimizer", "trainer") if group in choices}
     for group in ("model", "neuron"):
         alone["choices"][group] = choices.get(f"{group}@companion.{group}", choices.get(group, "custom"))
@@ -63,7 +69,15 @@ def pretrained_weights(config: Mapping[str, Any], train: Train) -> Path | str | 
     alone = pretraining_config(config)
     folder = Path(config["output_dir"]) / "pretrained" / runs.folder_name(alone)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    if getattr(rank_zero_only, "rank", 0):
+        while not _is_done(folder):  # the first process trains it
+            time.sleep(1)
+        return folder
     with FileLock(folder.parent / f".{folder.name}.lock"):
         log.info("companion: %s", folder)
         train(alone, folder)
     return folder
+
+
+def _is_done(folder: Path) -> bool:
+    return (folder / runs.RECORD).exists() and runs.read_record(folder)["status"] == "done"

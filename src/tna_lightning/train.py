@@ -27,6 +27,7 @@ from tna_lightning.learner import TwinLearner
 from tna_lightning.models import compile_neurons
 from tna_lightning.quantization.kept import weight_report
 from tna_lightning.quantization.packing import save_network
+from tna_lightning.sync_batchnorm import SyncBatchNorm
 from tna_lightning.weights import load_weights
 
 log = logging.getLogger(__name__)
@@ -83,13 +84,16 @@ def _train(run: runs.Run) -> dict[str, Any]:
             quantization.setup(None, learner, "fit")  # once more by the trainer, then without effect
         callbacks.append(quantization)
 
+    on_cpu = config["trainer"]["accelerator"] == "cpu" or not torch.cuda.is_available()
+    syncs_on_cpu = config["trainer"]["sync_batchnorm"] and on_cpu
     with loggers.opened(run) as logger, quiet_lightning():
         trainer = build(
             "trainer",
             config["trainer"],
             callbacks=callbacks,
             logger=logger or False,
-            plugins=[checkpoints.AtomicCheckpointIO()],
+            plugins=[checkpoints.AtomicCheckpointIO(), *([SyncBatchNorm()] if syncs_on_cpu else [])],
+            sync_batchnorm=config["trainer"]["sync_batchnorm"] and not syncs_on_cpu,
             num_sanity_val_steps=0,
             limit_val_batches=1.0 if config["data"].get("val_fraction", 1) else 0,
             enable_model_summary=False,
