@@ -95,9 +95,10 @@ def _check(folder: Path, record: dict[str, Any]) -> None:
 
 
 def _without_record(study: Path) -> Iterator[Path]:
-    """Folders directly in the study in which there is no record at any depth."""
+    """Folders directly in the study in which there is no record at any depth, but for the report's own."""
     for folder in sorted(study.iterdir()):
-        if folder.is_dir() and not folder.name.startswith(".") and next(folder.rglob(runs.RECORD), None) is None:
+        is_ours = folder.name == "report" or folder.name.startswith(".")
+        if folder.is_dir() and not is_ours and next(folder.rglob(runs.RECORD), None) is None:
             yield folder
 
 

@@ -49,6 +49,7 @@ for (const head of document.querySelectorAll("th")) {
 }
 """
 
+_MAY_BE_ONE = ("data", "model", "neuron")  # named above the table where it is the same in all rows
 _FIRST_NUMBER = HEADINGS.index("n")
 
 
@@ -73,7 +74,11 @@ def page(
         references: published accuracies; may be empty.
     """
     count, names = len(collection.done), ("run" if len(collection.done) == 1 else "runs")
-    parts = [f"<h1>{escape(title)}</h1>", f'<p class="note">{count} finished {names} in {len(rows)} rows.</p>']
+    same = [
+        f"{name} {values.pop()}" for name in _MAY_BE_ONE if len(values := {getattr(row, name) for row in rows}) == 1
+    ]
+    summary = "; ".join([f"{count} finished {names} in {len(rows)} rows", *same])
+    parts = [f"<h1>{escape(title)}</h1>", f'<p class="note">{escape(summary)}.</p>']
     parts += ["<h2>Results</h2>", _results(rows)]
     parts.append(
         '<p class="note">Test accuracy of the kept network: mean &plusmn; standard deviation over n seeds. '
@@ -125,9 +130,14 @@ def page(
 
 
 def _results(rows: Sequence[Row]) -> str:
-    """The main table without the columns in which no row has anything."""
+    """The main table without the columns in which no row has anything, or all name the same choice."""
     table = [cells(row) for row in rows]
-    shown = [column for column in range(len(HEADINGS)) if any(line[column] for line in table)]
+    shown = [
+        column
+        for column, heading in enumerate(HEADINGS)
+        if any(line[column] for line in table)
+        and not (heading in _MAY_BE_ONE and len({line[column] for line in table}) == 1)
+    ]
     head = "".join(f"<th>{escape(HEADINGS[column])}</th>" for column in shown)
     lines = []
     for row, line in zip(rows, table, strict=True):

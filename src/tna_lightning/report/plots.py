@@ -30,7 +30,7 @@ def figures(table: Sequence[Row]) -> Iterator[tuple[str, str, Figure]]:
         )
     for name, what, caption, value in (
         ("bits", "bits a weight, as kept", "scales and unquantised layers included", lambda row: row.bits),
-        ("bytes", "bytes of all weights, as kept", "packed", lambda row: row.average("weights", "bytes")),
+        ("bytes", "kB of all weights, as kept", "packed", lambda row: _scaled(row.average("weights", "bytes"), 1e-3)),
         (
             "energy",
             "energy of one inference (uJ)",
@@ -202,6 +202,10 @@ def _key(figure: Figure, table: Sequence[Row], precisions: Sequence[str]) -> Non
         for index, name in enumerate(precisions)
     ]
     figure.legend(handles=handles, loc="outside right center", fontsize=8, frameon=False)
+
+
+def _scaled(value: float | None, scale: float) -> float | None:
+    return None if value is None else scale * value
 
 
 def _plain_numbers(value: float, position: float | None) -> str:

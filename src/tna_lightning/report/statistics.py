@@ -12,7 +12,7 @@ from tna_lightning import runs
 
 # the order in which a reader looks for them; what is not here follows in alphabetical order
 BASELINES = ("plain", "kd", "mutual", "tna")
-PRECISIONS = ("none", "int8", "int4", "int3", "int2", "ternary", "ternary_ttq", "ternary_absmean", "binary")
+PRECISIONS = ("full", "int8", "int4", "int3", "int2", "ternary", "ternary_ttq", "ternary_absmean", "binary")
 REFERENCES = ("plain", "kd")
 _SEEDS = ("seed", "data.seed", "companion.seed")
 
@@ -39,7 +39,8 @@ class Row:
     """Runs that differ in nothing but the seed.
 
     Attributes:
-        data, model, neuron, baseline, precision: the choices; ``data`` says where events are simulated.
+        data, model, neuron, baseline, precision: the choices; ``data`` says where events are simulated, and
+            ``quant=none`` is the precision ``full``.
         variant: other settings in which rows with these choices differ, ``match_weight=0.05``.
         records: the runs, by seed.
         mean: test accuracy of the base in percent, over seeds.
@@ -153,7 +154,8 @@ def missing(table: Sequence[Row], unfinished: Sequence[str] = ()) -> list[str]:
             for precision in precisions:
                 cells = [row for row in members if (row.baseline, row.precision) == (baseline, precision)]
                 for variant, there in [(row.variant, row.seeds) for row in cells] or [("", [])]:
-                    start = "-".join([data.removesuffix(" (simulated)"), model, neuron, baseline, precision])
+                    quant = "none" if precision == "full" else precision
+                    start = "-".join([data.removesuffix(" (simulated)"), model, neuron, baseline, quant])
                     absent = [
                         str(seed)
                         for seed in seeds
@@ -173,7 +175,8 @@ def _choices(record: Record) -> tuple[str, str, str, str, str]:
     choices = record["choices"]
     data, *others = (choices.get(group, "custom") for group in ("data", "model", "neuron", "baseline", "quant"))
     model, neuron, baseline, quant = others
-    return f"{data} (simulated)" if record["data"].get("simulated") else data, model, neuron, baseline, quant
+    data += " (simulated)" if record["data"].get("simulated") else ""
+    return data, model, neuron, baseline, "full" if quant == "none" else quant
 
 
 def _partner_key(record: Record) -> str:

@@ -1,0 +1,293 @@
+"""Reports: found runs, statistics against closed forms, and the files."""
+
+import copy
+import csv
+import io
+import json
+import math
+import re
+import subprocess
+import sys
+from xml.etree import ElementTree
+
+import pytest
+from scipy import stats
+
+from tna_lightning import runs
+from tna_lightning.report.__main__ import report
+from tna_lightning.report.collect import collect
+from tna_lightning.report.page import page
+from tna_lightning.report.references import published
+from tna_lightning.report.statistics import missing, paired_difference, rows
+from tna_lightning.report.tables import as_csv, as_latex, as_markdown
+
+
+def record(baseline="tna", quant="none", seed=0, accuracy=0.9, *, simulated=False, match_weight=None, **entries):
+    choices = {"data": "digits", "model": "convnet", "neuron": "lif", "baseline": baseline, "quant": quant}
+    objective = {"_target_": f"x.{baseline}"} | ({} if match_weight is None else {"match_weight": match_weight})
+    config = {
+        "seed": seed,
+        "epochs": 2,
+        "data": {"_target_": "x.Digits", "seed": seed},
+        "quant": {} if quant == "none" else {"quantizer": quant},
+        "objective": objective,
+        "companion": None if baseline == "plain" else {"freeze": baseline == "kd", "seed": seed},
+        "choices": choices,
+    }
+    results = {"test/acc": accuracy, "val/acc": accuracy - 0.01}
+    if baseline != "plain":
+        results["test/companion_acc"] = accuracy + 0.01
+    return {
+        "format": 1,
+        "status": "done",
+        "name": runs.folder_name(config),
+        "identity": runs.identity(config),
+        "study": "study",
+        "choices": choices,
+        "seed": seed,
+        "config": config,
+        "data": {"name": "digits", "simulated": simulated, "train_samples": 9, "val_samples": 1, "test_samples": 2},
+        "results": results,
+        "weights": {
+            "weights": 1000,
+            "bytes": 250 if quant == "ternary" else 4000,
+            "zero_share": 0.4,
+            "bytes_float32": 4000,
+        },
+        "cost": {"firing_rate": 0.1, "energy_uj": 2.0, "pj_per_mac": 4.6, "pj_per_ac": 0.9},
+        "history": {"epoch": [0, 1], "val/acc": [accuracy - 0.2, accuracy - 0.01]},
+        "epochs": 2,
+        "device": "cpu",
+    } | entries
+
+
+def write(folder, *records):
+    for content in records:
+        path = folder / content["name"] / "run.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+
+
+PLAIN, TNA = (0.90, 0.91, 0.95), (0.92, 0.94, 0.96)
+
+
+@pytest.fixture
+def study(tmp_path):
+    folder = tmp_path / "study"
+    for seed in range(3):
+        write(folder, record("plain", seed=seed, accuracy=PLAIN[seed]), record("tna", seed=seed, accuracy=TNA[seed]))
+    write(folder, record("kd", "ternary", seed=0, accuracy=0.8))
+    return folder
+
+
+def test_rows_hold_mean_deviation_and_paired_interval(study):
+    plain, tna, kd = rows(collect([study]).done)
+    assert (plain.baseline, tna.baseline, kd.baseline, kd.precision) == ("plain", "tna", "kd", "ternary")
+    assert tna.mean == pytest.approx(94.0)
+    assert tna.deviation == pytest.approx(2.0)  # of 92, 94, 96
+    assert kd.deviation is None
+    assert tna.seeds == [0, 1, 2]
+    difference = tna.differences["plain"]  # pairs 2, 3, 1: mean 2, standard deviation 1
+    assert (difference.mean, difference.pairs) == (pytest.approx(2.0), 3)
+    assert difference.half_width == pytest.approx(4.30265 / math.sqrt(3), rel=1e-5)  # t(0.975, 2) = 4.30265
+    assert "kd" not in tna.differences  # distillation was run at another precision
+    assert kd.bits == pytest.approx(2.0)
+
+
+def test_interval_agrees_with_scipy():
+    values = [0.3, -0.2, 1.1, 0.4]
+    low, high = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    difference = paired_difference(values)
+    assert difference.mean - difference.half_width == pytest.approx(low)
+    assert difference.mean + difference.half_width == pytest.approx(high)
+
+
+def test_pairs_are_of_one_seed_only(tmp_path):
+    write(tmp_path, record("plain", seed=0, accuracy=0.5), record("plain", seed=1, accuracy=0.9))
+    write(tmp_path, record("tna", seed=1, accuracy=0.91), record("tna", seed=2, accuracy=0.99))
+    difference = rows(collect([tmp_path]).done)[1].differences["plain"]
+    assert (difference.mean, difference.half_width, difference.pairs) == (pytest.approx(1.0), None, 1)
+
+
+def test_other_settings_make_rows_of_their_own_and_seeds_do_not(tmp_path):
+    weights = (0.001, 0.05)
+    write(tmp_path, *(record(seed=seed, match_weight=weight) for seed in (0, 1) for weight in weights))
+    write(tmp_path, record("plain", seed=0), record("plain", seed=1))
+    table = rows(collect([tmp_path]).done)
+    assert [(row.label, len(row.records)) for row in table] == [
+        ("plain", 2),
+        ("tna match_weight=0.001", 2),
+        ("tna match_weight=0.05", 2),
+    ]
+    assert all(row.differences["plain"].pairs == 2 for row in table[1:])
+
+
+def test_what_is_not_done_is_listed(study):
+    failed = record("mutual", seed=0) | {"status": "failed", "error": "NonFiniteLoss: the loss is not finite\nmore"}
+    cut_off = record("mutual", seed=1) | {"status": "running", "started": "yesterday"}
+    write(study, failed, cut_off)
+    running = record("mutual", seed=2)
+    (study / "ready").mkdir()
+    (study / "ready" / "config.yaml").write_text("seed: 0\n")
+    with runs.Run(study / running["name"], running["config"]).claimed():
+        write(study, running | {"status": "running"})
+        unfinished = {run.name: (run.state, run.detail) for run in collect([study]).unfinished}
+    assert unfinished == {
+        failed["name"]: ("failed", "NonFiniteLoss: the loss is not finite"),
+        cut_off["name"]: ("cut off", "since yesterday"),
+        running["name"]: ("running", "since unknown"),
+        "ready": ("not started", ""),
+    }
+
+
+def test_the_gaps_of_the_grid_are_named(study):
+    collection = collect([study])
+    lacking = missing(rows(collection.done), ["digits-convnet-lif-plain-ternary-s1-0123abcd"])
+    assert lacking == [
+        "digits convnet lif plain ternary: seed 0, 2",
+        "digits convnet lif kd full: seed 0, 1, 2",
+        "digits convnet lif kd ternary: seed 1, 2",
+        "digits convnet lif tna ternary: seed 0, 1, 2",
+    ]
+
+
+def test_what_cannot_be_read_is_named_and_left_out(study):
+    before = rows(collect([study]).done)
+    (study / "cut").mkdir()
+    (study / "cut" / "run.json").write_text('{"status": "done", "ident')
+    (study / "notes").mkdir()
+    twice = record("tna", seed=0, accuracy=0.1) | {"name": "twice"}
+    write(study, twice)
+    lacking = record("tna", seed=7) | {"name": "lacking"}
+    del lacking["weights"]
+    write(study, lacking)
+    nothing = record("tna", seed=8) | {"name": "nothing", "results": {}}
+    write(study, nothing)
+    collection = collect([study])
+    assert [row.mean for row in rows(collection.done)] == [row.mean for row in before]
+    assert sorted(line.partition(": ")[2].split("(")[0].strip() for line in collection.left_out) == [
+        "no run folder, it has no run.json",
+        "run.json has no test accuracy",
+        "run.json is damaged",
+        "run.json says done, but has no weights",
+        f"the same run as {study / record('tna', seed=0)['name']}",
+    ]
+
+
+def test_a_finished_copy_counts_rather_than_a_failed_one(tmp_path):
+    write(tmp_path / "a", record(seed=0) | {"status": "failed"})
+    write(tmp_path / "b", record(seed=0, accuracy=0.7))
+    collection = collect([tmp_path])
+    assert [done["results"]["test/acc"] for done in collection.done] == [0.7]
+    assert not collection.unfinished
+    assert "the same run as" in collection.left_out[0]
+
+
+def test_a_study_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"study='.*nowhere': no such folder"):
+        collect([tmp_path / "nowhere"])
+
+
+def test_tables_say_the_same(study):
+    table = rows(collect([study]).done)
+    line = "| digits | convnet | lif | full | tna |  | 3 | 94.00 \u00b1 2.00 | +2.00 [-0.48, +4.48] |"
+    assert line in as_markdown(table)
+    (tna,) = [row for row in csv.DictReader(io.StringIO(as_csv(table))) if row["baseline"] == "tna"]
+    assert float(tna["test_acc"]) == pytest.approx(94.0)
+    assert float(tna["plain_low"]) == pytest.approx(-0.4841, abs=1e-4)
+    assert (tna["seeds"], tna["plain_pairs"], tna["kd_pairs"]) == ("0 1 2", "3", "")
+    assert "digits & convnet & full & tna &  & 3 & $94.00 \\pm 2.00$ & $+2.00 [-0.48, +4.48]$ &  \\\\" in as_latex(
+        table
+    )
+
+
+def test_latex_escapes_what_it_must(tmp_path):
+    write(tmp_path, record(quant="ternary_ttq"))
+    assert "ternary\\_ttq" in as_latex(rows(collect([tmp_path]).done))
+
+
+def test_simulated_data_are_called_so_everywhere(tmp_path):
+    write(tmp_path / "s", record(simulated=True, data={"simulated": True, "test_samples": 2, "note": "a stand-in"}))
+    report([tmp_path / "s"], tmp_path / "out")
+    for name in ("table.md", "table.csv", "table.tex", "index.html"):
+        assert "digits (simulated)" in (tmp_path / "out" / name).read_text(), name
+    assert "SIMULATED events, no recordings of a camera; a stand-in" in (tmp_path / "out" / "table.md").read_text()
+
+
+@pytest.fixture
+def written(study, tmp_path):
+    write(study, *(record(match_weight=weight, seed=seed) for weight in (0.0, 0.05) for seed in (0, 1)))
+    report([study], tmp_path / "report", references=True)
+    return tmp_path / "report"
+
+
+def test_report_writes_tables_plots_and_a_page(written):
+    plots = {"curves", "accuracy_bits", "accuracy_bytes", "match_weight"}
+    expected = {"table.md", "table.csv", "table.tex", "index.html"}
+    expected |= {f"{name}.{kind}" for name in plots for kind in ("png", "svg")}
+    assert {path.name for path in written.iterdir()} == expected  # all runs cost the same energy: no such plot
+    for path in written.glob("*.svg"):
+        assert ElementTree.parse(path).getroot().tag.endswith("svg")
+    for path in written.glob("*.png"):
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_page_loads_nothing_from_elsewhere(written):
+    text = (written / "index.html").read_text()
+    sources = re.findall(r"""(?:src|href|url|import)\s*[=(]\s*["']?([^"')\s>]+)""", text)
+    assert sources
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
+    assert text.count("<figure>") == 4
+
+
+def test_the_same_runs_give_the_same_report(written, study, tmp_path):
+    report([study], tmp_path / "again", references=True)
+    for path in written.iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
+
+
+def test_page_escapes_what_runs_say(study):
+    collection = collect([study])
+    collection.left_out.append("<script>alert(1)</script>")
+    text = page("a & b", rows(collection.done), collection, [], [], [], [])
+    assert "<script>alert" not in text
+    assert "<title>a &amp; b</title>" in text
+
+
+def test_published_rows_name_their_source():
+    lines = published(["cifar10dvs", "digits"])
+    assert {line.data for line in lines} == {"cifar10dvs"}
+    assert (lines[0].work, lines[0].accuracy, lines[0].source) == ("tdBN 2021", 67.80, "quoted")
+    assert {line.source for line in lines} == {"paper", "quoted", "third party"}
+    assert published(["digits"]) == []
+
+
+def test_command_line(study):
+    def command(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "tna_lightning.report", *arguments], capture_output=True, text=True, check=False
+        )
+
+    (study / "empty").mkdir()
+    result = command(str(study))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"7 finished runs: {study / 'report' / 'index.html'}\n"
+    assert result.stderr == f"left out: run='{study / 'empty'}': no run folder, it has no run.json\n"
+    again = command(str(study))  # the report's own folder is no run either, and is not taken for one
+    assert again.stderr == result.stderr
+    wrong = command(str(study / "nowhere"))
+    assert (wrong.returncode, wrong.stderr) == (2, f"error: study='{study / 'nowhere'}': no such folder\n")
+
+
+def test_an_empty_study_gives_an_empty_report(tmp_path):
+    (tmp_path / "study").mkdir()
+    collection = report([tmp_path / "study"], tmp_path / "report")
+    assert collection.done == []
+    assert "0 finished runs in 0 rows" in (tmp_path / "report" / "index.html").read_text()
+
+
+def test_records_are_not_changed(study):
+    records = collect([study]).done
+    before = copy.deepcopy(records)
+    rows(records)
+    assert records == before
