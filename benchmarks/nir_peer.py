@@ -7,12 +7,13 @@
 Environments (torch first, so that no CUDA build is pulled; neither belongs into this project's own):
 
     pip install torch==2.13.0 && pip install sinabs==3.1.3
-    pip install torch==2.13.0 && pip install --no-deps spikingjelly==2.0.0 nir==1.0.8 nirtorch==2.0.2 \
+    pip install torch==2.13.0 && pip install --no-deps spikingjelly==2.0.0 nir==1.0.8 nirtorch==2.6 \
         && pip install loguru matplotlib SciencePlots tensorboard h5py scipy tqdm packaging requests sympy networkx
 
-spikingjelly 2.0.0 reads NIR 1.0.8: hard reset, Euler's step of 0.1 ms, average pooling, residual sums. sinabs 3.1.3 reads
-NIR 1.0.4, whose neurons subtract, and refuses newer files; it takes no average pooling. Its neurons may fire several times
-a step and keep their membrane above minus the threshold: here set to one spike and no floor, as NIR knows neither.
+spikingjelly 2.0.0 reads NIR 1.0.8: hard reset, Euler's step of 0.1 ms, average pooling, residual sums. sinabs 3.1.3
+reads NIR 1.0.4, whose neurons subtract, and refuses newer files; it takes no average pooling. Its neurons may fire
+several times a step and keep their membrane above minus the threshold: here set to one spike and no floor, as NIR knows
+neither.
 """
 
 import json

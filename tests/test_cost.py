@@ -33,7 +33,7 @@ def test_two_layers_counted_by_hand():
     network.linear.weight[0] = 0.0
     x = torch.zeros(2, 1, 3, 3)
     x[0, 0, 0, 0] = 0.7  # fires in each of two steps; its corner feeds 4 of 9 windows
-    x[1, 0, 1, 1] = 1.0  # a pixel of 1 is as good as a spike; the centre feeds 9 windows
+    x[1, 0, 1, 1] = 1.0  # fires likewise; the centre feeds 9 windows
     x[1, 0, 0, 1] = 0.2  # does not fire; this border feeds 6 windows
     cost = inference_cost(network, [(x, None)])
 
@@ -45,17 +45,18 @@ def test_two_layers_counted_by_hand():
     assert cost["firing_rate"] == 4 / (2 * 2 * 18)
     conv, linear = cost["layers"]
     assert conv["dense_macs"] == 2 * 9 * 9
-    assert conv["macs"] == cost["first_layer_macs"] == 2 * (4 + 6) / 2
-    assert conv["synaptic_operations"] == 2 * 9 / 2
-    assert conv["on_nonzero_weights"] == 1 / 2
+    assert conv["input"] == "numbers"
+    assert conv["macs"] == cost["first_layer_macs"] == cost["macs"] == 2 * (4 + 9 + 6) / 2
+    assert conv["synaptic_operations"] == 0
+    assert linear["input"] == "spikes"
     assert linear["dense_macs"] == 2 * 18 * 4
     assert linear["macs"] == 0
     assert linear["synaptic_operations"] == 4 * (2 + 2) / 2
     assert linear["on_nonzero_weights"] == 3 * (2 + 2) / 2
     assert linear["input_rate"] == 4 / 72
-    assert cost["energy_uj"] == pytest.approx((10 * 4.6 + (9 + 8) * 0.9) / 1e6)
+    assert cost["energy_uj"] == pytest.approx((19 * 4.6 + 8 * 0.9) / 1e6)
     assert cost["energy_dense_uj"] == pytest.approx((162 + 144) * 4.6 / 1e6)
-    assert inference_cost(network, [x], pj_per_mac=1, pj_per_ac=0)["energy_uj"] == pytest.approx(10 / 1e6)
+    assert inference_cost(network, [x], pj_per_mac=1, pj_per_ac=0)["energy_uj"] == pytest.approx(19 / 1e6)
 
 
 @given(
@@ -107,6 +108,7 @@ def test_averages_of_spikes_cost_multiplications():
     assert cost["macs"] > cost["first_layer_macs"] > 0
     assert by_name["body.1.conv"]["macs"] == 0  # its inputs are spikes
     assert by_name["body.4.conv"]["macs"] > 0  # behind average pooling
+    assert by_name["body.4.conv"]["synaptic_operations"] == 0
     assert by_name["classifier"]["macs"] > 0
     assert cost["synaptic_operations"] > 0
 

@@ -1,9 +1,10 @@
 """What an inference costs: weights, spikes, operations and energy, counted while a network sees data. Plain torch.
 
-An input of 0 costs nothing. A synapse (one weight at one output position) that meets a 1 costs an accumulate (AC); one
-that meets any other number, such as a pixel or the average of some spikes, costs a multiply-accumulate (MAC). Synapses
-are counted exactly: at the borders of a convolution a pixel has fewer of them. Not counted: biases, normalisation (it
-folds into scale and bias), pooling, the neurons' own arithmetic, and memory traffic.
+An input of 0 costs nothing. Any other costs one operation at each of its synapses (a weight at an output position): an
+accumulate (AC) in a layer that sees nothing but 0 and 1, a multiply-accumulate (MAC) in a layer that also sees other
+numbers, such as pixels or averages of spikes. Synapses are counted exactly: at the borders of a convolution an input
+has fewer of them. Not counted: biases, normalisation (it folds into scale and bias), pooling, the neurons' own
+arithmetic, and memory traffic.
 
 All counts are per image (or recording), over all of its time steps.
 """
@@ -90,7 +91,7 @@ class CostCounter:
         - ``neurons``, ``firing_rate`` (spikes a neuron and step; None without spiking neurons), ``spikes``;
         - ``dense_macs``: what the same network costs if zeros are not left out;
         - ``synaptic_operations``: ACs triggered by spikes, of which ``on_nonzero_weights`` meet a weight that is not 0;
-        - ``macs``: MACs triggered by inputs that are no spikes, of which ``first_layer_macs`` in the first layer;
+        - ``macs``: MACs in layers whose inputs are no spikes, of which ``first_layer_macs`` in the first layer;
         - ``energy_uj``: of all ACs and MACs, in microjoule; ``energy_dense_uj``: of ``dense_macs``;
         - ``layers`` and ``neuron_layers``: the same by name, in order.
         """
@@ -136,7 +137,7 @@ class CostCounter:
 
 
 class _LayerCount:
-    """How often each input of one layer was a spike, and how often another number that is not zero."""
+    """How often each input of one layer was not zero, and whether all were spikes."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module: Any = module
@@ -144,7 +145,7 @@ class _LayerCount:
         self.num_inputs = 0
         # by shape of one input: a layer may see several sizes
         self.nonzero: defaultdict[torch.Size, Tensor] = defaultdict(lambda: torch.zeros(()))
-        self.spikes: defaultdict[torch.Size, Tensor] = defaultdict(lambda: torch.zeros(()))
+        self.sees_spikes_only = True
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         (x,) = inputs
@@ -152,29 +153,28 @@ class _LayerCount:
         shape = x.shape[x.ndim - num_feature_dims :]
         samples = x.detach().reshape(-1, *shape)
         if torch.equal(samples * samples, samples):  # all 0 or 1: their sum is the quicker count
-            nonzero = spikes = samples.sum(0, dtype=torch.float32)
+            nonzero = samples.sum(0, dtype=torch.float32)
         else:
-            nonzero, spikes = (samples != 0).float().sum(0), (samples == 1).float().sum(0)
+            nonzero = (samples != 0).float().sum(0)
+            self.sees_spikes_only = False
         self.nonzero[shape] = self.nonzero[shape].to(x.device) + nonzero.double()
-        self.spikes[shape] = self.spikes[shape].to(x.device) + spikes.double()
         self.num_inputs += x.numel()
         self.num_outputs += output.numel()
 
     def report(self, num_images: int) -> dict[str, Any]:
         weight = self.module.weight.detach()
-        num_nonzero, acs, on_nonzero, macs = 0.0, 0.0, 0.0, 0.0
+        num_nonzero, operations, on_nonzero = 0.0, 0.0, 0.0
         for shape, nonzero in self.nonzero.items():
-            spikes = self.spikes[shape]
             num_nonzero += float(nonzero.sum())
-            fan_out = self._fan_out(shape, torch.ones_like(weight))
-            acs += float((spikes * fan_out).sum())
-            macs += float(((nonzero - spikes) * fan_out).sum())
-            on_nonzero += float((spikes * self._fan_out(shape, (weight != 0).to(weight.dtype))).sum())
+            operations += float((nonzero * self._fan_out(shape, torch.ones_like(weight))).sum())
+            on_nonzero += float((nonzero * self._fan_out(shape, (weight != 0).to(weight.dtype))).sum())
+        acs, macs = (operations, 0.0) if self.sees_spikes_only else (0.0, operations)
         return {
+            "input": "spikes" if self.sees_spikes_only else "numbers",
             "input_rate": num_nonzero / self.num_inputs if self.num_inputs else 0.0,
             "dense_macs": self.num_outputs * (weight.numel() // len(weight)) / num_images,
             "synaptic_operations": acs / num_images,
-            "on_nonzero_weights": on_nonzero / num_images,
+            "on_nonzero_weights": (on_nonzero if self.sees_spikes_only else 0.0) / num_images,
             "macs": macs / num_images,
         }
 
