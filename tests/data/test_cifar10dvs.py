@@ -221,6 +221,27 @@ def test_a_host_that_refuses_scripts_leads_to_the_same_advice(tmp_path):
     assert f"save it as {tmp_path / 'CIFAR10DVS.zip'}" in str(error.value)
 
 
+def test_a_page_that_asks_whether_one_is_human_leads_to_the_same_advice(tmp_path, monkeypatch, serve):
+    monkeypatch.setattr(cifar10dvs, "URL", serve({"/38023437": b""}, status=202).address + "/38023437")
+    with pytest.raises(FileNotFoundError, match=r"the server answers with a web page for people .status 202"):
+        CIFAR10DVSDataModule(tmp_path).prepare_data()
+    assert not (tmp_path / "CIFAR10DVS.zip").exists()
+
+
+def test_a_download_that_breaks_off_goes_on_and_is_unpacked(tmp_path, monkeypatch, serve):
+    write_release(tmp_path / "unpacked", per_class=2)
+    archive = tmp_path / "archive.zip"
+    release_archive(archive, tmp_path / "unpacked")
+    content = archive.read_bytes()
+    server = serve({"/38023437": content}, stop_after=len(content) // 3)
+    monkeypatch.setattr(cifar10dvs, "URL", server.address + "/38023437")
+    monkeypatch.setattr(cifar10dvs, "MD5", hashlib.md5(content).hexdigest())
+    data = CIFAR10DVSDataModule(tmp_path / "root", test_fraction=0.5)
+    data.setup("fit")
+    assert data.describe()["test_samples"] == 10
+    assert len(server.requests) >= 3
+
+
 def release_archive(path, root):
     """tonic's layout: a zip of one zip per class."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -108,17 +108,18 @@ class CIFAR10DVSDataModule(EventDataModule):
     def prepare_data(self) -> None:
         """Unpack tonic's archive if it is there, or fetch it if nothing is."""
         folder = self.root / "CIFAR10DVS"
-        for archive in (self.root / ARCHIVE, folder / ARCHIVE):
-            if archive.exists():
-                break
-        else:
-            try:
-                find_recordings(self.root, CLASS_NAMES)
-            except FileNotFoundError as error:
+        try:
+            find_recordings(self.root, CLASS_NAMES)
+        except (
+            FileNotFoundError,
+            ValueError,
+        ) as error:  # none, or some classes only: a killed run may have unpacked them
+            archive = next((path for path in (self.root / ARCHIVE, folder / ARCHIVE) if path.exists()), None)
+            if archive is None and isinstance(error, FileNotFoundError):
                 archive = self._fetch(str(error))
-            else:
-                return
-        unpack(archive, folder, CLASS_NAMES)
+            if archive is None:
+                raise
+            unpack(archive, folder, CLASS_NAMES)
 
     def _fetch(self, reason: str) -> Path:
         archive = self.root / ARCHIVE
