@@ -14,7 +14,7 @@ TINY = ["data.train_subset=128", "epochs=2", "model.width=0.25", "trainer.accele
 def command(folder, *overrides):
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "PL_"))}
     return subprocess.run(
-        [sys.executable, "-m", "tna_lightning", *TINY, "trainer.enable_progress_bar=false", *overrides],
+        [sys.executable, "-m", "tna_lightning", *overrides, *TINY, "trainer.enable_progress_bar=false"],
         cwd=folder,
         env=environment | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -36,10 +36,10 @@ def test_a_sweep_on_two_processes_equals_one_process_with_the_whole_batch(tmp_pa
     )
     assert several.returncode == 0, several.stdout + several.stderr
     assert "2 jobs: 2 done" in several.stdout
-    alone = command(tmp_path / "..", "data.batch_size=32", "-m", "seed=0,1", f"hydra.sweep.dir={tmp_path}/one")
+    alone = command(tmp_path, "-m", "seed=0,1", "data.batch_size=32", "study=one")
     assert alone.returncode == 0, alone.stdout + alone.stderr
 
-    ours, theirs = records(tmp_path / "ddp"), records(tmp_path / "one")
+    ours, theirs = records(tmp_path / "multirun" / "ddp"), records(tmp_path / "multirun" / "one")
     assert [record["seed"] for record in ours] == [0, 1]
     for two, one in zip(ours, theirs, strict=True):
         assert two["device"] == "2 x cpu"

@@ -1,0 +1,208 @@
+"""Sweeps as a user types them: every job a fresh process, told in one line, done once."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from tna_lightning import runs
+from tna_lightning.sweep import Outcome, claimed_device, visible_devices
+
+# a job of a few steps: nearly all of its time is the start of a process
+TINY = ["data.train_subset=100", "data.batch_size=50", "model.width=0.125", "model.time_steps=1", "epochs=2"]
+LINE = re.compile(r"^#(\d+) (.+): (?:data\.|seed|quant|baseline)", re.MULTILINE)
+
+
+def environment():
+    return {name: value for name, value in os.environ.items() if not name.startswith("SLURM")} | {
+        "OMP_NUM_THREADS": "1"
+    }
+
+
+def arguments(*overrides):
+    return [sys.executable, "-m", "tna_lightning", "-m", *TINY, *overrides]
+
+
+def sweep(folder, *overrides):
+    return subprocess.run(
+        arguments(*overrides), cwd=folder, env=environment(), capture_output=True, text=True, timeout=900, check=False
+    )
+
+
+def told(result):
+    """What each job's line says, by its number."""
+    return {int(number): text for number, text in LINE.findall(result.stdout)}
+
+
+def results(folder):
+    """Everything that a run computed, by the folder's name; what the clock says is left out."""
+    found = {}
+    for path in sorted(folder.rglob("run.json")):
+        if "pretrained" not in path.parts:
+            record = json.loads(path.read_text())
+            assert record["status"] == "done", path
+            found[path.parent.name] = {key: record[key] for key in ("identity", "results", "history", "split_hash")}
+    return found
+
+
+def test_a_sweep_does_what_is_missing_and_says_so(tmp_path):
+    command = ["seed=0,1", "baseline=plain", "quant=none", "optimizer.lr=1e-3,1e30", "study=s"]
+    first = sweep(tmp_path, *command)
+    assert first.returncode == 1, first.stdout + first.stderr
+    assert re.fullmatch(r"done in \d+ s, accuracy \d+\.\d\d%", told(first)[0])
+    assert re.fullmatch(
+        r"failed in \d+ s \(NonFiniteLoss: the loss is not finite .*; see .*output\.log\)", told(first)[1]
+    )
+    assert re.fullmatch(r"done in \d+ s, accuracy \d+\.\d\d%", told(first)[2])
+    assert "4 jobs: 2 done, 2 failed." in first.stdout
+    assert "2 of 4 jobs failed" in first.stderr
+    folder = tmp_path / "multirun" / "s"
+    statuses = sorted(runs.read_record(path)["status"] for path in runs.find_runs(folder))
+    assert statuses == ["done", "done", "failed", "failed"]
+
+    # cut off after its first epoch: what a killed process leaves behind
+    done = runs.read_record(next(path for path in runs.find_runs(folder) if "-s1-" in path.name and is_done(path)))
+    cut = folder / done["name"]
+    (cut / "run.json").write_text(
+        json.dumps({key: done[key] for key in ("format", "identity", "config")} | {"status": "running"})
+    )
+    again = sweep(tmp_path, *command)
+    assert told(again)[0].startswith("skipped, done before, accuracy")
+    assert told(again)[1].startswith("repeated, failed in")
+    assert told(again)[2].startswith("resumed, done in")
+    assert "4 jobs: 1 done, 1 skipped, 2 failed." in again.stdout
+    assert runs.read_record(cut)["results"] == done["results"]
+    assert not list((folder / ".sweeps").iterdir())  # the notes are gone
+
+
+def is_done(folder):
+    return runs.read_record(folder)["status"] == "done"
+
+
+def test_bad_input_stops_a_sweep_before_it_starts(tmp_path):
+    result = sweep(tmp_path, "quant=none,tertiary")
+    assert result.returncode == 2
+    assert "quant=tertiary: allowed are" in result.stderr
+    assert not list(tmp_path.rglob("run.json"))
+
+
+def test_a_job_that_another_process_trains_is_left_to_it(tmp_path):
+    command = ["seed=0", "baseline=plain", "quant=none"]
+    folder = json.loads(
+        subprocess.run(
+            [sys.executable, "-c", PRINT_FOLDER, *TINY, *command],
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    )
+    with runs.Run(tmp_path / "multirun" / "unnamed" / folder, {}).claimed():
+        result = sweep(tmp_path, *command)
+    assert told(result) == {0: "busy, another process trains this run now"}
+    assert result.returncode == 0
+    assert "1 jobs: 1 busy." in result.stdout
+
+
+PRINT_FOLDER = """
+import json, sys
+from tna_lightning import runs
+from tna_lightning.config import compose
+print(json.dumps(runs.folder_name(compose(sys.argv[1:]))))
+"""
+
+
+@pytest.mark.slow  # four processes that import everything
+def test_a_job_does_the_same_alone_and_last_in_a_sweep(tmp_path):
+    assert sweep(tmp_path, "seed=2,1,0", "quant=ternary", "study=three").returncode == 0
+    assert sweep(tmp_path, "seed=0", "quant=ternary", "study=one").returncode == 0
+    three, one = results(tmp_path / "multirun" / "three"), results(tmp_path / "multirun" / "one")
+    assert len(three) == 3
+    (name,) = one
+    assert three[name] == one[name]
+
+
+def killed_and_restarted(folder, kills, generator, *overrides):
+    """Run a sweep to its end although its whole process group is killed ``kills`` times at random moments."""
+    done = 0
+    for _ in range(kills):
+        with subprocess.Popen(
+            arguments(*overrides), cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        ) as process:  # fmt: skip
+            wait_for_a_start(folder, process)
+            time.sleep(generator.uniform(0, 12))
+            done += process.poll() is not None
+            os.killpg(process.pid, signal.SIGKILL)
+    return done, sweep(folder, *overrides)
+
+
+def wait_for_a_start(folder, process):
+    """Until some job of this sweep works, so that the kill hits more than the command line."""
+    while process.poll() is None:
+        if any(runs.is_active(path) for path in runs.find_runs(folder)):
+            return
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kills", "command"),
+    [(2, ["seed=0,1", "quant=ternary"]), (5, ["seed=0,1,2", "baseline=plain,tna", "quant=none,ternary"])],
+)
+def test_a_killed_and_restarted_sweep_equals_an_undisturbed_one(tmp_path, kills, command):
+    command = [*command, "epochs=6"]
+    disturbed, undisturbed = tmp_path / "disturbed", tmp_path / "undisturbed"
+    disturbed.mkdir()
+    undisturbed.mkdir()
+    finished_early, last = killed_and_restarted(disturbed, kills, random.Random(kills), *command)
+    assert last.returncode == 0, last.stdout + last.stderr
+    assert not finished_early
+    assert sweep(undisturbed, *command).returncode == 0
+    expected = results(undisturbed)
+    assert len(expected) == {2: 2, 5: 12}[kills]
+    assert results(disturbed) == expected
+
+
+def test_outcomes_read_as_one_line():
+    outcome = Outcome(3, "seed=1", "/x/run", "failed", "repeated", 4.2, error="boom; see log")
+    assert outcome.line() == "#3 repeated, failed in 4 s (boom; see log): seed=1"
+    record = {"results": {"test/acc": 0.5, "val/acc": 0.25}}
+    assert outcome.judged("skipped", record).val_acc == 0.25
+    assert Outcome(0, "", "/x/run", "busy").line() == "#0 busy, another process trains this run now: run"
+
+
+def test_each_job_holds_a_device_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    held, most, lock = [], [], threading.Lock()
+
+    def work():
+        with claimed_device(["0", "1"], wait_seconds=0.01) as device:
+            with lock:
+                held.append(device)
+                most.append(sorted(held))
+            time.sleep(0.05)
+            with lock:
+                held.remove(device)
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(most) == 6
+    assert max(map(len, most)) == 2
+    assert all(len(set(devices)) == len(devices) for devices in most)
+
+
+@pytest.mark.parametrize(("value", "devices"), [("0,3", ["0", "3"]), ("", []), ("GPU-1f", ["GPU-1f"])])
+def test_devices_are_those_that_the_environment_leaves(monkeypatch, value, devices):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+    assert visible_devices() == devices
