@@ -56,7 +56,7 @@ def print_record(record: Mapping[str, Any], folder: Path | str) -> None:
 
     table = Table(title=title(record), title_justify="left", show_header=False)
     table.add_column(style="bold")
-    table.add_column()
+    table.add_column(overflow="fold")
     for name, value in summary_rows(record):
         table.add_row(name, value)
     table.add_row("folder", str(folder))
