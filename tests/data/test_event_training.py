@@ -1,0 +1,49 @@
+"""Every way of training takes event frames, from config to kept network; and the demo of the event path."""
+
+import json
+
+import pytest
+import torch
+
+from tna_lightning.config import compose
+from tna_lightning.data import DigitsDVSDataModule, EventCamera
+from tna_lightning.train import train
+
+TINY_CAMERA = ["data.camera.sensor=12", "data.camera.display=24", "data.camera.leg=4", "data.time_steps=3"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Where the runs of this file cache the frames, and teachers."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.mark.parametrize("baseline", ["plain", "tna", "kd", "mutual"])
+@pytest.mark.parametrize("model", ["vggsnn", "resnet18"])
+def test_event_frames_train_in_every_way_at_ternary_precision(tmp_path, monkeypatch, root, baseline, model):
+    monkeypatch.chdir(tmp_path)
+    overrides = ["data=digits_dvs", *TINY_CAMERA, f"data.root={root}", f"model={model}", "model.width=0.05"]
+    overrides += [f"baseline={baseline}", "quant=ternary", "epochs=1", "optimizer=adamw", "data.augment=nda"]
+    overrides += ["data.cutmix=0.5", "data.batch_size=32", "+trainer.limit_train_batches=2"]
+    overrides += ["+trainer.limit_test_batches=1", "trainer.enable_progress_bar=false"]
+    folder = tmp_path / "run"
+    train(compose(overrides), folder)
+    record = json.loads((folder / "run.json").read_text())
+    assert record["status"] == "done"
+    assert record["data"]["simulated"] is True
+    assert record["data"]["time_steps"] == 3
+    assert record["split_hash"] == record["data"]["split_hash"]
+    assert 0 <= record["results"]["test/acc"] <= 1
+    assert ("test/companion_acc" in record["results"]) == (baseline != "plain")
+
+
+def test_mixed_labels_reach_the_loss(root):
+    camera = EventCamera(sensor=12, display=24, leg=4, loops=1)
+    data = DigitsDVSDataModule(root, camera=camera, time_steps=3, augment="flip_roll", cutmix=1.0)
+    data.setup("fit")
+    x, target = next(iter(data.train_dataloader()))
+    frames, labels = data.augment(x, target, torch.Generator().manual_seed(0))
+    assert frames.dtype == torch.float32
+    assert labels.shape == (16, 10)
+    torch.testing.assert_close(labels.sum(1), torch.ones(16))
+    assert ((labels > 0).sum(1) == 2).any()
