@@ -2,7 +2,7 @@
 
     python benchmarks/packed_size.py > benchmarks/results/packed_size.json
 
-Network: resnet19 for CIFAR-100, T = 4, TWN per channel, weights as drawn (the bytes do not depend on them). The checkpoint
+Network: resnet19 for CIFAR-100, T = 4, TWN per channel, weights as drawn (bytes do not depend on them). The checkpoint
 holds what Lightning's holds for TNA with SGD: base, twin, and a momentum for each parameter. Each time is the median of
 five fresh processes, one thread, files in the page cache, imports left out, one image.
 """

@@ -1,0 +1,83 @@
+"""One picture of a kept network: its weights before and after quantisation, its codes, its firing rates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from tna_lightning.quantization.kept import kept_weights, weight_report
+from tna_lightning.quantization.parametrized import weighted_layers
+
+# Okabe and Ito's colours, which stay apart for the colour-blind
+CODE_COLORS = {"-1": "#0072B2", "0": "#DDDDDD", "1": "#D55E00"}
+COLUMNS, NUM_BINS = 6, 41
+
+
+def plot_inspection(
+    network: nn.Module, neuron_layers: Sequence[Mapping[str, Any]], path: Path | str, title: str = ""
+) -> None:
+    """Save the picture as PNG: a histogram for each layer, code shares by layer, firing rate by layer of neurons.
+
+    Args:
+        network: as trained, so that it still has its full-precision weights; or one from
+            :func:`~tna_lightning.quantization.load_packed`, which only has the quantised ones.
+        neuron_layers: of :meth:`tna_lightning.cost.CostCounter.report`.
+        path: the file to write.
+        title: stands above the picture.
+    """
+    from matplotlib.figure import Figure  # not pyplot: no backend is chosen and no global state is left
+
+    report = weight_report(network)["layers"]
+    num_rows = math.ceil(len(report) / COLUMNS)
+    figure = Figure(figsize=(13, 1.5 * num_rows + 3.6), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    subfigures: Any = figure.subfigures(2, 1, height_ratios=[1.5 * num_rows, 3.2])
+    top, bottom = subfigures
+    _histograms(top, network, num_rows)
+    codes, rates = bottom.subplots(1, 2, width_ratios=[max(4, len(report)), max(4, len(neuron_layers))])
+    _code_shares(codes, report)
+    rates.bar(range(len(neuron_layers)), [layer["firing_rate"] for layer in neuron_layers], color="#009E73")
+    rates.set(ylabel="spikes a neuron and step", title="firing rate")
+    _name_bars(rates, [layer["name"] for layer in neuron_layers])
+    figure.savefig(path, dpi=110)
+
+
+def _histograms(figure: Any, network: nn.Module, num_rows: int) -> None:
+    grid = figure.subplots(num_rows, COLUMNS, squeeze=False).flatten()
+    layers = zip(weighted_layers(network), kept_weights(network), strict=True)
+    for axes, ((name, before, _), (_, after, kept)) in zip(grid, layers, strict=False):
+        values, quantized = (weight.detach().float().flatten().cpu().numpy() for weight in (before, after))
+        limit = max(np.abs(values).max(), np.abs(quantized).max()) or 1.0
+        edges = np.linspace(-limit, limit, NUM_BINS + 1)
+        axes.hist(values, edges, color="#999999", label="full precision")
+        if kept is not None:
+            axes.hist(quantized, edges, histtype="step", color="#D55E00", label="quantised")
+        axes.set_title(f"{name}: {'float' if kept is None else kept.scheme}", fontsize=7)
+        axes.set_yscale("log")  # a quantised weight stands in a few bins, high above the others
+        axes.tick_params(labelsize=6)
+    for axes in grid[sum(1 for _ in weighted_layers(network)) :]:
+        axes.set_axis_off()
+    grid[0].legend(fontsize=6)
+
+
+def _code_shares(axes: Any, report: Sequence[Mapping[str, Any]]) -> None:
+    """Stacked shares of the codes -1, 0 and 1; of other schemes the share of zeros alone."""
+    for position, layer in enumerate(report):
+        shares, bottom = layer.get("code_shares", {"0": layer["zeros"] / layer["weights"]}), 0.0
+        for code, color in CODE_COLORS.items():
+            axes.bar(position, shares.get(code, 0.0), bottom=bottom, color=color)
+            bottom += shares.get(code, 0.0)
+    for code, color in CODE_COLORS.items():
+        axes.bar(0, 0, color=color, label=f"code {code}")
+    axes.set(ylabel="share of the weights", ylim=(0, 1), title="codes")
+    axes.legend(fontsize=7, loc="lower right")
+    _name_bars(axes, [layer["name"] for layer in report])
+
+
+def _name_bars(axes: Any, names: Sequence[str]) -> None:
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
