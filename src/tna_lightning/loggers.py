@@ -12,7 +12,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from tna_lightning.factory import build
-from tna_lightning.runs import Run
+from tna_lightning.runs import NETWORK, Run
 
 
 def tensorboard_logger(run: Run) -> TensorBoardLogger:
@@ -53,6 +53,7 @@ def wandb_logger(
         tags=[*(f"{group}:{choice}" for group, choice in choices.items()), *tags],
         save_dir=run.folder,
         offline=offline,
+        mode="offline" if offline else "online",  # Lightning sets an environment variable, which wandb reads too late
         config=run.config,
         settings=wandb.Settings(console="off", silent=True),
     )
@@ -61,8 +62,7 @@ def wandb_logger(
 def _has_key() -> bool:
     import wandb
 
-    mode = os.environ.get("WANDB_MODE")
-    return mode != "offline" and bool(wandb.api.api_key)
+    return os.environ.get("WANDB_MODE") != "offline" and wandb.login(prompt=False, verify=False)
 
 
 @contextmanager
@@ -90,5 +90,14 @@ def opened(run: Run) -> Iterator[Logger | None]:
 def log_summary(logger: Logger | None, summary: Mapping[str, Any], picture: Path) -> None:
     """Hand the run's final figures and its picture to a logger that has a place for them."""
     if isinstance(logger, WandbLogger):
+        import wandb
+
         logger.experiment.summary.update(dict(summary))
         logger.log_image("curves", [str(picture)])
+        layers = summary["weights"]["layers"]
+        columns = ["name", "weights", "scheme", "bits", "bytes", "zeros"]
+        logger.log_table("layers", columns, [[layer.get(column) for column in columns] for layer in layers])
+        network = picture.with_name(NETWORK)
+        artifact = wandb.Artifact(picture.parent.name, "model", metadata={"test/acc": summary.get("test/acc")})
+        artifact.add_file(str(network), skip_cache=True)
+        logger.experiment.log_artifact(artifact)
