@@ -59,8 +59,7 @@ class BasicBlock(nn.Module):
 
     At first the block nearly hands its input on, as in Goyal et al. (arXiv 1706.02677): the second norm starts with a
     weight of 0.1, and with a bias of 0.25, since a spike of 1 alone is not above a threshold of 1. With the usual 1 and
-    0 the residual drowns the shortcut, and after some blocks the spikes no longer tell one image from another:
-    ResNet-20 of half width on digits, T=2, 8 epochs of AdamW, 8 % test accuracy with those, 82 % with these (one seed).
+    0 the residual drowns the shortcut, and after some blocks the spikes no longer tell one image from another.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, neuron: NeuronFactory):
