@@ -174,6 +174,7 @@ def test_zips_of_classes_read_the_same_as_folders(tmp_path, suffix, inner):
         RecordingFiles(find_recordings(root, CLASSES)[0], SENSOR) for root in (unpacked, tmp_path / "zipped")
     )
     assert from_folders.fingerprint() == from_zips.fingerprint()
+    assert sorted(from_folders.fingerprint()["readers"]) == (["aedat", "tonic"] if suffix == ".aedat4" else [])
     for index in range(2):
         expected, got = from_folders.load(index), from_zips.load(index)
         for column in ("t", "x", "y", "p"):

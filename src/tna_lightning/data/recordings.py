@@ -13,6 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
@@ -201,9 +202,11 @@ class RecordingFiles:
         return check(file.load(), f"{file.path}:{file.member}" if file.member else str(file.path), self.sensor)
 
     def fingerprint(self) -> dict[str, Any]:  # noqa: D102
+        formats = sorted({Path(file.member or file.path).suffix for file in self.files})
         return {
             "files": [[file.name, file.label, file.size] for file in self.files],
-            "formats": sorted({Path(file.member or file.path).suffix for file in self.files}),
+            "formats": formats,
+            "readers": {name: version(name) for name in ("aedat", "tonic") if ".aedat4" in formats},
         }
 
 
