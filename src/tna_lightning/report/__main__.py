@@ -162,7 +162,9 @@ def main() -> None:
         if arguments.wandb:
             from tna_lightning.report.dashboard import publish
 
-            for address in publish(arguments.wandb, sorted({str(record["study"]) for record in collection.done})):
+            names = sorted({record["study"] for record in collection.done if record.get("study")})
+
+            for address in publish(arguments.wandb, names, (output / "table.md").read_text()):
                 print(address)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
