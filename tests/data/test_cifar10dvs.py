@@ -187,6 +187,7 @@ def test_a_folder_of_no_class_stops_or_is_left_out(release):
     [
         ({"time_steps": 0}, "time_steps=0: must be at least 1"),
         ({"slicing": "events"}, "slicing='events': must be one of time, count"),
+        ({"size": 0}, "size=0: must be at least 1"),
         ({"size": 200}, "size=200: must be at most the sensor's 128 pixels"),
         ({"test_fraction": 1.0}, r"test_fraction=1\.0: must lie in \[0, 1\)"),
         ({"test_fraction": 0.0}, r"test_fraction=0\.0: leaves no recording to test"),

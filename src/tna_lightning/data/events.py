@@ -73,6 +73,8 @@ class EventDataModule(BatchedDataModule):
         build_workers: int,
     ) -> None:
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, seed=seed)
+        if size < 1:
+            raise ValueError(f"size={size!r}: must be at least 1")
         self.spec = FrameSpec(time_steps, slicing, (size, size))
         for setting, value in (("test_fraction", test_fraction), ("val_fraction", val_fraction)):
             if not 0 <= value < 1:
