@@ -101,7 +101,7 @@ def test_slurm_gets_a_script_that_asks_for_what_the_choice_says(tmp_path, basic)
         "--time=720",
         "--requeue",
         "--signal=USR2@120",
-        "--array=0-1%64",
+        "--array=0-1%2",
         "--cpus-per-task=4",
         "--mem=16GB",
         "--nodes=1",
