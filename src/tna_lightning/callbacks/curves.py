@@ -39,7 +39,8 @@ def plot_curves(history: History, path: Path | str, title: str = "") -> None:
             curve(axes, f"train/{prefix}{quantity}", scale, color=color, linestyle="--", label=f"{network}, training")
     curve(loss, "train/match", color=COLORS["match"], linestyle=":", label="match term, training")
     accuracy.set(xlabel="epoch", ylabel="accuracy (%)")
-    loss.set(xlabel="epoch", ylabel="cross-entropy; match term", yscale="log")
+    loss.set(xlabel="epoch", ylabel="cross-entropy; match term")
+    loss.set_ylim(bottom=0)
     for axes in (accuracy, loss):
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
