@@ -136,6 +136,9 @@ def explain(error: BaseException) -> str | None:
         return lines[0]
     if isinstance(error, HydraException | OmegaConfBaseException):
         return str(error).splitlines()[0]
+    if isinstance(error, RuntimeError) and str(error).startswith("Unknown plugin class"):
+        plugin = str(error).partition("hydra_plugins.")[2].partition(".")[0]
+        return f"{plugin}: not installed; launchers and search are extras: [joblib], [submitit], [ray], [optuna]"
     if isinstance(error, ValueError | FloatingPointError | OSError):
         return str(error)
     return None
