@@ -66,16 +66,15 @@ def test_launcher_gives_the_results_of_the_basic_one(tmp_path, basic, launcher):
 
 
 SBATCH = """#!/bin/sh
-# a stand-in for Slurm's: keeps the script and runs each task of its array here, one after the other
+# a stand-in for Slurm's: keeps the script, starts each task of its array here and leaves
 cp "$1" "{folder}/script.sh"
 last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$1")
 export SLURM_JOB_NUM_NODES=1 SLURM_NTASKS=1 SLURM_NTASKS_PER_NODE=1 SLURM_NNODES=1
 export SLURM_NODEID=0 SLURM_PROCID=0 SLURM_LOCALID=0
 export SLURM_JOB_NODELIST=localhost SLURM_JOB_NAME=tna_lightning SLURM_ARRAY_JOB_ID=77
 for task in $(seq 0 "$last"); do
-    SLURM_JOB_ID=77_$task SLURM_ARRAY_TASK_ID=$task sh "$1" > "{folder}/task_$task.log" 2>&1 &
+    SLURM_JOB_ID=77_$task SLURM_ARRAY_TASK_ID=$task sh "{folder}/script.sh" > "{folder}/task_$task.log" 2>&1 < /dev/null &
 done
-wait
 echo "Submitted batch job 77"
 """
 SRUN = """#!/bin/sh
@@ -129,3 +128,11 @@ def test_search_maximises_validation_accuracy(tmp_path):
     accuracies = [outcome["val/acc"] for _, outcome, _ in results(tmp_path).values()]
     best = (tmp_path / "multirun" / "search" / "optimization_results.yaml").read_text()
     assert f"best_value: {max(accuracies)}" in best
+
+
+def test_a_launcher_that_is_not_installed_is_named(tmp_path):
+    result = sweep(tmp_path, "hydra.launcher._target_=hydra_plugins.hydra_moon_launcher.MoonLauncher")
+    assert result.returncode == 2
+    assert result.stderr.startswith(
+        "error: hydra_moon_launcher: not installed; launchers and search are extras: [joblib]"
+    )
