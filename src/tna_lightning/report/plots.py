@@ -81,11 +81,14 @@ def accuracy_against(table: Sequence[Row], value: Callable[[Row], float | None],
     figure, grid = _panels(len(panels))
     precisions = list(dict.fromkeys(row.precision for row in table))
     for axes, (title, rows) in zip(grid, panels.items(), strict=True):
+        baselines = list(dict.fromkeys(row.baseline for row in rows))
         for row, style in zip(rows, _styles(rows), strict=True):
+            # side by side where precision alone decides, so that no baseline hides another
+            shift = 1.0 if what.startswith("energy") else 1.03 ** (baselines.index(row.baseline) - len(baselines) / 2)
             marker = MARKERS[precisions.index(row.precision) % len(MARKERS)]
             axes.errorbar(
-                [value(row) or 0.0], [row.mean], yerr=[row.deviation or 0.0], color=style["color"], marker=marker,
-                markersize=6, capsize=3, elinewidth=1, alpha=0.8, linestyle="none",
+                [shift * (value(row) or 0.0)], [row.mean], yerr=[row.deviation or 0.0],
+                color=style["color"], marker=marker, markersize=6, capsize=3, elinewidth=1, alpha=0.8, linestyle="none",
             )  # fmt: skip
         axes.set(title=title, xlabel=what, ylabel="test accuracy (%)")
         if max(map(float, filter(None, map(value, rows)))) > 4 * min(map(float, filter(None, map(value, rows)))):

@@ -32,7 +32,7 @@ def cells(row: Row) -> list[str]:
         _number(row.average("weights", "bytes"), ".1f", 1e-3),
         _number(row.average("weights", "zero_share"), ".1f", 100),
         _number(row.average("cost", "firing_rate"), ".3f"),
-        _number(row.average("cost", "energy_uj"), ".3g"),
+        _number(row.average("cost", "energy_uj"), "#.3g"),
     ]
 
 
