@@ -242,9 +242,12 @@ class _TimeLoop(torch.autograd.Function):
 def _call(compiled: bool, function: Callable[..., Any], current: Tensor, *arguments: Any) -> Any:
     if not compiled:
         return function(current, *arguments)
+    detached = [argument.detach() if isinstance(argument, Tensor) else argument for argument in (current, *arguments)]
+    for argument in detached:  # sizes are left open, T is not; `dynamic=True` would make tensors of the settings too
+        if isinstance(argument, Tensor) and argument.ndim == current.ndim:
+            torch._dynamo.maybe_mark_dynamic(argument, list(range(1, current.ndim)))
     settings = [argument for argument in arguments if not isinstance(argument, Tensor)]
-    detached = [argument.detach() if isinstance(argument, Tensor) else argument for argument in arguments]
-    return _compiled(function, current.dtype, len(current), *settings)(current.detach(), *detached)
+    return _compiled(function, current.dtype, len(current), *settings)(*detached)
 
 
 def _permute_parameter(parameter: Tensor, order: list[int]) -> Tensor:
@@ -261,7 +264,7 @@ def _compiled(function: Callable[..., Any], *key: object) -> Callable[..., Any]:
     surrogates in one process would reach.
     """
     own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
-    return torch.compile(own, fullgraph=True, dynamic=True)
+    return torch.compile(own, fullgraph=True)
 
 
 @cache
