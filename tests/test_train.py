@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -191,6 +192,19 @@ def test_a_teacher_of_another_shape_is_refused(done_run, tmp_path):
         (["companion.weights=nowhere"], "error: companion.weights='nowhere': neither a run's folder"),
         (["baseline=plain", "model@companion.model=resnet18"], "this baseline has no companion"),
         (["data=cifar10", "data.root=nowhere", "data.download=false"], "error: data.root='nowhere': holds no cifar-10"),
+        (["data.batch_size=many"], "error: data.batch_size='many': must be a whole number"),
+        (["data.batch_size=1.5"], "error: data.batch_size=1.5: must be a whole number"),
+        (["model.width=null"], "error: model.width=None: must be a number"),
+        (["quant.skip=classifier"], "error: quant.skip='classifier': must be a list"),
+        (["quant.quantizer.threshold=low"], "error: quant.quantizer.threshold='low': must be a number"),
+        (["objective.detach_companion=maybe"], "error: objective.detach_companion='maybe': must be true or false"),
+        (["optimizer.lr=fast"], "error: optimizer"),
+        (["optimizer.lr=-1"], "error: optimizer.Invalid learning rate: -1"),
+        (["schedule.warmup_epochs=99"], "error: schedule.warmup_epochs=99: must be at least 0 and shorter"),
+        (["cost.pj_per_mac=much"], "error: cost.pj_per_mac='much': must be a number"),
+        (["trainer.max_epochs=some"], "error: trainer.max_epochs='some': must be a whole number or null"),
+        (["~cost"], "error: cost: is missing, and cannot be left out"),
+        (["companion.weights=null"], "error: companion.weights=None: random, pretrained or a run's path"),
         (["ckpt_path=last"], "error: ckpt_path='last': there is no checkpoint"),
         (["keep=best", "data.val_fraction=0"], "error: keep='best': needs validation images"),
     ],
@@ -207,6 +221,31 @@ def test_bad_input_gets_one_clear_line(overrides, message, tmp_path, monkeypatch
     assert len(errors) == 1
     assert message in errors[0]
     assert "HYDRA_FULL_ERROR" not in os.environ
+
+
+def test_damaged_files_are_named_and_put_aside_on_request(done_run, tmp_path):
+    source, _ = done_run
+    folder = tmp_path / "run"
+    shutil.copytree(source, folder)
+    (folder / runs.RECORD).write_text('{"status": "done"')
+    arguments = ["epochs=6", "keep=best"]
+    refused = small_run(folder, *arguments)
+    assert refused.returncode == 2
+    assert "run.json is damaged" in refused.stderr
+    assert "resume=false" in refused.stderr
+
+    (folder / runs.RECORD).unlink()
+    checkpoint = (folder / runs.LAST_CHECKPOINT).read_bytes()
+    (folder / runs.LAST_CHECKPOINT).write_bytes(checkpoint[: len(checkpoint) // 2])
+    refused = small_run(folder, *arguments)
+    assert refused.returncode == 2
+    assert "cut short or no checkpoint" in refused.stderr
+
+    again = small_run(folder, *arguments, "resume=false")
+    assert again.returncode == 0, again.stderr
+    assert runs.finished_record(folder)["results"] == runs.finished_record(source)["results"]
+    aside = tmp_path / ".replaced" / "run.1"
+    assert (aside / runs.LAST_CHECKPOINT).read_bytes() == checkpoint[: len(checkpoint) // 2]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):

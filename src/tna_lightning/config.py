@@ -19,11 +19,17 @@ from tna_lightning import runs
 from tna_lightning.files import write_text
 from tna_lightning.home import GROUPS, home
 
+REQUIRED = (
+    *("seed", "epochs", "keep", "compile", "output_dir", "study", "resume", "cost", "init_from", "ckpt_path"),
+    *("data", "model", "neuron", "quant", "objective", "companion", "optimizer", "schedule", "trainer", "logger"),
+)
+
 
 def register_resolvers() -> None:
     """Make ``${tna.home:}`` and ``${tna.run_folder:}`` known to OmegaConf; calling it again changes nothing."""
     OmegaConf.register_new_resolver("tna.home", lambda: str(home()), replace=True)
     OmegaConf.register_new_resolver("tna.run_folder", _run_folder, replace=True)
+    OmegaConf.register_new_resolver("tna.half", lambda number: int(number) // 2, replace=True)
     OmegaConf.register_new_resolver("tna.sweep_folder", lambda study: study or "unnamed", replace=True)
 
 
@@ -77,6 +83,9 @@ def check(config: Mapping[str, Any]) -> None:
     Raises:
         ValueError: ``key=value: what is allowed``.
     """
+    missing = [key for key in REQUIRED if key not in config]
+    if missing:
+        raise ValueError(f"{missing[0]}: is missing, and cannot be left out")
     seed, epochs = config["seed"], config["epochs"]
     if not _is_int(seed) or not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed!r}: must be an integer from 0 to 4294967295")
@@ -97,6 +106,8 @@ def check(config: Mapping[str, Any]) -> None:
         raise ValueError(
             f"companion={config['companion']}: this baseline has no companion; allowed are tna, kd, mutual"
         )
+    if not isinstance(config["companion"]["weights"], str):
+        raise ValueError(f"companion.weights={config['companion']['weights']!r}: random, pretrained or a run's path")
     if not isinstance(config["companion"]["freeze"], bool):
         raise ValueError(f"companion.freeze={config['companion']['freeze']!r}: allowed are true, false")
 
@@ -119,7 +130,12 @@ def read_config(folder: Path | str) -> dict[str, Any]:
     path = Path(folder) / runs.CONFIG
     if not path.is_file():
         raise ValueError(f"run={str(folder)!r}: no run folder, it has no {runs.CONFIG}")
-    config: dict[str, Any] = yaml.safe_load(path.read_text())
+    try:
+        config = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"run={str(folder)!r}: {runs.CONFIG} is damaged ({' '.join(str(error).split())})") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"run={str(folder)!r}: {runs.CONFIG} is no config")
     return config
 
 

@@ -57,7 +57,7 @@ def main() -> None:
         leave(error)
     print(title(record))
     for name, value in results.items():
-        print(f"{name} {value!r} (recorded: {record['results'][name]!r})")
+        print(f"{name} {value!r} (recorded: {record['results'].get(name)!r})")
 
 
 if __name__ == "__main__":

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
-from torch import nn
+from hydra.utils import get_object, instantiate
+from torch import Tensor, nn
 
 
 def build(key: str, node: Mapping[str, Any], **arguments: Any) -> Any:
@@ -22,6 +23,7 @@ def build(key: str, node: Mapping[str, Any], **arguments: Any) -> Any:
     Raises:
         ValueError: the constructor refused a value; the message begins with the key, ``neuron.beta=1.5: must ...``.
     """
+    _check_types(key, node)
     try:
         return instantiate(node, _convert_="all", **arguments)
     except InstantiationException as error:
@@ -35,6 +37,49 @@ def build(key: str, node: Mapping[str, Any], **arguments: Any) -> Any:
         raise cause from None
 
 
+def _check_types(key: str, node: Mapping[str, Any]) -> None:
+    """Refuse numbers, strings, booleans and nulls that the target's annotations do not allow.
+
+    A constructor compares its arguments before it knows their types, and its TypeError would not name the setting.
+    """
+    try:
+        target: Any = get_object(node["_target_"])
+        if isinstance(target, type):
+            target = next(vars(base)["__init__"] for base in target.__mro__ if "__init__" in vars(base))
+        hints = get_type_hints(target)
+    except Exception:  # what cannot be imported or annotated is instantiate's to report
+        return
+    for name, value in node.items():
+        if isinstance(value, Mapping) and "_target_" in value:
+            _check_types(f"{key}.{name}", value)
+        elif name in hints and isinstance(value, bool | int | float | str | None):
+            hint = hints[name]
+            members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+            if all(_refuses(member, value) for member in members):
+                allowed = " or ".join(_type_name(member) for member in members)
+                raise ValueError(f"{key}.{name}={value!r}: must be {allowed}")
+
+
+def _refuses(hint: Any, value: bool | float | str | None) -> bool:
+    """Whether a value from YAML cannot be of this type; a type that is not understood refuses nothing."""
+    if hint in (bool, str):
+        return not isinstance(value, hint)
+    if hint is int:
+        return not isinstance(value, int) or isinstance(value, bool)
+    if hint is float:
+        return not isinstance(value, int | float) or isinstance(value, bool)
+    if hint is type(None):
+        return value is not None
+    return hint is Tensor or get_origin(hint) in (list, tuple, dict, Sequence)
+
+
+def _type_name(hint: Any) -> str:
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a string", type(None): "null"}
+    return names.get(
+        hint, "a list" if get_origin(hint) in (list, tuple, Sequence) else getattr(hint, "__name__", str(hint))
+    )
+
+
 @contextmanager
 def under(key: str) -> Iterator[None]:
     """Put the key before the message of an error: ``quant.skip=...`` where the callback says ``skip=...``."""
@@ -42,6 +87,8 @@ def under(key: str) -> Iterator[None]:
         yield
     except (ValueError, FileNotFoundError) as error:
         raise type(error)(f"{key}.{error}") from error
+    except TypeError as error:
+        raise ValueError(f"{key}: {error}") from error
 
 
 def network_spec(config: Mapping[str, Any], datamodule: Any) -> dict[str, Any]:

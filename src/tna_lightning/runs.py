@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -99,12 +100,15 @@ def read_record(folder: Path | str) -> dict[str, Any]:
         raise ValueError(f"run={str(folder)!r}: no run folder, it has no {RECORD}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"run={str(folder)!r}: {RECORD} is damaged ({error})") from None
-    if not isinstance(record, dict) or "status" not in record or "identity" not in record:
+    if not isinstance(record, dict) or not isinstance(record.get("format"), int):
         raise ValueError(f"run={str(folder)!r}: {RECORD} is not the record of a run")
-    if record.get("format", 0) > RECORD_FORMAT:
+    if record["format"] > RECORD_FORMAT:
         raise ValueError(
             f"run={str(folder)!r}: {RECORD} has format {record['format']}, this version reads up to {RECORD_FORMAT}"
         )
+    missing = {"status", "identity", "config", "choices"} - record.keys()
+    if missing:
+        raise ValueError(f"run={str(folder)!r}: {RECORD} is not the record of a run, it has no {min(missing)}")
     return record
 
 
@@ -129,9 +133,11 @@ def find_runs(root: Path | str) -> Iterator[Path]:
 
 def is_active(folder: Path | str) -> bool:
     """Whether some process is working in this run folder now."""
-    lock = FileLock(Path(folder) / ".lock")
+    path = Path(folder) / ".lock"
+    if not path.exists() or not os.access(path, os.W_OK):  # nobody works here, or nobody can
+        return False
     try:
-        with lock.acquire(blocking=False):
+        with FileLock(path).acquire(blocking=False):
             return False
     except Timeout:
         return True
@@ -170,7 +176,10 @@ class Run:
         """
         if not (self.folder / RECORD).exists():
             return None
-        record = read_record(self.folder)
+        try:
+            record = read_record(self.folder)
+        except ValueError as error:
+            raise ValueError(f"{error}; resume=false puts the folder aside and starts over") from None
         if record["identity"] != self.identity:
             changed = differences(record.get("config", {}), self.config)
             raise ValueError(
@@ -196,6 +205,8 @@ class Run:
 
     def put_aside(self) -> None:
         """Move what the folder holds to ``.replaced/`` beside it: a run is only ever replaced, never lost."""
+        if not any((self.folder / name).exists() for name in (RECORD, LAST_CHECKPOINT)):
+            return
         aside = self.folder.parent / ".replaced"
         number = 1
         while (target := aside / f"{self.folder.name}.{number}").exists():

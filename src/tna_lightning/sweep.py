@@ -105,6 +105,8 @@ def job(cfg: DictConfig) -> float | None:
         return outcome.val_acc
     if config["trainer"].get("devices") != 1:
         configuration.check(config)
+        if config["resume"]:
+            runs.Run(folder, config).previous()  # refuses another run's folder before anything is written to it
         configuration.write_config(config, folder)
         status = subprocess.run(_command(folder), check=False).returncode
         if status:
@@ -123,8 +125,8 @@ def _sweep_job(config: dict[str, Any], folder: Path, number: int, overrides: lis
     started = time.monotonic()
     try:
         configuration.check(config)
-        before = runs.read_record(folder) if (folder / runs.RECORD).exists() else None
-        if before is not None and before["status"] == "done" and config["resume"]:
+        before = runs.Run(folder, config).previous() if config["resume"] else None
+        if before is not None and before["status"] == "done":
             return outcome.judged("skipped", before)
         if runs.is_active(folder):
             return dataclasses.replace(outcome, status="busy")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
+from torch import nn
 
 from tna_lightning import checkpoints, companions, loggers, runs
 from tna_lightning.callbacks import ExactResume, History, StopOnNonFiniteLoss
-from tna_lightning.callbacks.cost import InferenceCost
 from tna_lightning.callbacks.curves import plot_curves
 from tna_lightning.config import check, read_config, write_config
 from tna_lightning.console import leave, print_record, quiet_lightning
@@ -47,7 +48,7 @@ def train(config: Mapping[str, Any], folder: Path | str) -> dict[str, Any]:
     if _rank() != 0:  # a further process of a run on several devices: the first one keeps the records
         return _train(run)
     with run.claimed():
-        if not config["resume"] and (run.folder / runs.RECORD).exists():
+        if not config["resume"]:
             run.put_aside()
         previous = run.previous()
         if previous is not None and previous["status"] == "done":
@@ -76,7 +77,7 @@ def _train(run: runs.Run) -> dict[str, Any]:
 
     kept, savers = checkpoints.savers(run.folder / "checkpoints", config["keep"])
     history = History(run.folder / "metrics.csv")
-    cost = InferenceCost(**config["cost"])
+    cost = build("cost", {"_target_": "tna_lightning.callbacks.cost.InferenceCost", **(config["cost"] or {})})
     callbacks: list[Callback] = [history, StopOnNonFiniteLoss(), ExactResume(run.identity), cost, *savers]
     if config["quant"]:
         quantization = build("quant", config["quant"])
@@ -147,14 +148,19 @@ def build_learner(config: Mapping[str, Any], datamodule: Any, companion_weights:
             compile_neurons(network)
         elif config["compile"] == "network":
             network.compile()
+    optimizer, schedule = build("optimizer", config["optimizer"]), build("schedule", config["schedule"])
+    with under("optimizer"):  # both are called when training starts: their errors are wanted now
+        tried = optimizer([{"name": "tried", "params": [nn.Parameter(torch.zeros(1))]}])
+    with under("schedule"):
+        schedule(tried, max(1, config["epochs"]), 1)
     return TwinLearner(
         base,
         companion,
         build("objective", config["objective"]),
         num_classes=datamodule.num_classes,
         freeze_companion=companion is not None and config["companion"]["freeze"],
-        optimizer=build("optimizer", config["optimizer"]),
-        schedule=build("schedule", config["schedule"]),
+        optimizer=optimizer,
+        schedule=schedule,
     )
 
 
@@ -164,6 +170,8 @@ def _checkpoint(run: runs.Run) -> Path | None:
     path = last if asked in (None, "last") else Path(asked)
     if asked is not None and not path.is_file():
         raise ValueError(f"ckpt_path={asked!r}: there is no checkpoint {path}")
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise ValueError(f"ckpt_path={str(path)!r}: cut short or no checkpoint; resume=false starts over")
     return path if path.is_file() else None
 
 

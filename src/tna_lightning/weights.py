@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import torch
@@ -42,7 +43,10 @@ def load_weights(key: str, network: nn.Module, source: Path | str) -> None:
 
 def checkpoint_weights(path: Path) -> dict[str, Tensor]:
     """The base network's full-precision state in a checkpoint of :class:`tna_lightning.learner.TwinLearner`."""
-    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError):
+        raise ValueError(f"path={str(path)!r}: cut short, or no checkpoint of a TwinLearner") from None
     return plain_state_dict(
         {name.removeprefix("base."): value for name, value in state.items() if name.startswith("base.")}
     )
