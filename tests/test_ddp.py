@@ -31,9 +31,7 @@ def records(folder):
 
 @pytest.mark.slow  # four processes that import everything
 def test_a_sweep_on_two_processes_equals_one_process_with_the_whole_batch(tmp_path):
-    several = command(
-        tmp_path / "..", "trainer=ddp", "data.batch_size=16", "-m", "seed=0,1", f"hydra.sweep.dir={tmp_path}/ddp"
-    )
+    several = command(tmp_path, "-m", "seed=0,1", "trainer=ddp", "data.batch_size=16", "study=ddp")
     assert several.returncode == 0, several.stdout + several.stderr
     assert "2 jobs: 2 done" in several.stdout
     alone = command(tmp_path, "-m", "seed=0,1", "data.batch_size=32", "study=one")

@@ -14,7 +14,7 @@ JOBS = ["seed=0,1", "quant=ternary", "baseline=plain"]
 
 def sweep(folder, *overrides, path=None):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
-    environment |= {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment |= {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     if path is not None:
         environment["PATH"] = f"{path}:{environment['PATH']}"
     return subprocess.run(
