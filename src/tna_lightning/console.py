@@ -88,7 +88,8 @@ def summary_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "bytes, full precision", f"{weights['bytes_float32']:,}"
     yield "bytes, as kept", f"{weights['bytes']:,} ({weights['bytes_float32'] / weights['bytes']:.1f} times smaller)"
     yield "zero weights", f"{weights['zero_share']:.1%}"
-    yield "mean firing rate", f"{cost['firing_rate']:.3f} spikes a neuron and step"
+    if cost["firing_rate"] is not None:  # neurons that spike
+        yield "mean firing rate", f"{cost['firing_rate']:.3f} spikes a neuron and step"
     yield "training speed", f"{record['train_images_per_s']:,.0f} images/s on {record['device']}"
     yield "wall time", f"{record['wall_time_s']:.0f} s for {record['epochs']} epochs"
 

@@ -21,6 +21,7 @@ from torch import nn
 from tna_lightning import checkpoints, companions, loggers, runs
 from tna_lightning.callbacks import ExactResume, History, StopOnNonFiniteLoss
 from tna_lightning.callbacks.curves import plot_curves
+from tna_lightning.callbacks.inspection import plot_inspection
 from tna_lightning.config import check, read_config, write_config
 from tna_lightning.console import leave, print_record, quiet_lightning
 from tna_lightning.factory import build, build_network, network_spec, under
@@ -124,6 +125,9 @@ def _train(run: runs.Run) -> dict[str, Any]:
             **training,
         }
         plot_curves(record["history"], run.folder / "curves.png", title=run.folder.name)
+        plot_inspection(
+            learner.base, record["cost"]["neuron_layers"], run.folder / "weights.png", title=run.folder.name
+        )
         loggers.log_summary(
             logger,
             record["results"] | {"weights": record["weights"], "cost": record["cost"]},
