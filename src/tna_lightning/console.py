@@ -65,7 +65,7 @@ def print_record(record: Mapping[str, Any], folder: Path | str) -> None:
 
 def title(record: Mapping[str, Any]) -> str:
     """One line that names what was trained: choices and seed."""
-    choices = record["choices"]
+    choices = record.get("choices", {})
     words = [
         f"{group}={choices[group]}" for group in ("data", "model", "neuron", "baseline", "quant") if group in choices
     ]

@@ -106,7 +106,7 @@ def read_record(folder: Path | str) -> dict[str, Any]:
         raise ValueError(
             f"run={str(folder)!r}: {RECORD} has format {record['format']}, this version reads up to {RECORD_FORMAT}"
         )
-    missing = {"status", "identity", "config", "choices"} - record.keys()
+    missing = {"status", "identity", "config"} - record.keys()
     if missing:
         raise ValueError(f"run={str(folder)!r}: {RECORD} is not the record of a run, it has no {min(missing)}")
     return record
