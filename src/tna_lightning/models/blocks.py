@@ -59,7 +59,8 @@ class BasicBlock(nn.Module):
 
     At first the block nearly hands its input on, as in Goyal et al. (arXiv 1706.02677): the second norm starts with a
     weight of 0.1, and with a bias of 0.25, since a spike of 1 alone is not above a threshold of 1. With the usual 1 and
-    0 the residual drowns the shortcut, and after some blocks the spikes no longer tell one image from another.
+    0 the residual drowns the shortcut, and after some blocks the spikes no longer tell one image from another. The two
+    values were the best of seven pairs by validation accuracy on digits (ResNet-20 of half width, T = 2, one seed).
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, neuron: NeuronFactory):
