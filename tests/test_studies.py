@@ -34,7 +34,8 @@ def test_head_states_purpose_cost_and_command(path):
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_jobs_compose_and_are_different_runs(path):
-    first_seed = [overrides for overrides in jobs(path) if "seed=0" in overrides]
+    seeds = {override for overrides in jobs(path) for override in overrides if override.startswith("seed=")}
+    first_seed = [overrides for overrides in jobs(path) if min(seeds) in overrides]
     configs = [compose(overrides) for overrides in first_seed]
     for config in configs:
         check(config)

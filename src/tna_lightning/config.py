@@ -30,6 +30,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("tna.home", lambda: str(home()), replace=True)
     OmegaConf.register_new_resolver("tna.run_folder", _run_folder, replace=True)
     OmegaConf.register_new_resolver("tna.half", lambda number: int(number) // 2, replace=True)
+    OmegaConf.register_new_resolver("tna.twice", lambda number: 2 * int(number), replace=True)
     OmegaConf.register_new_resolver("tna.sweep_folder", lambda study: study or "unnamed", replace=True)
 
 

@@ -13,7 +13,19 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from tna_lightning import models
-from tna_lightning.models import LIF, build, convnet, is_spiking, resnet18, resnet19, resnet20, vgg11, vgg16, vggsnn
+from tna_lightning.models import (
+    LIF,
+    build,
+    convnet,
+    is_spiking,
+    resnet8,
+    resnet18,
+    resnet19,
+    resnet20,
+    vgg11,
+    vgg16,
+    vggsnn,
+)
 
 CONF = Path(__file__).parents[2] / "conf"
 BACKBONES = [path.stem for path in sorted((CONF / "model").glob("*.yaml"))]
@@ -58,7 +70,7 @@ def linear(features, outputs):
 
 def test_one_yaml_for_each_backbone_and_neuron():
     assert {getattr(models, name) for name in BACKBONES} == {
-        convnet, resnet18, resnet19, resnet20, vgg11, vgg16, vggsnn,
+        convnet, resnet8, resnet18, resnet19, resnet20, vgg11, vgg16, vggsnn,
     }  # fmt: skip
     assert set(NEURONS) == {"lif", "plif", "if", "relu"}
 
@@ -98,6 +110,7 @@ def test_shapes_and_gradients(backbone, neuron):
 # layer by layer, for 3 input channels and 10 classes
 COUNTS = {
     "convnet": conv_norm(3, 32) + conv_norm(32, 64) + conv_norm(64, 64) + linear(64, 10),
+    "resnet8": conv_norm(3, 16) + blocks(16, 16, 1) + blocks(16, 32, 1) + blocks(32, 64, 1) + linear(64, 10),
     "resnet18": conv_norm(3, 64)
     + blocks(64, 64, 2) + blocks(64, 128, 2) + blocks(128, 256, 2) + blocks(256, 512, 2)
     + linear(512, 10),
@@ -125,6 +138,18 @@ def test_parameter_counts_of_the_literature():
     assert round(COUNTS["resnet20"] / 1e6, 2) == 0.27  # arXiv 1512.03385, Table 6
 
 
+def test_stem_stride_halves_the_pixels_of_every_layer():
+    whole, halved = composed("resnet8"), composed("resnet8", stem_stride=2)
+    images, sizes = torch.randn(1, 3, 16, 16), []
+    for network in (whole, halved):
+        network.body.register_forward_hook(lambda module, args, output: sizes.append(output.shape[-1]))
+        network(images)
+    assert sizes == [4, 2]
+    assert num_parameters(whole) == num_parameters(halved)
+    with pytest.raises(ValueError, match=r"^stem_stride=0: must be a whole number of at least 1"):
+        resnet8(3, 10, LIF, stem_stride=0)
+
+
 def test_learned_decay_adds_one_parameter_for_each_layer():
     extra = num_parameters(composed("resnet19", "plif", num_classes=10)) - COUNTS["resnet19"]
     assert extra == 1 + 2 * (3 + 3 + 2) + 1  # after the stem, two a block, the hidden ones
@@ -133,6 +158,7 @@ def test_learned_decay_adds_one_parameter_for_each_layer():
 @pytest.mark.parametrize(
     ("backbone", "channels", "strides", "neurons"),
     [
+        ("resnet8", [16, 32, 64], [1, 2, 2], 7),
         ("resnet18", [64, 64, 128, 128, 256, 256, 512, 512], [1, 1, 2, 1, 2, 1, 2, 1], 17),
         ("resnet19", [128, 128, 128, 256, 256, 256, 512, 512], [1, 1, 1, 2, 1, 1, 2, 1], 18),
         ("resnet20", [16, 16, 16, 32, 32, 32, 64, 64, 64], [1, 1, 1, 2, 1, 1, 2, 1, 1], 19),

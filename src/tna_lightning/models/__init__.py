@@ -7,7 +7,7 @@ from tna_lightning.models import surrogates
 from tna_lightning.models.blocks import BasicBlock, Network, NeuronFactory, PerStep, is_spiking
 from tna_lightning.models.convnet import convnet
 from tna_lightning.models.neurons import LIF, SpikingNeuron, compile_neurons
-from tna_lightning.models.resnet import resnet18, resnet19, resnet20
+from tna_lightning.models.resnet import resnet8, resnet18, resnet19, resnet20
 from tna_lightning.models.spec import build
 from tna_lightning.models.surrogates import Surrogate
 from tna_lightning.models.vgg import vgg11, vgg16, vggsnn
@@ -24,6 +24,7 @@ __all__ = [
     "compile_neurons",
     "convnet",
     "is_spiking",
+    "resnet8",
     "resnet18",
     "resnet19",
     "resnet20",

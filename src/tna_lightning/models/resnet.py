@@ -7,29 +7,58 @@ from torch import nn
 from tna_lightning.models.blocks import BasicBlock, ConvNorm, Network, NeuronFactory, scaled
 
 
+def resnet8(
+    in_channels: int,
+    num_classes: int,
+    neuron: NeuronFactory,
+    time_steps: int = 4,
+    width: float = 1.0,
+    stem_stride: int = 1,
+) -> Network:
+    """ResNet-8 (arXiv 1512.03385 with n = 1): one block a stage, 16-32-64 channels; arguments as for `resnet`."""
+    return resnet([16, 32, 64], [1, 1, 1], in_channels, num_classes, neuron, time_steps, width, stem_stride)
+
+
 def resnet18(
-    in_channels: int, num_classes: int, neuron: NeuronFactory, time_steps: int = 4, width: float = 1.0
+    in_channels: int,
+    num_classes: int,
+    neuron: NeuronFactory,
+    time_steps: int = 4,
+    width: float = 1.0,
+    stem_stride: int = 1,
 ) -> Network:
     """ResNet-18 (arXiv 1512.03385): stages of 2-2-2-2 blocks, 64-128-256-512 channels; arguments as for `resnet`."""
-    return resnet([64, 128, 256, 512], [2, 2, 2, 2], in_channels, num_classes, neuron, time_steps, width)
+    return resnet([64, 128, 256, 512], [2, 2, 2, 2], in_channels, num_classes, neuron, time_steps, width, stem_stride)
 
 
 def resnet19(
-    in_channels: int, num_classes: int, neuron: NeuronFactory, time_steps: int = 4, width: float = 1.0
+    in_channels: int,
+    num_classes: int,
+    neuron: NeuronFactory,
+    time_steps: int = 4,
+    width: float = 1.0,
+    stem_stride: int = 1,
 ) -> Network:
     """ResNet-19 of tdBN (arXiv 2011.05280): stages of 3-3-2 blocks, 128-256-512 channels, then 256 hidden neurons.
 
     The hidden layer is a 1 x 1 convolution of the one pixel left, with batch norm like all the others: without the norm
     its neurons are silent at first and SGD hardly wakes them. Arguments as for `resnet`.
     """
-    return resnet([128, 256, 512], [3, 3, 2], in_channels, num_classes, neuron, time_steps, width, num_hidden=256)
+    return resnet(
+        [128, 256, 512], [3, 3, 2], in_channels, num_classes, neuron, time_steps, width, stem_stride, num_hidden=256
+    )
 
 
 def resnet20(
-    in_channels: int, num_classes: int, neuron: NeuronFactory, time_steps: int = 4, width: float = 1.0
+    in_channels: int,
+    num_classes: int,
+    neuron: NeuronFactory,
+    time_steps: int = 4,
+    width: float = 1.0,
+    stem_stride: int = 1,
 ) -> Network:
     """ResNet-20 (arXiv 1512.03385): stages of 3-3-3 blocks, 16-32-64 channels; arguments as for `resnet`."""
-    return resnet([16, 32, 64], [3, 3, 3], in_channels, num_classes, neuron, time_steps, width)
+    return resnet([16, 32, 64], [3, 3, 3], in_channels, num_classes, neuron, time_steps, width, stem_stride)
 
 
 def resnet(
@@ -40,6 +69,7 @@ def resnet(
     neuron: NeuronFactory,
     time_steps: int,
     width: float,
+    stem_stride: int = 1,
     num_hidden: int | None = None,
 ) -> Network:
     """Stem, stages of basic blocks of which each after the first halves the pixels, average pool, linear classifier.
@@ -52,13 +82,16 @@ def resnet(
         neuron: gives a new neuron for each layer.
         time_steps: T of a static image.
         width: multiplies the channels of every layer, and the hidden neurons.
+        stem_stride: 2 halves the pixels in the stem already, which costs a quarter of the operations.
         num_hidden: hidden neurons, fully connected, between the average pool and the classifier.
 
     Raises:
-        ValueError: `time_steps` below 1, or `width` not above 0.
+        ValueError: `time_steps` or `stem_stride` below 1, or `width` not above 0.
     """
+    if not (isinstance(stem_stride, int) and stem_stride >= 1):
+        raise ValueError(f"stem_stride={stem_stride!r}: must be a whole number of at least 1")
     num_features = scaled(channels[0], width)
-    stem = ConvNorm(in_channels, num_features)
+    stem = ConvNorm(in_channels, num_features, stride=stem_stride)
     body: list[nn.Module] = [neuron()]
     for stage, (stage_channels, stage_blocks) in enumerate(zip(channels, num_blocks, strict=True)):
         for block in range(stage_blocks):

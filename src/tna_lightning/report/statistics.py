@@ -11,8 +11,11 @@ from typing import Any
 from tna_lightning import runs
 
 # the order in which a reader looks for them; what is not here follows in alphabetical order
-BASELINES = ("plain", "kd", "mutual", "tna")
-PRECISIONS = ("full", "int8", "int4", "int3", "int2", "ternary", "ternary_ttq", "ternary_absmean", "binary")
+BASELINES = ("plain", "plain_twice", "kd", "kd_ann", "mutual", "tna")
+PRECISIONS = (
+    *("full", "int8", "int4", "int3", "int2"),
+    *("ternary_hidden", "ternary", "ternary_ttq", "ternary_absmean", "binary"),
+)
 REFERENCES = ("plain", "kd")
 _SEEDS = ("seed", "data.seed", "companion.seed")
 
@@ -180,8 +183,12 @@ def _choices(record: Record) -> tuple[str, str, str, str, str]:
 
 
 def _partner_key(record: Record) -> str:
-    """The same for runs that differ in nothing but the objective and the companion; the seed is part of it."""
+    """The same for runs that differ in nothing but what a baseline sets; the seed is part of it.
+
+    A baseline sets the objective, the companion and (plain_twice) how many times its `epochs` the trainer runs.
+    """
     config = {key: value for key, value in record["config"].items() if key not in ("objective", "companion")}
+    config["trainer"] = {key: value for key, value in config.get("trainer", {}).items() if key != "max_epochs"}
     return runs.identity(config)
 
 
