@@ -57,6 +57,17 @@ class Loader:
         return len(self.batches)
 
 
+def test_every_move_brings_the_companion_back_to_its_own_device(network, monkeypatch):
+    learner = TwinLearner(
+        network, copy.deepcopy(network), TwinAugmentation(), num_classes=CLASSES, companion_device="cuda:1"
+    )
+    moves = []  # there may be no such device here
+    monkeypatch.setattr(learner.companion, "to", moves.append)
+    for number, move in enumerate((lambda: learner.to("cpu"), learner.cpu, learner.double), start=1):
+        move()
+        assert moves == [torch.device("cuda:1")] * number
+
+
 def test_logged_accuracies_are_those_of_the_time_averaged_logits(network, samples):
     twin = copy.deepcopy(network)
     nn.init.normal_(twin.classifier.weight)

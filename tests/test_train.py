@@ -206,6 +206,10 @@ def test_a_teacher_of_another_shape_is_refused(done_run, tmp_path):
         (["~cost"], "error: cost: is missing, and cannot be left out"),
         (["companion.weights=null"], "error: companion.weights=None: random, pretrained or a run's path"),
         (["ckpt_path=last"], "error: ckpt_path='last': there is no checkpoint"),
+        (["channels_last=maybe"], "error: channels_last='maybe': allowed are true, false"),
+        (["trainer.twin_stream=2"], "error: trainer.twin_stream=2: allowed are true, false"),
+        (["trainer.twin_device=cuda:77"], "error: trainer.twin_device='cuda:77': here are cpu"),
+        (["trainer=ddp", "trainer.twin_device=cpu"], "error: trainer.twin_device='cpu': needs trainer.devices=1"),
         (["keep=best", "data.val_fraction=0"], "error: keep='best': needs validation images"),
     ],
 )
@@ -221,6 +225,20 @@ def test_bad_input_gets_one_clear_line(overrides, message, tmp_path, monkeypatch
     assert len(errors) == 1
     assert message in errors[0]
     assert "HYDRA_FULL_ERROR" not in os.environ
+
+
+def test_a_twin_device_of_the_same_kind_changes_nothing_and_channels_last_hardly_anything(tmp_path):
+    options = ["epochs=2", "keep=last"]
+    small_run(tmp_path / "plain", *options, check=True)
+    small_run(tmp_path / "twin", *options, "trainer.twin_device=cpu", "trainer.twin_stream=true", check=True)
+    small_run(tmp_path / "layout", *options, "channels_last=true", check=True)
+    plain, twin, layout = (runs.finished_record(tmp_path / name) for name in ("plain", "twin", "layout"))
+    assert untimed(twin["history"]) == untimed(plain["history"])
+    assert twin["results"] == plain["results"]
+    losses = [record["history"]["train/loss"][0] for record in (plain, layout)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)  # a spike here and there
+    evaluated = call(tmp_path / "layout", module="tna_lightning.evaluate", check=True)
+    assert f"test/acc {layout['results']['test/acc']!r}" in evaluated.stdout
 
 
 def test_damaged_files_are_named_and_put_aside_on_request(done_run, tmp_path):

@@ -20,7 +20,19 @@ from tna_lightning.files import write_text
 from tna_lightning.home import GROUPS, home
 
 REQUIRED = (
-    *("seed", "epochs", "keep", "compile", "output_dir", "study", "resume", "cost", "init_from", "ckpt_path"),
+    *(
+        "seed",
+        "epochs",
+        "keep",
+        "compile",
+        "channels_last",
+        "output_dir",
+        "study",
+        "resume",
+        "cost",
+        "init_from",
+        "ckpt_path",
+    ),
     *("data", "model", "neuron", "quant", "objective", "companion", "optimizer", "schedule", "trainer", "logger"),
 )
 
@@ -96,6 +108,9 @@ def check(config: Mapping[str, Any]) -> None:
         raise ValueError(f"keep={config['keep']!r}: allowed are best, last")
     if config["compile"] not in ("none", "neurons", "network"):
         raise ValueError(f"compile={config['compile']!r}: allowed are none, neurons, network")
+    if not isinstance(config["channels_last"], bool):
+        raise ValueError(f"channels_last={config['channels_last']!r}: allowed are true, false")
+    _check_twin_device(config["trainer"])
     if config["keep"] == "best" and not config["data"].get("val_fraction", 1):
         raise ValueError("keep='best': needs validation images (data.val_fraction above 0); else use keep=last")
     if not isinstance(config["resume"], bool):
@@ -111,6 +126,21 @@ def check(config: Mapping[str, Any]) -> None:
         raise ValueError(f"companion.weights={config['companion']['weights']!r}: random, pretrained or a run's path")
     if not isinstance(config["companion"]["freeze"], bool):
         raise ValueError(f"companion.freeze={config['companion']['freeze']!r}: allowed are true, false")
+
+
+def _check_twin_device(trainer: Mapping[str, Any]) -> None:
+    device, stream = trainer.get("twin_device"), trainer.get("twin_stream", False)
+    if not isinstance(stream, bool):
+        raise ValueError(f"trainer.twin_stream={stream!r}: allowed are true, false")
+    if device is None:
+        return
+    import torch  # here, because `--help` must not wait for it
+
+    there = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    if device not in there:
+        raise ValueError(f"trainer.twin_device={device!r}: here are {', '.join(there)}; null puts it beside the base")
+    if trainer["devices"] != 1 or trainer["num_nodes"] != 1:
+        raise ValueError(f"trainer.twin_device={device!r}: needs trainer.devices=1; ddp keeps both networks on each")
 
 
 def _is_int(value: Any) -> bool:

@@ -27,7 +27,7 @@ def evaluate(folder: Path | str, data_root: str | None = None) -> dict[str, floa
     config = runs.finished_record(folder)["config"]
     data = config["data"] if data_root is None else {**config["data"], "root": data_root}
     datamodule = build("data", data)
-    network = build_network(network_spec(config, datamodule))
+    network = build_network(network_spec(config, datamodule), channels_last=config.get("channels_last", False))
     load_packed(Path(folder) / runs.NETWORK, network)
     with quiet_lightning():
         trainer = lightning.Trainer(

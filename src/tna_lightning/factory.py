@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from torch import Tensor, nn
@@ -101,15 +102,22 @@ def network_spec(config: Mapping[str, Any], datamodule: Any) -> dict[str, Any]:
     }
 
 
-def build_network(spec: Mapping[str, Any], prefix: str = "") -> nn.Module:
-    """The network of a spec (:func:`network_spec`); ``prefix`` is put before the key in errors."""
+def build_network(spec: Mapping[str, Any], prefix: str = "", channels_last: bool = False) -> nn.Module:
+    """The network of a spec (:func:`network_spec`); ``prefix`` is put before the key in errors.
+
+    With ``channels_last`` its convolutions work on ``[N, H, W, C]`` in memory: they sum in another order, so logits
+    differ in the last bits, and now and then a spike.
+    """
     neuron = build(f"{prefix}neuron", spec["neuron"])
     with under(f"{prefix}neuron"):
         neuron()  # a refused value is reported under its own key, not as the model's
-    return build(
+    network: nn.Module = build(
         f"{prefix}model",
         spec["model"],
         neuron=neuron,
         in_channels=spec["in_channels"],
         num_classes=spec["num_classes"],
     )
+    if channels_last:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's annotations
+    return network

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import lightning
@@ -63,6 +63,10 @@ class TwinLearner(lightning.LightningModule):
         objective: what to minimise, see :mod:`tna_lightning.objectives`.
         num_classes: K.
         freeze_companion: the companion stays in eval mode and gets no gradient.
+        companion_device: where the companion works, if not beside the base: ``cuda:1``, or ``cpu``. Batches go to it
+            and its logits come back; on two GPUs both networks work at once. For training on one device, not DDP.
+        companion_stream: on a GPU that both share, give the companion a CUDA stream of its own, so that small kernels
+            of both can overlap. Same results.
         optimizer: called with named parameter groups. One optimizer serves both networks, since Lightning counts
             ``global_step`` once per optimizer (Lightning#17958).
         schedule: called with the optimizer, the total number of optimizer steps and the steps per epoch; stepped
@@ -85,6 +89,8 @@ class TwinLearner(lightning.LightningModule):
         *,
         num_classes: int,
         freeze_companion: bool = False,
+        companion_device: str | torch.device | None = None,
+        companion_stream: bool = False,
         optimizer: OptimizerFactory = DEFAULT_OPTIMIZER,
         schedule: ScheduleFactory | None = cosine,
     ) -> None:
@@ -98,6 +104,8 @@ class TwinLearner(lightning.LightningModule):
         self.companion = companion
         self.objective = objective
         self.freeze_companion = freeze_companion and companion is not None
+        self.companion_device = torch.device(companion_device) if companion_device is not None else None
+        self.companion_stream = companion_stream
         self.optimizer_factory = optimizer
         self.schedule_factory = schedule
         if companion is not None and self.freeze_companion:
@@ -120,6 +128,22 @@ class TwinLearner(lightning.LightningModule):
             self.companion.eval()
         return self
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TwinLearner:
+        """Every move of the learner (`to`, `cuda`, `cpu`, Lightning's own), after which the companion goes back."""
+        super()._apply(fn, recurse)
+        if self.companion is not None and self.companion_device is not None:
+            self.companion.to(self.companion_device)
+        return self
+
+    def on_train_start(self) -> None:  # noqa: D102
+        if self.companion_device is None:
+            return
+        for optimizer in self.trainer.optimizers:  # a checkpoint's state was brought to the base's device
+            for parameter, state in optimizer.state.items():
+                for name, value in state.items():
+                    if isinstance(value, Tensor) and value.shape == parameter.shape:
+                        state[name] = value.to(parameter.device)
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits of the base, averaged over time, ``[B, K]`` float32."""
         return readout(time_first(self.base(x)))
@@ -140,10 +164,22 @@ class TwinLearner(lightning.LightningModule):
             the objective's ``loss`` and parts; the logits ``[T, B, K]`` of ``base`` and, where there is one,
             ``companion``.
         """
+        # the companion's batch is copied before the base's kernels are queued: the copy would wait for them
+        x_companion = x if self.companion_device is None else x.to(self.companion_device, non_blocking=x.is_cuda)
+        stream = _side_stream(x.device) if self.companion_stream and x.is_cuda and x_companion is x else None
+        if stream is not None:
+            stream.wait_stream(torch.cuda.current_stream(x.device))
         logits = {"base": time_first(self.base(x))}
         if self.companion is not None:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_companion):
-                logits["companion"] = time_first(self.companion(x))
+            with_gradient = torch.is_grad_enabled() and not self.freeze_companion
+            with torch.set_grad_enabled(with_gradient), torch.cuda.stream(stream):
+                companion_logits = time_first(self.companion(x_companion))
+            if stream is not None:
+                current = torch.cuda.current_stream(x.device)
+                current.wait_stream(stream)
+                x.record_stream(stream)  # the allocator must not hand memory on that the other stream still uses
+                companion_logits.record_stream(current)
+            logits["companion"] = companion_logits.to(x.device)
         return self.objective(logits["base"], logits.get("companion"), target, self.current_epoch), logits
 
     def _step(self, stage: str, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -205,6 +241,12 @@ class TwinLearner(lightning.LightningModule):
                 yield {"name": f"{network_name}.weights", "params": weights}
             if no_decay:
                 yield {"name": f"{network_name}.no_decay", "params": no_decay, "weight_decay": 0.0}
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The companion's stream on this device, one for the process: as an attribute it could not be copied or saved."""
+    return torch.cuda.Stream(device)
 
 
 def accuracy_name(stage: str, network: str = "base", rank: int = 1) -> str:

@@ -32,6 +32,8 @@ from tna_lightning.quantization.packing import save_network
 from tna_lightning.sync_batchnorm import SyncBatchNorm
 from tna_lightning.weights import load_weights
 
+TWIN_SETTINGS = ("twin_device", "twin_stream")  # of the node `trainer`, but the learner's
+
 log = logging.getLogger(__name__)
 
 
@@ -91,7 +93,7 @@ def _train(run: runs.Run) -> dict[str, Any]:
     with loggers.opened(run) as logger, quiet_lightning():
         trainer = build(
             "trainer",
-            config["trainer"],
+            {key: value for key, value in config["trainer"].items() if key not in TWIN_SETTINGS},
             callbacks=callbacks,
             logger=logger or False,
             plugins=[checkpoints.AtomicCheckpointIO(), *([SyncBatchNorm()] if syncs_on_cpu else [])],
@@ -138,13 +140,13 @@ def _train(run: runs.Run) -> dict[str, Any]:
 
 def build_learner(config: Mapping[str, Any], datamodule: Any, companion_weights: Path | str | None) -> TwinLearner:
     """The networks with their first weights. The base is drawn first, so that it is the same in all baselines."""
-    base = build_network(network_spec(config, datamodule))
+    base = build_network(network_spec(config, datamodule), channels_last=config["channels_last"])
     if config["init_from"] is not None:
         load_weights("init_from", base, config["init_from"])
     companion = None
     if config["companion"] is not None:
         spec = network_spec(companions.companion_networks(config), datamodule)
-        companion = build_network(spec, prefix="companion.")
+        companion = build_network(spec, prefix="companion.", channels_last=config["channels_last"])
         if companion_weights is not None:
             load_weights("companion.weights", companion, companion_weights)
     for network in filter(None, (base, companion)):
@@ -163,6 +165,8 @@ def build_learner(config: Mapping[str, Any], datamodule: Any, companion_weights:
         build("objective", config["objective"]),
         num_classes=datamodule.num_classes,
         freeze_companion=companion is not None and config["companion"]["freeze"],
+        companion_device=config["trainer"].get("twin_device") if companion is not None else None,
+        companion_stream=config["trainer"].get("twin_stream", False),
         optimizer=optimizer,
         schedule=schedule,
     )
