@@ -32,6 +32,24 @@ test: $(READY) ## the tests
 test-slow: $(READY) ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
+BENCH := .venv-bench
+BENCH_PIP := $(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -c benchmarks/constraints.txt
+
+.PHONY: bench-setup
+bench-setup: $(BENCH)/.ready ## environment of the benchmarks in .venv-bench: this package and the libraries beside it
+
+$(BENCH)/.ready: pyproject.toml constraints.txt benchmarks/constraints.txt
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH_PIP) torch
+	$(BENCH_PIP) -e .
+	$(BENCH_PIP) loguru matplotlib SciencePlots tensorboard h5py scipy tqdm packaging
+	$(BENCH_PIP) --no-deps spikingjelly  # it asks for torchvision, which its core does not use
+	@touch $@
+
+.PHONY: bench
+bench: $(BENCH)/.ready ## speed and memory beside ReLU and other libraries, into benchmarks/results: keep the machine quiet
+	$(BENCH)/bin/python -m benchmarks.speed
+
 .PHONY: lint
 lint: $(READY) ## format and lint checks
 	$(BIN)/ruff format --check .

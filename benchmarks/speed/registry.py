@@ -1,0 +1,13 @@
+"""All comparisons by name, in the order of the page."""
+
+from benchmarks.speed import growth, loading, neuron_layer, objectives, start_up, training_step
+from benchmarks.speed.comparison import Comparison
+
+COMPARISONS: dict[str, Comparison] = {
+    **neuron_layer.COMPARISONS,
+    **training_step.COMPARISONS,
+    **objectives.COMPARISONS,
+    **growth.COMPARISONS,
+    **loading.COMPARISONS,
+    **start_up.COMPARISONS,
+}

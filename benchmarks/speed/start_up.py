@@ -1,0 +1,82 @@
+"""From a command to its answer: `--help`, and the first training step with and without compiled code on the disk."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+
+from benchmarks.speed.comparison import Comparison, Ratio, Run, Settings
+from benchmarks.speed.machine import ROOT
+
+HELP = [sys.executable, "-m", "tna_lightning", "--help"]
+TRAIN = [sys.executable, "-m", "benchmarks.speed.first_step"]
+IMPORT = [sys.executable, "-c", "import torch"]
+WAYS = ("none", "neurons", "network")
+
+
+def _command(command: list[str], **environment: str) -> None:
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr[-2000:]}"
+
+
+def _first_step(settings: Settings, way: str, cold: bool) -> Run:
+    kept = tempfile.TemporaryDirectory()
+    accelerator = "gpu" if settings.device == "cuda" else "cpu"
+
+    def run(cache: str = kept.name) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            overrides = [f"compile={way}", f"output_dir={folder}", f"trainer.accelerator={accelerator}", "quant=none"]
+            _command([*TRAIN, *overrides, "baseline=plain"], TORCHINDUCTOR_CACHE_DIR=cache)
+
+    def run_cold() -> None:
+        with tempfile.TemporaryDirectory() as cache:
+            run(cache)
+
+    run.keeps = kept  # the folder lives as long as what fills it
+    return run_cold if cold else run
+
+
+def _help(settings: Settings) -> dict[str, Callable[[], Run]]:
+    return {
+        "python -m tna_lightning --help": lambda: lambda: _command(HELP),
+        "python -c 'import torch'": lambda: lambda: _command(IMPORT),
+    }
+
+
+def _first_steps(settings: Settings) -> dict[str, Callable[[], Run]]:
+    builders: dict[str, Callable[[], Run]] = {"compile=none": lambda: _first_step(settings, "none", cold=False)}
+    for way in WAYS[1:]:
+        builders[f"compile={way}, cold"] = lambda way=way: _first_step(settings, way, cold=True)
+        builders[f"compile={way}, warm"] = lambda way=way: _first_step(settings, way, cold=False)
+    return builders
+
+
+COMPARISONS = {
+    "help": Comparison(
+        title="Help",
+        sizes=lambda settings: "From the command to its end, after two runs that are not counted.",
+        contestants=_help,
+        memory=False,
+        ratios=(),
+    ),
+    "first_step": Comparison(
+        title="From command to first training step",
+        sizes=lambda settings: (
+            "python -m tna_lightning on the embedded digits, plain, full precision: from the command to the end of the "
+            "first optimizer step. Cold: an empty folder for compiled code (TORCHINDUCTOR_CACHE_DIR) each time; warm: "
+            "one that an earlier run has filled."
+        ),
+        contestants=_first_steps,
+        memory=False,
+        repetitions=3,
+        ratios=tuple(
+            Ratio(f"cold over warm, compile={way}", (f"compile={way}, cold",), (f"compile={way}, warm",))
+            for way in WAYS[1:]
+        ),
+    ),
+}
