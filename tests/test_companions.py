@@ -151,3 +151,8 @@ def test_tensorboard_gets_the_curves(tmp_path):
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     logged = [point.value for point in events.Scalars("val/acc")]
     assert logged == pytest.approx(record["history"]["val/acc"])
+
+
+def test_a_narrow_twin_has_half_the_width_of_whatever_the_base_is():
+    config = compose(["baseline=tna_narrow_twin", "model=vgg11", "model.width=0.5", "model.pool=avg"])
+    assert companion_networks(config)["model"] == {**config["model"], "width": 0.25}

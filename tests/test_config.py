@@ -14,6 +14,7 @@ from tna_lightning import runs
 from tna_lightning.config import compose
 from tna_lightning.factory import build
 from tna_lightning.home import options
+from tna_lightning.train import build_trainer
 
 ROOT = Path(__file__).parents[1]
 
@@ -64,7 +65,7 @@ def test_optimizers(choice):
 @pytest.mark.parametrize("choice", options("trainer"))
 def test_trainers(choice):
     config = compose([f"trainer={choice}", "trainer.accelerator=cpu", "epochs=4"])
-    trainer = build("trainer", config["trainer"], logger=False, enable_checkpointing=False)
+    trainer = build_trainer(config["trainer"], logger=False, enable_checkpointing=False)
     assert isinstance(trainer, lightning.Trainer)
     assert trainer.max_epochs == 4
     assert trainer.num_devices == config["trainer"]["devices"]

@@ -43,11 +43,16 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("tna.run_folder", _run_folder, replace=True)
     OmegaConf.register_new_resolver("tna.half", lambda number: int(number) // 2, replace=True)
     OmegaConf.register_new_resolver("tna.twice", lambda number: 2 * int(number), replace=True)
+    OmegaConf.register_new_resolver("tna.narrower", _narrower, replace=True)
     OmegaConf.register_new_resolver("tna.sweep_folder", lambda study: study or "unnamed", replace=True)
 
 
 def _run_folder(*, _root_: DictConfig) -> str:
     return runs.folder_name(resolved(_root_))
+
+
+def _narrower(model: DictConfig) -> Any:
+    return OmegaConf.merge(model, {"width": model["width"] / 2})
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:

@@ -32,8 +32,6 @@ from tna_lightning.quantization.packing import save_network
 from tna_lightning.sync_batchnorm import SyncBatchNorm
 from tna_lightning.weights import load_weights
 
-TWIN_SETTINGS = ("twin_device", "twin_stream")  # of the node `trainer`, but the learner's
-
 log = logging.getLogger(__name__)
 
 
@@ -91,9 +89,8 @@ def _train(run: runs.Run) -> dict[str, Any]:
     on_cpu = config["trainer"]["accelerator"] == "cpu" or not torch.cuda.is_available()
     syncs_on_cpu = config["trainer"]["sync_batchnorm"] and on_cpu
     with loggers.opened(run) as logger, quiet_lightning():
-        trainer = build(
-            "trainer",
-            {key: value for key, value in config["trainer"].items() if key not in TWIN_SETTINGS},
+        trainer = build_trainer(
+            config["trainer"],
             callbacks=callbacks,
             logger=logger or False,
             plugins=[checkpoints.AtomicCheckpointIO(), *([SyncBatchNorm()] if syncs_on_cpu else [])],
@@ -170,6 +167,12 @@ def build_learner(config: Mapping[str, Any], datamodule: Any, companion_weights:
         optimizer=optimizer,
         schedule=schedule,
     )
+
+
+def build_trainer(node: Mapping[str, Any], **arguments: Any) -> lightning.Trainer:
+    """The trainer of the node ``trainer``, without what there concerns the twin and is the learner's."""
+    of_twin = ("twin_device", "twin_stream")
+    return build("trainer", {key: value for key, value in node.items() if key not in of_twin}, **arguments)
 
 
 def _checkpoint(run: runs.Run) -> Path | None:
