@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Sequence
 from html import escape
 
@@ -17,14 +18,22 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 84rem; margin: 2rem auto; padding: 0 1.2rem; }
 h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
 p.note, figcaption { opacity: .75; margin: .3rem 0; font-size: .9rem; max-width: 60rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .65rem; text-align: left; white-space: nowrap; border-bottom: 1px solid var(--line); }
-th { position: sticky; top: 0; cursor: pointer; user-select: none; background: Canvas; vertical-align: bottom; }
+.wide { overflow-x: auto; background:  /* a shadow at the edge behind which there is more */
+  linear-gradient(to right, Canvas 60%, transparent) left / 2.5rem 100% no-repeat local,
+  linear-gradient(to left, Canvas 60%, transparent) right / 2.5rem 100% no-repeat local,
+  linear-gradient(to right, var(--line), transparent) left / 1rem 100% no-repeat scroll,
+  linear-gradient(to left, var(--line), transparent) right / 1rem 100% no-repeat scroll; }
+table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .5rem; text-align: left; border-bottom: 1px solid var(--line); }
+td { white-space: nowrap; } td.free { white-space: normal; min-width: 16rem; overflow-wrap: anywhere; }
+th { cursor: pointer; user-select: none; vertical-align: bottom; }
+th.number { text-align: right; }
 th[aria-sort=ascending]::after { content: " \\2191"; } th[aria-sort=descending]::after { content: " \\2193"; }
 th:hover, th:focus { color: var(--accent); } td.number { text-align: right; }
 tbody tr:hover { background: var(--soft); } tr.simulated td:first-child { font-style: italic; }
-figure { margin: 1rem 0 1.6rem; } figure img { max-width: 100%; background: #fff; border-radius: 4px; }
+.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 34rem), 1fr)); gap: 0 1.6rem; }
+figure { margin: 1rem 0; min-width: 0; } figure.many { grid-column: 1 / -1; }
+figure div { overflow-x: auto; } figure img { max-width: 100%; background: #fff; border-radius: 4px; }
 ul { padding-left: 1.2rem; } li { margin: .2rem 0; overflow-wrap: anywhere; }
 """
 
@@ -92,11 +101,7 @@ def page(
         )
         parts += [_list([f"missing: {line}" for line in missing])]
     if plots:
-        parts.append("<h2>Plots</h2>")
-    for caption, svg in plots:
-        source = f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
-        text = escape(caption)
-        parts.append(f'<figure><img src="{source}" alt="{text}"><figcaption>{text}</figcaption></figure>')
+        parts += ["<h2>Plots</h2>", '<div class="plots">', *(_figure(caption, svg) for caption, svg in plots), "</div>"]
     if references:
         parts.append("<h2>Published, for orientation</h2>")
         parts.append('<p class="note">Other networks, recipes and splits: where the field stands, not a baseline.</p>')
@@ -138,20 +143,37 @@ def _results(rows: Sequence[Row]) -> str:
         if any(line[column] for line in table)
         and not (heading in _MAY_BE_ONE and len({line[column] for line in table}) == 1)
     ]
-    head = "".join(f"<th>{escape(HEADINGS[column])}</th>" for column in shown)
+    number = [' class="number"' if column >= _FIRST_NUMBER else "" for column in range(len(HEADINGS))]
+    head = "".join(f"<th{number[column]}>{escape(HEADINGS[column])}</th>" for column in shown)
     lines = []
     for row, line in zip(rows, table, strict=True):
         mark = ' class="simulated"' if row.data.endswith("(simulated)") else ""
-        number = [' class="number"' if column >= _FIRST_NUMBER else "" for column in range(len(HEADINGS))]
         tds = "".join(f"<td{number[column]}>{escape(line[column])}</td>" for column in shown)
         lines.append(f"<tr{mark}>{tds}</tr>")
     return _frame(head, lines)
 
 
+def _figure(caption: str, svg: bytes) -> str:
+    """A plot in its own size; one of several panels has the page's width, and scrolls where that is too narrow."""
+    width = re.search(rb'<svg [^>]*?width="([\d.]+)pt"', svg)
+    points = float(width.group(1)) if width else 0.0
+    source = f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+    text = escape(caption)
+    mark = ' class="many"' if points > 450 else ""
+    return (
+        f'<figure{mark}><div><img src="{source}" alt="{text}" style="min-width: {0.75 * points:.0f}px"></div>'
+        f"<figcaption>{text}</figcaption></figure>"
+    )
+
+
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     if not rows:
         return ""
-    lines = ["<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
+    free = [' class="free"' if any(len(row[column]) > 60 for row in rows) else "" for column in range(len(headings))]
+    lines = [
+        "<tr>" + "".join(f"<td{mark}>{escape(cell)}</td>" for mark, cell in zip(free, row, strict=True)) + "</tr>"
+        for row in rows
+    ]
     return _frame("".join(f"<th>{escape(heading)}</th>" for heading in headings), lines)
 
 
