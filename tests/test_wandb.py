@@ -1,4 +1,4 @@
-"""W&B without a key: what is recorded on disk, read back from wandb's own record."""
+"""W&B: what is recorded on disk without a key, read back from wandb's own record, and what a server is sent."""
 
 import json
 import os
@@ -7,6 +7,8 @@ import subprocess
 import sys
 
 import pytest
+
+from wandb_server import WandbServer
 
 BLOCK, HEADER = 32768, 7
 
@@ -35,21 +37,41 @@ def items(changes):
     return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in changes}
 
 
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory):
-    """Run record and W&B record of one tiny run, as a user without a key starts it."""
-    folder = tmp_path_factory.mktemp("wandb")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
-    environment |= {"OMP_NUM_THREADS": "1", "HOME": str(folder), "NETRC": str(folder / "none")}
+def environment(folder):
+    """A user's who has no key and never used W&B."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    return kept | {"OMP_NUM_THREADS": "1", "HOME": str(folder), "NETRC": str(folder / "none")}
+
+
+def trained(folder, **variables):
+    """The folder of one tiny run, as a user starts it."""
     command = ["logger=wandb", "study=a_study", "epochs=2", "data.train_subset=100", "model.width=0.25"]
     result = subprocess.run(
         [sys.executable, "-m", "tna_lightning", *command, "trainer.enable_progress_bar=false"],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False,
+        cwd=folder, env=environment(folder) | variables, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
     (run,) = (folder / "runs").iterdir()
-    (path,) = run.glob("wandb/offline-run-*/run-*.wandb")
-    return json.loads((run / "run.json").read_text()), list(records(path))
+    return run
+
+
+@pytest.fixture(scope="module")
+def offline_run(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("wandb"))
+
+
+@pytest.fixture(scope="module")
+def recorded(offline_run):
+    """Run record and W&B record of one tiny run of a user without a key."""
+    (path,) = offline_run.glob("wandb/offline-run-*/run-*.wandb")
+    return json.loads((offline_run / "run.json").read_text()), list(records(path))
+
+
+@pytest.fixture
+def server():
+    server = WandbServer()
+    yield server
+    server.close()
 
 
 def of_kind(recorded, kind):
@@ -106,3 +128,47 @@ def test_network_and_table_are_artifacts(recorded):
 def test_the_run_is_finished(recorded):
     (end,) = of_kind(recorded, "exit")
     assert end.exit_code == 0
+
+
+def assert_has_all(server, folder):
+    """Whether the server was sent what the run's folder says."""
+    record = json.loads((folder / "run.json").read_text())
+    run = server.run()
+    assert (run["name"], run["groupName"], run["jobType"], run["displayName"], run["project"]) == (
+        *(record["wandb_id"], "a_study", "tna"),
+        *(record["name"], "tna_lightning"),
+    )
+    assert {"baseline:tna", "quant:ternary", "data:digits"} <= set(run["tags"])
+    assert run["config"]["objective"] == record["config"]["objective"]
+    history = server.lines("wandb-history.jsonl")
+    for name in ("val/acc", "val/companion_acc", "train/loss", "train/match"):
+        assert [row[name] for row in history if name in row] == pytest.approx(record["history"][name]), name
+    summary = json.loads(server.streamed["wandb-summary.json"][-1])
+    assert summary["test/acc"] == pytest.approx(record["results"]["test/acc"])
+    assert summary["cost"]["firing_rate"] == pytest.approx(record["cost"]["firing_rate"])
+    # versioned: of the same name in the next version, with an alias that moves
+    (model,) = [
+        artifact["input"]
+        for artifact in server.variables("CreateArtifact")
+        if artifact["input"]["artifactTypeName"] == "model"
+    ]
+    assert (model["artifactCollectionName"], model["aliases"][0]["alias"]) == (record["name"], "latest")
+    assert server.files[f"{record['name']}/network.safetensors"] == (folder / "network.safetensors").read_bytes()
+    assert {"artifactID": record["name"]} in server.variables("CommitArtifact")
+    pictures = {content for name, content in server.files.items() if name.endswith(".png")}
+    assert (folder / "curves.png").read_bytes() in pictures
+    assert server.exit_code == 0
+
+
+def test_sync_later_sends_the_offline_record(offline_run, server, tmp_path):
+    (record,) = offline_run.glob("wandb/offline-run-*")
+    command = [sys.executable, "-m", "wandb", "sync", str(record)]
+    result = subprocess.run(
+        command, env=environment(tmp_path) | server.environment(), capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert_has_all(server, offline_run)
+
+
+def test_with_a_key_a_run_sends_the_same_at_once(server, tmp_path):
+    assert_has_all(server, trained(tmp_path, **server.environment()))

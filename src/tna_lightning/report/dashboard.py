@@ -33,7 +33,7 @@ def publish(target: str, studies: Sequence[str], text: str) -> list[str]:
         text: Markdown that the reports carry: the tables of our own report.
 
     Raises:
-        ValueError: ``target`` is no ``ENTITY/PROJECT``, or there is no key.
+        ValueError: ``target`` is no ``ENTITY/PROJECT``, there is no key, or the server refuses it.
         ImportError: the extra is not installed.
     """
     entity, slash, project = target.partition("/")
@@ -45,11 +45,14 @@ def publish(target: str, studies: Sequence[str], text: str) -> list[str]:
     if not wandb.login(prompt=False, verify=False):
         raise ValueError(f"wandb={target!r}: needs a key; call `wandb login` first")
     addresses = []
-    for study in studies:
-        addresses.append(workspace(entity, project, study).save().url)
-        page = report(entity, project, study, text)
-        page.save()
-        addresses.append(page.url)
+    try:
+        for study in studies:
+            addresses.append(workspace(entity, project, study).save().url)
+            page = report(entity, project, study, text)
+            page.save()
+            addresses.append(page.url)
+    except wandb.errors.Error as error:
+        raise ValueError(f"wandb={target!r}: {' '.join(str(error).split())}") from error
     return addresses
 
 
