@@ -49,10 +49,10 @@ def needs(plugin):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "launcher",
-    [
-        pytest.param("parallel", marks=needs("hydra_joblib_launcher")),
-        pytest.param("submitit", marks=needs("hydra_submitit_launcher")),
-        pytest.param("ray_cluster", marks=needs("hydra_ray_launcher")),
+    [  # our choices, and the plugins' own
+        *(pytest.param(name, marks=needs("hydra_joblib_launcher")) for name in ("parallel", "joblib")),
+        *(pytest.param(name, marks=needs("hydra_submitit_launcher")) for name in ("submitit", "submitit_local")),
+        *(pytest.param(name, marks=needs("hydra_ray_launcher")) for name in ("ray_cluster", "ray")),
     ],
 )
 def test_launcher_gives_the_results_of_the_basic_one(tmp_path, basic, launcher):

@@ -130,8 +130,12 @@ def test_a_job_does_the_same_alone_and_last_in_a_sweep(tmp_path):
 
 
 def killed_and_restarted(folder, kills, generator, *overrides):
-    """Run a sweep to its end although its whole process group is killed ``kills`` times at random moments."""
-    hits = 0
+    """Run a sweep to its end although its whole process group is killed ``kills`` times at random moments.
+
+    Returns:
+        how many kills hit the sweep, how many of them a run in the middle of its epochs, and the last, undisturbed call.
+    """
+    hits = cut = 0
     for _ in range(kills):
         with subprocess.Popen(
             arguments(*overrides), cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -142,7 +146,13 @@ def killed_and_restarted(folder, kills, generator, *overrides):
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 hits += 1
-    return hits, sweep(folder, *overrides)
+                process.wait()
+                cut += any(is_cut_off(path) for path in runs.find_runs(folder))
+    return hits, cut, sweep(folder, *overrides)
+
+
+def is_cut_off(folder):
+    return runs.read_record(folder)["status"] == "running" and (folder / runs.LAST_CHECKPOINT).exists()
 
 
 def wait_for_a_start(folder, process):
@@ -163,9 +173,10 @@ def test_a_killed_and_restarted_sweep_equals_an_undisturbed_one(tmp_path, kills,
     disturbed, undisturbed = tmp_path / "disturbed", tmp_path / "undisturbed"
     disturbed.mkdir()
     undisturbed.mkdir()
-    hits, last = killed_and_restarted(disturbed, kills, random.Random(kills), *command)
+    hits, cut, last = killed_and_restarted(disturbed, kills, random.Random(kills), *command)
     assert last.returncode == 0, last.stdout + last.stderr
     assert hits == kills
+    assert cut >= 1  # there was work to resume, not only to repeat
     assert sweep(undisturbed, *command).returncode == 0
     expected = results(undisturbed)
     assert len(expected) == {2: 2, 5: 12}[kills]
