@@ -56,6 +56,7 @@ class Comparison:
         images: how many images a repetition sees, by contestant, where rates are wanted.
         memory: whether the peak memory of each contestant is measured, in a process of its own.
         repetitions: at most so many, for contestants that take long.
+        warm_up: repetitions of each contestant before any is timed.
     """
 
     title: str
@@ -66,3 +67,4 @@ class Comparison:
     images: Callable[[Settings], Mapping[str, int]] = field(default=lambda settings: {})
     memory: bool = True
     repetitions: int | None = None
+    warm_up: int = 2

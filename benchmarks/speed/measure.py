@@ -22,8 +22,6 @@ from benchmarks.speed.comparison import Comparison, Run, Settings
 from benchmarks.speed.registry import COMPARISONS
 from benchmarks.speed.timing import interleave
 
-WARM_UP = 2
-
 
 def measure(comparison: Comparison, settings: Settings, repetitions: int) -> dict[str, Any]:
     """The record of a comparison, without its memory."""
@@ -38,7 +36,7 @@ def measure(comparison: Comparison, settings: Settings, repetitions: int) -> dic
             left_out[name] = str(error)
     checks = comparison.check(runs)
     for run in reversed(runs.values()):  # the largest first: inductor chooses its threads by the first size it sees
-        for _ in range(WARM_UP):
+        for _ in range(comparison.warm_up):
             run()
     seconds = interleave(runs, repetitions, settle=settings.settle)
     images = comparison.images(settings)
@@ -68,7 +66,7 @@ def peak_memory(build: Callable[[], Run], settings: Settings) -> int | None:
     None where the system does not tell (the peak of a CPU process can be reset on Linux alone).
     """
     run = build()
-    for _ in range(WARM_UP):
+    for _ in range(2):
         run()
     _drop_gradients(run)
     gc.collect()

@@ -59,7 +59,9 @@ def _first_steps(settings: Settings) -> dict[str, Callable[[], Run]]:
 COMPARISONS = {
     "help": Comparison(
         title="Help",
-        sizes=lambda settings: "From the command to its end, after two runs that are not counted.",
+        sizes=lambda settings: (
+            "From the command to its end, after two runs that are not counted; beside it what importing torch alone takes."
+        ),
         contestants=_help,
         memory=False,
         ratios=(),
@@ -74,6 +76,7 @@ COMPARISONS = {
         contestants=_first_steps,
         memory=False,
         repetitions=3,
+        warm_up=1,
         ratios=tuple(
             Ratio(f"cold over warm, compile={way}", (f"compile={way}, cold",), (f"compile={way}, warm",))
             for way in WAYS[1:]
