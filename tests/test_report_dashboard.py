@@ -41,13 +41,14 @@ def test_workspace_shows_one_study_grouped_by_baseline_and_precision():
     assert grouping == ["choices.value.baseline", "choices.value.quant"]
     shown = {metric for metrics in find(content, "metrics") if metrics for metric in metrics}
     assert {"val/acc", "val/companion_acc", "train/match", "test/acc"} <= shown
+    assert {"^firing_rate/.*", "^zeros/.*"} <= set(find(content, "metricRegex"))
 
 
 def test_report_carries_our_tables():
     page = dashboard.report("someone", "twins", "ternary_table", "| data |")
     assert page.blocks[0].text == "| data |"
     assert page.title == "Study ternary_table"
-    assert len(page.blocks) == 5
+    assert len(page.blocks) == 7  # text, two of curves, two of layers, final figures, pictures and tables
 
 
 @pytest.mark.parametrize("target", ["project", "/project", "a/b/c"])

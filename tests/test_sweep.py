@@ -133,7 +133,7 @@ def killed_and_restarted(folder, kills, generator, *overrides):
     """Run a sweep to its end although its whole process group is killed ``kills`` times at random moments.
 
     Returns:
-        how many kills hit the sweep, how many of them a run in the middle of its epochs, and the last, undisturbed call.
+        how many kills hit the sweep, how many of them a run in the middle of its epochs, and the last call.
     """
     hits = cut = 0
     for _ in range(kills):

@@ -102,6 +102,20 @@ def test_curves_of_base_and_companion(recorded):
     assert steps == sorted(set(steps))  # none dropped for being out of order
 
 
+def test_curves_of_each_layer(recorded):
+    record, _ = recorded
+    history = [items(step.item) for step in of_kind(recorded, "history")]
+    for layer in record["weights"]["layers"]:
+        shares = [row[f"zeros/{layer['name']}"] for row in history if f"zeros/{layer['name']}" in row]
+        assert len(shares) == 2  # one an epoch
+        # those of the kept network, the last epoch's
+        assert shares[-1] == pytest.approx(layer["zeros"] / layer["weights"])
+    rates = {name: value for row in history for name, value in row.items() if name.startswith("firing_rate/")}
+    assert rates.keys() == {f"firing_rate/{layer['name']}" for layer in record["cost"]["neuron_layers"]}
+    for layer in record["cost"]["neuron_layers"]:  # of other images, so not the same to the last spike
+        assert rates[f"firing_rate/{layer['name']}"] == pytest.approx(layer["firing_rate"], abs=0.05)
+
+
 def test_summary_holds_the_final_figures(recorded):
     record, _ = recorded
     summary = {}
@@ -156,7 +170,7 @@ def assert_has_all(server, folder):
     assert server.files[f"{record['name']}/network.safetensors"] == (folder / "network.safetensors").read_bytes()
     assert {"artifactID": record["name"]} in server.variables("CommitArtifact")
     pictures = {content for name, content in server.files.items() if name.endswith(".png")}
-    assert (folder / "curves.png").read_bytes() in pictures
+    assert {(folder / name).read_bytes() for name in ("curves.png", "weights.png")} == pictures
     assert server.exit_code == 0
 
 

@@ -87,17 +87,20 @@ def opened(run: Run) -> Iterator[Logger | None]:
             logger.experiment.finish(exit_code=0 if succeeded else 1)
 
 
-def log_summary(logger: Logger | None, summary: Mapping[str, Any], picture: Path) -> None:
-    """Hand the run's final figures and its picture to a logger that has a place for them."""
+def log_summary(logger: Logger | None, summary: Mapping[str, Any], pictures: Sequence[Path]) -> None:
+    """Hand the run's final figures, its pictures and its kept network to a logger that has a place for them."""
     if isinstance(logger, WandbLogger):
         import wandb
 
         logger.experiment.summary.update(dict(summary))
-        logger.log_image("curves", [str(picture)])
-        layers = summary["weights"]["layers"]
-        columns = ["name", "weights", "scheme", "bits", "bytes", "zeros"]
-        logger.log_table("layers", columns, [[layer.get(column) for column in columns] for layer in layers])
-        network = picture.with_name(NETWORK)
-        artifact = wandb.Artifact(picture.parent.name, "model", metadata={"test/acc": summary.get("test/acc")})
-        artifact.add_file(str(network), skip_cache=True)
+        for picture in pictures:
+            logger.log_image(picture.stem, [str(picture)])
+        for table, columns, rows in (
+            ("layers", ("name", "weights", "scheme", "bits", "bytes", "zeros"), summary["weights"]["layers"]),
+            ("neurons", ("name", "neurons", "firing_rate"), summary["cost"]["neuron_layers"]),
+        ):
+            logger.log_table(table, list(columns), [[row.get(column) for column in columns] for row in rows])
+        folder = pictures[0].parent
+        artifact = wandb.Artifact(folder.name, "model", metadata={"test/acc": summary.get("test/acc")})
+        artifact.add_file(str(folder / NETWORK), skip_cache=True)
         logger.experiment.log_artifact(artifact)

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from tna_lightning import checkpoints, companions, loggers, runs
-from tna_lightning.callbacks import ExactResume, History, StopOnNonFiniteLoss
+from tna_lightning.callbacks import ExactResume, History, LayerCurves, StopOnNonFiniteLoss
 from tna_lightning.callbacks.curves import plot_curves
 from tna_lightning.callbacks.inspection import plot_inspection
 from tna_lightning.config import check, read_config, write_config
@@ -91,7 +91,7 @@ def _train(run: runs.Run) -> dict[str, Any]:
     with loggers.opened(run) as logger, quiet_lightning():
         trainer = build_trainer(
             config["trainer"],
-            callbacks=callbacks,
+            callbacks=callbacks if logger is None else [*callbacks, LayerCurves()],
             logger=logger or False,
             plugins=[checkpoints.AtomicCheckpointIO(), *([SyncBatchNorm()] if syncs_on_cpu else [])],
             sync_batchnorm=config["trainer"]["sync_batchnorm"] and not syncs_on_cpu,
@@ -130,7 +130,7 @@ def _train(run: runs.Run) -> dict[str, Any]:
         loggers.log_summary(
             logger,
             record["results"] | {"weights": record["weights"], "cost": record["cost"]},
-            run.folder / "curves.png",
+            [run.folder / "curves.png", run.folder / "weights.png"],
         )
         return record
 

@@ -13,6 +13,7 @@ CURVES = {
     "Accuracy": ("val/acc", "val/companion_acc", "train/acc", "train/companion_acc"),
     "Loss": ("train/loss", "train/cross_entropy", "train/companion_cross_entropy", "train/match", "val/match"),
 }
+LAYERS = {"Firing rate by layer": "firing_rate", "Share of zeros by layer": "zeros"}
 FIGURES = (
     "test/acc",
     "test/companion_acc",
@@ -90,10 +91,12 @@ def _panels() -> dict[str, list[Any]]:
     panels: dict[str, list[Any]] = {
         section: [wr.LinePlot(title=name, x="epoch", y=[name]) for name in names] for section, names in CURVES.items()
     }
+    for title, prefix in LAYERS.items():
+        panels[title] = [wr.LinePlot(title=title, x="epoch", metric_regex=f"^{prefix}/.*")]
     panels["Final figures"] = [wr.BarPlot(title=name, metrics=[name]) for name in FIGURES]
     panels["Pictures and layers"] = [
-        wr.MediaBrowser(media_keys=["curves"]),
-        wr.WeavePanelSummaryTable(table_name="layers"),
+        wr.MediaBrowser(media_keys=["curves", "weights"]),
+        *(wr.WeavePanelSummaryTable(table_name=name) for name in ("layers", "neurons")),
     ]
     return panels
 
