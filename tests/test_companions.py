@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from safetensors.torch import load_file
 
 from tna_lightning import runs
-from tna_lightning.companions import companion_networks, pretraining_config
+from tna_lightning.companions import companion_networks, pretrained_weights, pretraining_config
 from tna_lightning.config import compose
 from tna_lightning.factory import build_network
 from tna_lightning.quantization.packing import load_packed
@@ -88,6 +89,31 @@ def test_a_frozen_pretrained_twin_stays_what_it_was(tmp_path):
     state = torch.load(tmp_path / "run" / runs.LAST_CHECKPOINT, weights_only=True)["state_dict"]
     for name, tensor in load_file(folder / runs.NETWORK).items():
         assert torch.equal(state[f"companion.{name}"], tensor), name
+
+
+def test_further_processes_leave_when_the_first_one_failed_to_train_the_teacher(tmp_path, monkeypatch):
+    config = compose(["baseline=kd", f"output_dir={tmp_path}"])
+    alone = pretraining_config(config)
+    teacher = runs.Run(tmp_path / "pretrained" / runs.folder_name(alone), alone)
+    teacher.folder.mkdir(parents=True)
+    teacher.write(status="failed", finished="2001-01-01T00:00:00+00:00", error="an earlier attempt")
+    steps = iter(["running", "failed"])
+
+    def second(seconds):  # in which the first process goes on
+        teacher.write(status=next(steps), error="NonFiniteLoss: at step 3")
+
+    monkeypatch.setattr("time.sleep", second)
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    with pytest.raises(
+        ValueError, match=r"pretrained': the first process did not train .* \(NonFiniteLoss: at step 3\)"
+    ):
+        pretrained_weights(config, train)
+    # one that comes later than the failure
+    teacher.write(finished=runs.now())
+    with pytest.raises(ValueError, match="the first process did not train"):
+        pretrained_weights(config, train)
+    teacher.write(status="done")
+    assert pretrained_weights(config, train) == teacher.folder
 
 
 def test_a_twin_may_be_of_another_architecture_and_neuron(tmp_path):

@@ -16,6 +16,8 @@ from tna_lightning import runs
 
 log = logging.getLogger(__name__)
 
+_STARTED = runs.now()  # this process, as near as it matters
+
 Train = Callable[[Mapping[str, Any], Path], Mapping[str, Any]]
 
 
@@ -61,6 +63,9 @@ def pretrained_weights(config: Mapping[str, Any], train: Train) -> Path | str | 
     ``companion.weights=pretrained`` trains it first, as a run of its own under ``output_dir/pretrained``. The folder's
     name holds the hash of its config, so that every run that asks for the same companion finds it there; of several
     processes one trains and the others wait.
+
+    Raises:
+        ValueError: in a further process of a run on several devices, where the first one failed to train it.
     """
     companion = config["companion"]
     if companion is None or companion["weights"] == "random":
@@ -71,8 +76,7 @@ def pretrained_weights(config: Mapping[str, Any], train: Train) -> Path | str | 
     folder = Path(config["output_dir"]) / "pretrained" / runs.folder_name(alone)
     folder.parent.mkdir(parents=True, exist_ok=True)
     if getattr(rank_zero_only, "rank", 0):
-        while not _is_done(folder):  # the first process trains it
-            time.sleep(1)
+        _wait_for_the_first_process(folder)
         return folder
     with FileLock(folder.parent / f".{folder.name}.lock"):
         log.info("companion: %s", folder)
@@ -80,5 +84,21 @@ def pretrained_weights(config: Mapping[str, Any], train: Train) -> Path | str | 
     return folder
 
 
-def _is_done(folder: Path) -> bool:
-    return (folder / runs.RECORD).exists() and runs.read_record(folder)["status"] == "done"
+def _wait_for_the_first_process(folder: Path) -> None:
+    """Until it has trained the companion in this folder.
+
+    Raises:
+        ValueError: it failed to.
+    """
+    # an earlier attempt may have failed too, and its record stand there until the first process begins
+    before = _record(folder)
+    while (record := _record(folder))["status"] != "done":
+        fails_now = record != before or record.get("finished", "") >= _STARTED
+        if record["status"] in ("failed", "interrupted") and fails_now:
+            error = str(record.get("error", "")).partition("\n")[0]
+            raise ValueError(f"companion.weights='pretrained': the first process did not train {folder} ({error})")
+        time.sleep(1)
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    return runs.read_record(folder) if (folder / runs.RECORD).exists() else {"status": "absent"}
