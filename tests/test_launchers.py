@@ -3,10 +3,14 @@
 import importlib.util
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import yaml
 
 TINY = ["data.train_subset=100", "data.batch_size=50", "model.width=0.125", "model.time_steps=1", "epochs=2"]
 JOBS = ["seed=0,1", "quant=ternary", "baseline=plain"]
@@ -112,23 +116,32 @@ def test_slurm_gets_a_script_that_asks_for_what_the_choice_says(tmp_path, basic)
     assert results(tmp_path) == basic  # the script really ran, in a task of Slurm's as far as Lightning can see
 
 
+SEARCH = re.search(r"## Search\n\n((?:    .*\n)+)", (Path(__file__).parents[1] / "docs" / "sweeps.md").read_text())
+
+
 @pytest.mark.slow
 @needs("hydra_optuna_sweeper")
-def test_search_maximises_validation_accuracy(tmp_path):
-    result = sweep(
-        tmp_path,
-        "hydra/sweeper=search",
-        "hydra.sweeper.n_trials=3",
-        "seed=0",
-        "study=search",
-        "optimizer.lr=tag(log, interval(0.0001, 0.1))",
-        "neuron.beta=interval(0.2, 0.9)",
+def test_the_documented_search_maximises_validation_accuracy(tmp_path):
+    python, *documented = shlex.split(SEARCH.group(1).replace("\\\n", " "))
+    assert (python, documented[:3]) == ("python", ["-m", "tna_lightning", "-m"])
+    documented[documented.index("hydra.sweeper.n_trials=30")] = "hydra.sweeper.n_trials=3"
+    result = subprocess.run(
+        [sys.executable, *documented, *TINY],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert "3 jobs: 3 done." in result.stdout
-    accuracies = [outcome["val/acc"] for _, outcome, _ in results(tmp_path).values()]
-    best = (tmp_path / "multirun" / "search" / "optimization_results.yaml").read_text()
-    assert f"best_value: {max(accuracies)}" in best
+    records = [json.loads(path.read_text()) for path in (tmp_path / "multirun" / "search").glob("*/run.json")]
+    for name in ("objective.match_weight", "optimizer.lr", "neuron.beta"):
+        group, key = name.split(".")
+        assert len({record["config"][group][key] for record in records}) == 3, name
+    best = yaml.safe_load((tmp_path / "multirun" / "search" / "optimization_results.yaml").read_text())
+    assert best["best_value"] == max(record["results"]["val/acc"] for record in records)
+    assert set(best["best_params"]) == {"objective.match_weight", "optimizer.lr", "neuron.beta"}
 
 
 def test_a_launcher_that_is_not_installed_is_named(tmp_path):
