@@ -51,7 +51,7 @@ def uncompiled():
 
 def recorded(name):
     record = measure.measure(COMPARISONS[name], TOY, repetitions=2)
-    return json.loads(json.dumps(record | {"command": "python -m benchmarks.speed", "malloc": "keep"}))
+    return json.loads(json.dumps(record | {"command": "python -m benchmarks.speed", "malloc": "keep", "load": 0.0}))
 
 
 def test_rounds_time_each_run_once_in_changing_order():
@@ -171,11 +171,11 @@ def test_a_neuron_that_differs_is_found_out():
 def make_record(contestants, **changes):
     machine = {
         "kind": "cpu", "device": "A processor", "cores": 2, "versions": {"torch": "2.13.0"}, "commit": "abc",
-        "date": "2026-11-24 01:00 UTC", "load": 0.1,
+        "date": "2026-11-24 01:00 UTC",
     }  # fmt: skip
     return {
         "machine": machine, "toy": False, "sizes": "Sizes.", "repetitions": 3, "checks": [], "left_out": {},
-        "command": "python -m benchmarks.speed", "malloc": "keep", "contestants": contestants, **changes,
+        "command": "python -m benchmarks.speed", "malloc": "keep", "load": 0.1, "contestants": contestants, **changes,
     }  # fmt: skip
 
 

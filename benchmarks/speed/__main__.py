@@ -41,29 +41,36 @@ def main() -> None:
         parser.error(str(error))
     folder = (arguments.out or RESULTS) / machine.slug(arguments.device)
     folder.mkdir(parents=True, exist_ok=True)
+    load = os.getloadavg()[0]  # before our own
     for name in [] if arguments.render else names:
         start = time.monotonic()
-        measure(name, folder / f"{name}.json", arguments)
+        measure(name, folder / f"{name}.json", arguments, load)
         print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
     for path in page.write(folder):
         print(path)
 
 
-def measure(name: str, path: Path, arguments: argparse.Namespace) -> None:
+def measure(name: str, path: Path, arguments: argparse.Namespace, load: float) -> None:
     """One comparison in a process of its own, then the memory of each contestant in one of its own."""
     options = ["--device", arguments.device]
     options += ["--toy"] if arguments.toy else []
-    settings = {} if arguments.system_malloc else machine.KEEP_PAGES
     if name == "profile":
+        settings = {} if arguments.system_malloc else machine.KEEP_PAGES
         _child(["benchmarks.speed.profile_step", str(path), *options], settings)
         return
+    comparison = COMPARISONS[name]
+    system_malloc = arguments.system_malloc or comparison.system_malloc
     options += ["--no-peers"] if arguments.no_peers else []
     command = ["benchmarks.speed.measure", name]
-    _child([*command, str(path), *options, "--repetitions", str(arguments.repetitions)], settings)
+    _child(
+        [*command, str(path), *options, "--repetitions", str(arguments.repetitions)],
+        {} if system_malloc else machine.KEEP_PAGES,
+    )
     record: dict[str, Any] = json.loads(path.read_text())
     record["command"] = shlex.join(["python", "-m", "benchmarks.speed", *sys.argv[1:]])
-    record["malloc"] = "system" if arguments.system_malloc else "keep"
-    if COMPARISONS[name].memory and not arguments.no_memory:
+    record["load"] = round(load, 2)
+    record["malloc"] = "system" if system_malloc else "keep"
+    if comparison.memory and not arguments.no_memory:
         for contestant, entry in record["contestants"].items():
             answer = _child([*command, "--memory-of", contestant, *options], machine.RETURN_PAGES)
             entry.update(json.loads(answer.splitlines()[-1]))

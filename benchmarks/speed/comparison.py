@@ -57,6 +57,7 @@ class Comparison:
         memory: whether the peak memory of each contestant is measured, in a process of its own.
         repetitions: at most so many, for contestants that take long.
         warm_up: repetitions of each contestant before any is timed.
+        system_malloc: leave glibc's memory settings alone, as where a user types the command.
     """
 
     title: str
@@ -68,3 +69,4 @@ class Comparison:
     memory: bool = True
     repetitions: int | None = None
     warm_up: int = 2
+    system_malloc: bool = False

@@ -36,7 +36,7 @@ def slug(device: str) -> str:
 
 
 def describe(device: str) -> dict[str, Any]:
-    """Device, versions, load and date."""
+    """Device, versions and date."""
     names = ("torch", "lightning", "snntorch", "spikingjelly", "triton", "cupy")
     installed = {name: version for name in names if (version := _version(name))}
     commit = subprocess.run(
@@ -53,7 +53,6 @@ def describe(device: str) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **installed},
         "commit": commit.stdout.strip(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "load": round(os.getloadavg()[0], 2),
     }
 
 

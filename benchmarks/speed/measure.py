@@ -25,7 +25,7 @@ from benchmarks.speed.timing import interleave
 
 def measure(comparison: Comparison, settings: Settings, repetitions: int) -> dict[str, Any]:
     """The record of a comparison, without its memory."""
-    described = machine.describe(settings.device)  # the load before our own
+    described = machine.describe(settings.device)
     repetitions = min(repetitions, comparison.repetitions or repetitions)
     runs: dict[str, Run] = {}
     left_out: dict[str, str] = {}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.speed.comparison import Comparison, Ratio, Settings
-from benchmarks.speed.peers import PEERS, our_neuron
+from benchmarks.speed.peers import PEERS, our_neuron, spikingjelly_implementation
 from tna_lightning.models import compile_neurons
 
 TOLERANCE = 1e-5
@@ -86,6 +86,8 @@ def check(runs: Mapping[str, Callable[[], object]]) -> list[str]:
         assert differing == 0, f"{name}: {differing} spikes differ from ours"
         assert difference <= TOLERANCE, f"{name}: gradients differ from ours by {difference:.1e} of the largest"
         found.append(f"{name}: no spike differs from ours, eager; gradients by at most {difference:.1e} of the largest")
+    if "spikingjelly" in runs:
+        found.append(f"spikingjelly runs its implementation {spikingjelly_implementation(expected_spikes.device)}")
     return found
 
 

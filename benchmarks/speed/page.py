@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed import training_step
+from benchmarks.speed import machine, training_step
 from benchmarks.speed.comparison import Ratio
 from benchmarks.speed.registry import COMPARISONS
 from benchmarks.speed.timing import Spread, fastest, ratio, spread
 
 NOT_MEASURED = "not measured"
 MALLOC = {
-    "keep": "glibc is told to keep freed memory (MALLOC_MMAP_MAX_=0, MALLOC_TRIM_THRESHOLD_, MALLOC_TOP_PAD_), for all "
-    "contestants alike: otherwise each large tensor costs the faults of fresh pages, which on this machine take longer "
-    "than the work on them.",
-    "system": "glibc's own memory settings.",
+    "keep": "glibc is told to keep freed memory ("
+    + ", ".join(f"{name}={value}" for name, value in machine.KEEP_PAGES.items())
+    + "), for all contestants alike, save commands: otherwise each large tensor costs the faults of fresh pages, which "
+    "on some virtual machines take longer than the work on them.",
+    "system": "glibc's own memory settings (--system-malloc).",
 }
 PEAK = {
     "cpu": "the rise of the resident set, with memory handed back to the system as soon as it is free",
@@ -161,8 +162,8 @@ def section(name: str, record: Mapping[str, Any]) -> list[str]:
     notes += [f"- left out: {contestant} ({reason})" for contestant, reason in record["left_out"].items()]
     if notes:
         lines += ["", *notes]
-    machine = record["machine"]
-    lines += ["", f"{record['repetitions']} rounds, {machine['date']}, load at the start {machine['load']:.2f}."]
+    rounds, load = record["repetitions"], record["load"]
+    lines += ["", f"{rounds} rounds, {record['machine']['date']}; load average {load:.2f} when the command began."]
     return [*lines, ""]
 
 
@@ -173,29 +174,29 @@ def render(folder: Path) -> str:
     measured = {name: records[name] for name in COMPARISONS if name in records}
     if not measured:
         raise ValueError(f"{folder}: holds no record of a comparison")
-    first = next(iter(measured.values()))
-    machine = first["machine"]
-    cuda = (
-        next((read(other) for other in sorted(folder.parent.glob("cuda-*/"))), {}) if machine["kind"] == "cpu" else {}
-    )
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    where = f"{machine['cores']} cores of {machine['device']}" if machine["kind"] == "cpu" else machine["device"]
+    described = next(iter(measured.values()))["machine"]
+    kind = described["kind"]
+    cuda = next((read(other) for other in sorted(folder.parent.glob("cuda-*/"))), {}) if kind == "cpu" else {}
+    versions = ", ".join(f"{name} {version}" for name, version in described["versions"].items())
+    where = f"{described['cores']} cores of {described['device']}" if kind == "cpu" else described["device"]
+    commits = ", ".join(sorted({record["machine"]["commit"] for record in measured.values()}))
+    commands = ", ".join(sorted({f"`{record['command']}`" for record in measured.values()}))
+    mallocs = {record["malloc"] for name, record in measured.items() if not COMPARISONS[name].system_malloc}
     lines = [f"# Speed: {where}", ""]
     if any(record["toy"] for record in measured.values()):
         lines += ["**Toy sizes: these figures say nothing.**", ""]
-    commits = ", ".join(sorted({record["machine"]["commit"] for record in measured.values()}))
     lines += [
-        f"{machine['date']}; {versions}; commit {commits}.",
+        f"{described['date']}; {versions}; commit {commits}. `make bench` writes this page; here: {commands}.",
         "",
-        f"Command: `{first['command']}` (`make bench`). Each comparison is one process; contestants are warm and take "
-        "turns in an order drawn anew every round. Times are medians with quartiles; a ratio is that of the medians, "
-        "with the quartiles of the ratios within a round. Peak memory is of one repetition, beyond what stays "
-        f"(weights, optimizer, inputs, compiled code), in a process of its own: {PEAK[machine['kind']]}.",
+        "Each comparison is one process; contestants are warm and take turns in an order drawn anew every round. Times "
+        "are medians with quartiles; a ratio is that of the medians, with the quartiles of the ratios within a round. "
+        "Peak memory is of one repetition, beyond what stays (weights, optimizer, inputs, compiled code), in a process "
+        f"of its own: {PEAK[kind]}.",
         "",
-        *([MALLOC[first["malloc"]], ""] if machine["kind"] == "cpu" else []),
+        *([" ".join(MALLOC[malloc] for malloc in sorted(mallocs)), ""] if kind == "cpu" and mallocs else []),
         "## Limits",
         "",
-        *limits_table(machine["kind"], measured, cuda),
+        *limits_table(kind, measured, cuda),
         "",
     ]
     step = measured.get("training_step")
@@ -214,12 +215,13 @@ def render(folder: Path) -> str:
 
 def render_profile(record: Mapping[str, Any]) -> str:
     """The page of a profile."""
-    machine = record["machine"]
+    described = record["machine"]
     lines = [
         "# Where the time of a training step goes",
         "",
-        f"{machine['device']}, {machine['date']}, torch {machine['versions']['torch']}, commit {machine['commit']}; "
-        f"{record['sizes']}. Each operation without what it calls, by torch.profiler, which itself takes time.",
+        f"{described['device']}, {described['date']}, torch {described['versions']['torch']}, commit "
+        f"{described['commit']}; {record['sizes']}. Each operation without what it calls, by torch.profiler, which "
+        "itself takes time.",
         "",
     ]
     for name, profile in record["profiles"].items():

@@ -28,17 +28,19 @@ def _first_step(settings: Settings, way: str, cold: bool) -> Run:
     kept = tempfile.TemporaryDirectory()
     accelerator = "gpu" if settings.device == "cuda" else "cpu"
 
-    def run(cache: str = kept.name) -> None:
+    def run(cache: str | None = None) -> None:
         with tempfile.TemporaryDirectory() as folder:
             overrides = [f"compile={way}", f"output_dir={folder}", f"trainer.accelerator={accelerator}", "quant=none"]
-            _command([*TRAIN, *overrides, "baseline=plain"], TORCHINDUCTOR_CACHE_DIR=cache)
+            _command([*TRAIN, *overrides, "baseline=plain"], TORCHINDUCTOR_CACHE_DIR=cache or kept.name)
 
     def run_cold() -> None:
         with tempfile.TemporaryDirectory() as cache:
             run(cache)
 
-    run.keeps = kept  # the folder lives as long as what fills it
-    return run_cold if cold else run
+    if cold:
+        return run_cold
+    run()
+    return run
 
 
 def _help(settings: Settings) -> dict[str, Callable[[], Run]]:
@@ -60,10 +62,11 @@ COMPARISONS = {
     "help": Comparison(
         title="Help",
         sizes=lambda settings: (
-            "From the command to its end, after two runs that are not counted; beside it what importing torch alone takes."
+            "From the command to its end, after two runs that are not counted; beside it what importing torch takes."
         ),
         contestants=_help,
         memory=False,
+        system_malloc=True,
         ratios=(),
     ),
     "first_step": Comparison(
@@ -75,8 +78,9 @@ COMPARISONS = {
         ),
         contestants=_first_steps,
         memory=False,
+        system_malloc=True,
         repetitions=3,
-        warm_up=1,
+        warm_up=0,
         ratios=tuple(
             Ratio(f"cold over warm, compile={way}", (f"compile={way}, cold",), (f"compile={way}, warm",))
             for way in WAYS[1:]
