@@ -17,6 +17,7 @@ from tna_lightning import runs
 from tna_lightning.report.__main__ import report
 from tna_lightning.report.collect import collect
 from tna_lightning.report.page import page
+from tna_lightning.report.plots import figures
 from tna_lightning.report.references import published
 from tna_lightning.report.statistics import missing, paired_difference, rows
 from tna_lightning.report.tables import as_csv, as_latex, as_markdown
@@ -230,6 +231,31 @@ def test_report_writes_tables_plots_and_a_page(written):
         assert ElementTree.parse(path).getroot().tag.endswith("svg")
     for path in written.glob("*.png"):
         assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_plots_show_the_rows(tmp_path):
+    for seed in (0, 1):
+        for weight, accuracy in ((0.001, 0.90), (0.01, 0.94)):
+            energy = {"cost": {"firing_rate": 0.1, "energy_uj": 1.0 + 100 * weight}}
+            write(tmp_path, record(seed=seed, match_weight=weight, accuracy=accuracy + 0.02 * seed, **energy))
+        write(tmp_path, record("plain", "ternary", seed=seed, accuracy=0.8 + 0.02 * seed))
+    plots = {name: figure for name, _, figure in figures(rows(collect([tmp_path]).done))}
+    assert plots.keys() == {"curves", "accuracy_bits", "accuracy_bytes", "accuracy_energy", "match_weight"}
+
+    (axes,) = plots["match_weight"].axes
+    (line,) = [line for line in axes.lines if len(line.get_xdata()) == 2 and line.get_marker() == "o"]
+    assert line.get_xdata() == pytest.approx([0.001, 0.01])
+    assert line.get_ydata() == pytest.approx([91.0, 95.0])
+
+    (axes,) = plots["accuracy_energy"].axes
+    points = {(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines if line.get_marker() in ("o", "s")}
+    assert sorted(points) == [(pytest.approx(x), pytest.approx(y)) for x, y in ((1.1, 91.0), (2.0, 81.0), (2.0, 95.0))]
+
+    panels = {axes.get_title(): axes for axes in plots["curves"].axes}
+    band = panels["digits, ternary"].collections[0].get_paths()[0].vertices  # around 80 % and 82 % at the end
+    middle, deviation = 80.0, math.sqrt(2.0)
+    assert max(y for x, y in band if x == 2) == pytest.approx(middle + deviation)
+    assert min(y for x, y in band if x == 2) == pytest.approx(middle - deviation)
 
 
 def test_page_loads_nothing_from_elsewhere(written):

@@ -129,6 +129,36 @@ def test_a_job_does_the_same_alone_and_last_in_a_sweep(tmp_path):
     assert three[name] == one[name]
 
 
+WATCHED = """
+import json, resource, sys
+from pathlib import Path
+from tna_lightning import __main__, sweep
+
+sweep._command = lambda folder: ["true"]  # the jobs' own processes are none of the question
+write, seen = sweep.write_text, []
+
+def write_and_look(path, text):
+    seen.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize())
+    write(path, text)
+
+sweep.write_text = write_and_look
+try:
+    __main__.main()
+finally:
+    Path("seen.json").write_text(json.dumps(seen))
+"""
+
+
+@pytest.mark.slow  # sixty jobs
+def test_memory_does_not_grow_from_job_to_job(tmp_path):
+    command = [sys.executable, "-c", WATCHED, "-m", f"seed={','.join(map(str, range(60)))}"]
+    subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, check=False)
+    seen = json.loads((tmp_path / "seen.json").read_text())
+    assert len(seen) == 60
+    # Hydra keeps every job's config, some 0.2 MB; a job's tensors, or its modules, would be many
+    assert (seen[59] - seen[19]) / 40 < 0.5e6
+
+
 def killed_and_restarted(folder, kills, generator, *overrides):
     """Run a sweep to its end although its whole process group is killed ``kills`` times at random moments.
 
