@@ -133,7 +133,6 @@ def test_a_comparison_runs_at_toy_size_and_renders(name, uncompiled):
 
 def test_start_up_times_the_commands(monkeypatch):
     monkeypatch.setattr(start_up, "HELP", [sys.executable, "-c", "pass"])
-    monkeypatch.setattr(start_up, "IMPORT", [sys.executable, "-c", "pass"])
     record = recorded("help")
     assert all(seconds > 0 for seconds in record["contestants"][page.HELP_COMMAND]["seconds"])
     monkeypatch.setattr(start_up, "HELP", [sys.executable, "-c", "raise SystemExit('no such thing')"])

@@ -112,6 +112,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=20)
     arguments = parser.parse_args()
     torch.set_num_threads(machine.cores())
+    torch._dynamo.config.recompile_limit = 64  # several networks of one class in a process: after eight, torch gives up
     settings = Settings(arguments.device, arguments.toy, not arguments.no_peers)
     comparison: Comparison = COMPARISONS[arguments.comparison]
     if arguments.memory_of is not None:

@@ -13,8 +13,6 @@ from benchmarks.speed.machine import ROOT
 
 HELP = [sys.executable, "-m", "tna_lightning", "--help"]
 TRAIN = [sys.executable, "-m", "benchmarks.speed.first_step"]
-IMPORT = [sys.executable, "-c", "import torch"]
-WAYS = ("none", "neurons", "network")
 
 
 def _command(command: list[str], **environment: str) -> None:
@@ -46,24 +44,21 @@ def _first_step(settings: Settings, way: str, cold: bool) -> Run:
 def _help(settings: Settings) -> dict[str, Callable[[], Run]]:
     return {
         "python -m tna_lightning --help": lambda: lambda: _command(HELP),
-        "python -c 'import torch'": lambda: lambda: _command(IMPORT),
     }
 
 
 def _first_steps(settings: Settings) -> dict[str, Callable[[], Run]]:
-    builders: dict[str, Callable[[], Run]] = {"compile=none": lambda: _first_step(settings, "none", cold=False)}
-    for way in WAYS[1:]:
-        builders[f"compile={way}, cold"] = lambda way=way: _first_step(settings, way, cold=True)
-        builders[f"compile={way}, warm"] = lambda way=way: _first_step(settings, way, cold=False)
-    return builders
+    return {
+        "compile=none": lambda: _first_step(settings, "none", cold=False),
+        "compile=neurons, cold": lambda: _first_step(settings, "neurons", cold=True),
+        "compile=neurons, warm": lambda: _first_step(settings, "neurons", cold=False),
+    }
 
 
 COMPARISONS = {
     "help": Comparison(
         title="Help",
-        sizes=lambda settings: (
-            "From the command to its end, after two runs that are not counted; beside it what importing torch takes."
-        ),
+        sizes=lambda settings: "From the command to its end, after two runs that are not counted.",
         contestants=_help,
         memory=False,
         system_malloc=True,
@@ -81,9 +76,6 @@ COMPARISONS = {
         system_malloc=True,
         repetitions=3,
         warm_up=0,
-        ratios=tuple(
-            Ratio(f"cold over warm, compile={way}", (f"compile={way}, cold",), (f"compile={way}, warm",))
-            for way in WAYS[1:]
-        ),
+        ratios=(Ratio("cold over warm", ("compile=neurons, cold",), ("compile=neurons, warm",)),),
     ),
 }

@@ -15,8 +15,8 @@ from tna_lightning.models import NeuronFactory, compile_neurons, resnet8, resnet
 
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
 """Relative differences of logits and gradients, as lengths of the vectors. Where convolutions add up in another order
-(channels last), a membrane close to its threshold may fall on its other side, and that spike changes all layers after
-it; so whoever differs by more in float32 must agree in float64."""
+(channels last), a membrane close to its threshold may fall on its other side, or meet it (there spikingjelly fires and
+we do not), and that spike changes all layers after it; so whoever differs by more in float32 must agree in float64."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def size_for(settings: Settings) -> Size:
     """The size of the contest on a device."""
     if settings.toy:
         return Size("resnet18", 0.0625, 2, 2)
-    return Size("resnet18", 0.25, 32) if settings.device == "cpu" else Size("resnet19", 1.0, 128)
+    return Size("resnet18", 0.25, 16) if settings.device == "cpu" else Size("resnet19", 1.0, 128)
 
 
 def mixed_precision(settings: Settings) -> contextlib.AbstractContextManager[object]:
@@ -118,9 +118,14 @@ def step(
     return Step(built, x, target, settings)
 
 
-OURS = ("ours, neurons compiled", "ours, network compiled", "ours, neurons compiled, channels last")
-RELUS = ("ReLU", "ReLU, network compiled", "ReLU, channels last")
-SPIKINGJELLY = ("spikingjelly", "spikingjelly, network compiled")
+OURS = (
+    "ours, neurons compiled",
+    "ours, network compiled",
+    "ours, neurons compiled, channels last",
+    "ours, network compiled, channels last",
+)
+RELUS = ("ReLU", "ReLU, network compiled", "ReLU, channels last", "ReLU, network compiled, channels last")
+SPIKINGJELLY = ("spikingjelly", "spikingjelly, network compiled", "spikingjelly, channels last")
 SNNTORCH = ("snntorch, loop in each layer", "snntorch, loop around the network")
 
 
@@ -131,14 +136,17 @@ def contestants(settings: Settings) -> dict[str, Callable[[], Run]]:
         OURS[0]: {"compiled": "neurons"},
         OURS[1]: {"compiled": "network"},
         OURS[2]: {"compiled": "neurons", "channels_last": True},
+        OURS[3]: {"compiled": "network", "channels_last": True},
         "ours, eager": {},
         RELUS[0]: {"neuron": nn.ReLU},
         RELUS[1]: {"neuron": nn.ReLU, "compiled": "network"},
         RELUS[2]: {"neuron": nn.ReLU, "channels_last": True},
+        RELUS[3]: {"neuron": nn.ReLU, "compiled": "network", "channels_last": True},
     }
     if settings.peers:
         ways[SPIKINGJELLY[0]] = {"neuron": PEERS["spikingjelly"]}
         ways[SPIKINGJELLY[1]] = {"neuron": PEERS["spikingjelly"], "compiled": "network"}
+        ways[SPIKINGJELLY[2]] = {"neuron": PEERS["spikingjelly"], "channels_last": True}
         ways[SNNTORCH[0]] = {"neuron": PEERS["snntorch"]}
         ways[SNNTORCH[1]] = {"neuron": SnntorchStep}
     return {name: lambda way=way: step(size, settings, **way) for name, way in ways.items()}
@@ -197,10 +205,12 @@ COMPARISONS = {
         ratios=(
             Ratio("ours over ReLU, both with the network compiled", OURS[1:2], RELUS[1:2]),
             Ratio("ours over ReLU, neurons compiled", OURS[:1], RELUS[:1]),
-            Ratio("ours over ReLU, neurons compiled, channels last", OURS[2:], RELUS[2:]),
+            Ratio("ours over ReLU, both with the network compiled, channels last", OURS[3:], RELUS[3:]),
+            Ratio("ours over ReLU, neurons compiled, channels last", OURS[2:3], RELUS[2:3]),
             Ratio("ours over ReLU, fastest over fastest", OURS, RELUS),
             Ratio("spikingjelly over ours", SPIKINGJELLY[:1], OURS[:1]),
-            Ratio("spikingjelly over ours, both with the network compiled", SPIKINGJELLY[1:], OURS[1:2]),
+            Ratio("spikingjelly over ours, both with the network compiled", SPIKINGJELLY[1:2], OURS[1:2]),
+            Ratio("spikingjelly over ours, both channels last", SPIKINGJELLY[2:], OURS[2:3]),
             Ratio("spikingjelly over ours, fastest over fastest", SPIKINGJELLY, OURS),
             Ratio("snntorch over ours", SNNTORCH, OURS[:1]),
             Ratio("snntorch over ours, fastest over fastest", SNNTORCH, OURS),
