@@ -21,7 +21,7 @@ def size_for(settings: Settings) -> Size:
     """The size on a device; the batch on a CPU is half of that of the contest, as two networks take turns."""
     if settings.toy:
         return Size("resnet18", 0.0625, 2, 2)
-    return Size("resnet18", 0.25, 8) if settings.device == "cpu" else Size("resnet19", 1.0, 128)
+    return Size("resnet18", 0.25, 16) if settings.device == "cpu" else Size("resnet19", 1.0, 128)
 
 
 class LearnerStep:

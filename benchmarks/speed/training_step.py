@@ -36,7 +36,7 @@ def size_for(settings: Settings) -> Size:
     """The size of the contest on a device."""
     if settings.toy:
         return Size("resnet18", 0.0625, 2, 2)
-    return Size("resnet18", 0.25, 16) if settings.device == "cpu" else Size("resnet19", 1.0, 128)
+    return Size("resnet18", 0.25, 32) if settings.device == "cpu" else Size("resnet19", 1.0, 128)
 
 
 def mixed_precision(settings: Settings) -> contextlib.AbstractContextManager[object]:
