@@ -11,7 +11,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the benchmarks are no part of the package
 
-from benchmarks.speed import measure, page, profile_step, start_up, timing  # noqa: E402
+from benchmarks.speed import machine, measure, page, profile_step, start_up, timing  # noqa: E402
 from benchmarks.speed.comparison import Comparison, Ratio, Settings  # noqa: E402
 from benchmarks.speed.registry import COMPARISONS  # noqa: E402
 
@@ -168,12 +168,12 @@ def test_a_neuron_that_differs_is_found_out():
 
 
 def make_record(contestants, **changes):
-    machine = {
+    described = {
         "kind": "cpu", "device": "A processor", "cores": 2, "versions": {"torch": "2.13.0"}, "commit": "abc",
         "date": "2026-11-24 01:00 UTC",
     }  # fmt: skip
     return {
-        "machine": machine, "toy": False, "sizes": "Sizes.", "repetitions": 3, "checks": [], "left_out": {},
+        "machine": described, "toy": False, "sizes": "Sizes.", "repetitions": 3, "checks": [], "left_out": {},
         "command": "python -m benchmarks.speed", "malloc": "keep", "load": 0.1, "contestants": contestants, **changes,
     }  # fmt: skip
 
@@ -220,6 +220,15 @@ def test_profile_gives_each_operation_its_share(uncompiled):
         assert all(row["share"] == pytest.approx(row["ms"] / profile["total_ms"], abs=1e-3) for row in profile["rows"])
         assert any("convolution" in row["operation"] for row in profile["rows"])
     assert "| `aten::mkldnn_convolution` |" in page.render_profile(record)
+
+
+def test_memory_settings_of_the_shell_do_not_reach_the_children(monkeypatch):
+    monkeypatch.setenv("MALLOC_MMAP_MAX_", "0")  # with it, freed memory would stay in the resident set
+    monkeypatch.setenv("KEPT", "yes")
+    environment = machine.environment(machine.RETURN_PAGES)
+    malloc = {name: value for name, value in environment.items() if name.startswith("MALLOC")}
+    assert malloc == machine.RETURN_PAGES
+    assert environment["KEPT"] == "yes"
 
 
 def test_unknown_comparisons_are_named():

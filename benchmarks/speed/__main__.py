@@ -77,12 +77,12 @@ def measure(name: str, path: Path, arguments: argparse.Namespace, load: float) -
     path.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def _child(module_and_arguments: list[str], environment: dict[str, str]) -> str:
+def _child(module_and_arguments: list[str], malloc: dict[str, str]) -> str:
     """Run a module of ours; its last lines stand in the error if it fails."""
     done = subprocess.run(
         [sys.executable, "-m", *module_and_arguments],
         cwd=machine.ROOT,
-        env={**os.environ, **environment},
+        env=machine.environment(malloc),
         capture_output=True,
         text=True,
         check=False,

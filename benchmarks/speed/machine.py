@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +22,11 @@ machines the faults of fresh pages take longer than the work on them."""
 
 RETURN_PAGES = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 """For measuring memory: what is freed leaves the resident set at once, so that its peak is what was in use."""
+
+
+def environment(malloc: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment with these memory settings of glibc, and no others."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | dict(malloc)
 
 
 def cores() -> int:
