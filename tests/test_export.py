@@ -257,6 +257,17 @@ def test_a_run_is_exported_and_checked_on_its_test_set(format, name, run_folder)
     assert sorted(file.name for file in run_folder.iterdir()) == sorted([name, "network.safetensors", "run.json"])
 
 
+def test_nothing_that_is_there_is_overwritten(run_folder, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    for output in (run_folder / "run.json", run_folder / "network.safetensors", tmp_path / "mine.txt", tmp_path):
+        with pytest.raises(ValueError, match=r"^output=.*: is there already"):
+            export(run_folder, "packed", output, num_images=10)
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+    for count in (0, -3):
+        with pytest.raises(ValueError, match=f"^images={count}: must be at least 1"):
+            export(run_folder, "packed", num_images=count)
+
+
 def test_the_command_says_what_it_wrote_or_why_not(run_folder, tmp_path):
     command = [sys.executable, "-m", "tna_lightning.export"]
     options = ["--format", "packed", "--output", str(tmp_path / "out.safetensors"), "--images", "10"]

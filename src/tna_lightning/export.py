@@ -76,6 +76,7 @@ def export_onnx(network: nn.Module, path: Path | str, batches: Iterable[Tensor])
     Arguments, result and errors as for :func:`export_packed`.
     """
     _require("onnx", "onnxscript", "onnxruntime")
+    import onnx
     import onnxruntime
 
     first, batches = _peek(batches)
@@ -95,6 +96,10 @@ def export_onnx(network: nn.Module, path: Path | str, batches: Iterable[Tensor])
                 external_data=False,
                 verbose=False,
             )
+        model = onnx.load(temporary)
+        for node in model.graph.node:
+            del node.metadata_props[:]  # where in whose Python files each node was made: most of a small file
+        onnx.save(model, temporary)
         session = onnxruntime.InferenceSession(temporary)
         return check(network, lambda x: (torch.from_numpy(session.run(None, {"x": x.numpy()})[0]), []), batches)
 
@@ -223,7 +228,7 @@ def export(
     Args:
         folder: the run's folder.
         format: ``"packed"``, ``"onnx"`` or ``"nir"``.
-        output: the file; by default ``network-exported`` in the run's folder.
+        output: the file, which must not be there yet; by default ``network-exported`` in the run's folder, replaced.
         fold: fold batch norm into scales and biases (NIR always does).
         num_images: check with so many images of the test set; by default all.
         data_root: where the data are, if not where they were in training.
@@ -232,7 +237,8 @@ def export(
         The file and the counts of :func:`check`.
 
     Raises:
-        ValueError: no finished run, no such format, or a format that cannot say what the network does.
+        ValueError: no finished run, no such format, a format that cannot say what the network does, a file that is
+            there already, or fewer than one image.
         ExportMismatch: the check failed; nothing is left at ``output``.
     """
     from tna_lightning import runs
@@ -240,7 +246,11 @@ def export(
 
     if format not in SUFFIXES:
         raise ValueError(f"format={format!r}: must be one of {', '.join(SUFFIXES)}")
+    if num_images is not None and num_images < 1:
+        raise ValueError(f"images={num_images!r}: must be at least 1")
     config = runs.finished_record(folder)["config"]
+    if output is not None and Path(output).exists():  # the run's own record and network among them
+        raise ValueError(f"output={str(output)!r}: is there already; remove it, or name another file")
     data = config["data"] if data_root is None else {**config["data"], "root": data_root}
     datamodule = build("data", data)
     spec = network_spec(config, datamodule)

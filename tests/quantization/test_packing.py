@@ -218,6 +218,37 @@ def test_damaged_entries_are_refused(packed):
     assert "1.weight.codes" in refusal(packed)
 
 
+@pytest.mark.parametrize("version", ["1", None, 0, -1, True, [1]])
+def test_a_version_that_is_none_is_refused(packed, version):
+    rewrite(packed, version=version)
+    assert f"damaged, its version is {version!r}" in refusal(packed)
+
+
+@pytest.mark.parametrize("spec", ["x", 3, {"model": {}}, {"model": {"_target_": "x"}, "neuron": {}}])
+def test_a_spec_of_no_network_is_refused(packed, spec):
+    rewrite(packed, spec=spec)
+    with pytest.raises(ValueError, match=r"^path=.*: no network can be built from its spec"):
+        load_packed(packed)
+
+
+def test_scales_that_are_none_are_refused(packed):
+    tensors, metadata = read_packed(packed)
+    scale = tensors["0.weight.scale"]
+    for damaged in (scale * float("nan"), scale.int(), scale.flatten()[:-1]):
+        rewrite(packed, {"0.weight.scale": damaged})
+        assert "0.weight" in refusal(packed) or "damaged" in refusal(packed)
+    del tensors["0.weight.scale"]
+    save_file(tensors, packed, {"tna_lightning.packed": json.dumps(metadata)})
+    assert "0.weight: its scale is missing" in refusal(packed)
+
+
+def test_weights_that_are_not_finite_are_refused(packed):
+    tensors, _ = read_packed(packed)
+    name, value = next((name, value) for name, value in tensors.items() if name.endswith("running_var"))
+    rewrite(packed, {name: value * float("nan")})
+    assert f"{name}: holds NaN or infinite values" in refusal(packed, make_network())
+
+
 def test_a_network_of_ones_own_has_to_be_passed_and_has_to_fit(packed):
     assert "network=..." in refusal(packed)
     assert "size mismatch for 0.weight" in refusal(

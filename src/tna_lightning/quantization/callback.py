@@ -40,6 +40,9 @@ class WeightQuantization(lightning.Callback):
         start_epoch: int = 0,
         growth_epochs: int = 0,
     ) -> None:
+        for name, scheme in {"quantizer": quantizer, "companion_quantizer": companion_quantizer or quantizer}.items():
+            if not isinstance(scheme, Quantizer):
+                raise ValueError(f"{name}={scheme!r}: must be a quantizer (in YAML {{_target_: ..., ...}}), not a name")
         if network not in ("base", "twin", "both"):
             raise ValueError(f"network={network!r}: must be 'base', 'twin' or 'both'")
         if companion_quantizer is not None and network == "base":

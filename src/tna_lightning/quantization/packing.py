@@ -88,7 +88,12 @@ def packed_state(network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]
             tensors[f"{name}.codes"] = pack(kept.codes, kept.bits)
             if kept.scale is not None:
                 tensors[f"{name}.scale"] = kept.scale
-            layers[name] = {"scheme": kept.scheme, "bits": kept.bits, "shape": list(kept.codes.shape)}
+            layers[name] = {
+                "scheme": kept.scheme,
+                "bits": kept.bits,
+                "shape": list(kept.codes.shape),
+                "scaled": kept.scale is not None,
+            }
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}, layers
 
 
@@ -132,6 +137,10 @@ def read_packed(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
             if FORMAT not in header:
                 raise ValueError(f"path={str(path)!r}: not a packed network, its header has no {FORMAT}")
             metadata = json.loads(header[FORMAT])
+            if not isinstance(metadata, dict) or not isinstance(metadata["layers"], dict) or "spec" not in metadata:
+                raise KeyError("layers and spec")
+            if type(metadata["version"]) is not int or metadata["version"] < 1:
+                raise ValueError(f"path={str(path)!r}: damaged, its version is {metadata['version']!r}")
             if metadata["version"] > VERSION:
                 raise ValueError(
                     f"path={str(path)!r}: written by a newer version (format {metadata['version']}; "
@@ -154,13 +163,25 @@ def decoded_state(path: Path | str) -> tuple[dict[str, Tensor], dict[str, KeptWe
     try:
         for name, layer in metadata["layers"].items():
             codes = unpack(tensors.pop(f"{name}.codes"), layer["bits"], layer["shape"])
-            kept[name] = KeptWeight(layer["scheme"], layer["bits"], codes, tensors.pop(f"{name}.scale", None))
+            scale = tensors.pop(f"{name}.scale", None)
+            _check_scale(scale, layer)
+            kept[name] = KeptWeight(layer["scheme"], layer["bits"], codes, scale)
             tensors[name] = kept[name].weight
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"path={str(path)!r}: damaged ({type(error).__name__}: {error})") from None
     except ValueError as error:
         raise ValueError(f"path={str(path)!r}: {name}: {error}") from None
     return tensors, kept, metadata
+
+
+def _check_scale(scale: Tensor | None, layer: Mapping[str, Any]) -> None:
+    if not isinstance(layer["scheme"], str):
+        raise ValueError(f"scheme={layer['scheme']!r}: must be a name")
+    if scale is None:
+        if layer.get("scaled", False):
+            raise ValueError("its scale is missing")
+    elif not scale.is_floating_point() or not scale.isfinite().all():
+        raise ValueError(f"its scale ({scale.dtype}) must be finite floating-point numbers")
 
 
 def load_packed(path: Path | str, network: nn.Module | None = None) -> nn.Module:
@@ -185,7 +206,13 @@ def load_packed(path: Path | str, network: nn.Module | None = None) -> nn.Module
             )
         from tna_lightning.models import build
 
-        network = build(metadata["spec"])
+        try:
+            network = build(metadata["spec"])
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"path={str(path)!r}: no network can be built from its spec ({error})") from None
+    broken = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if broken:
+        raise ValueError(f"path={str(path)!r}: {broken[0]}: holds NaN or infinite values")
     adopt_folding(network, state)
     try:
         network.load_state_dict(state)
