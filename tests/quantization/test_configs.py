@@ -7,6 +7,7 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from tna_lightning.config import compose
 from tna_lightning.quantization import WeightQuantization
 
 CHOICES = {path.stem: path for path in (Path(__file__).parents[2] / "conf" / "quant").glob("*.yaml")}
@@ -14,7 +15,18 @@ CHOICES = {path.stem: path for path in (Path(__file__).parents[2] / "conf" / "qu
 
 def test_the_choices_are_those_of_the_readme():
     assert set(CHOICES) == {
-        *("none", "int8", "int4", "int3", "int2", "ternary", "ternary_ttq", "ternary_absmean", "binary")
+        *(
+            "none",
+            "int8",
+            "int4",
+            "int3",
+            "int2",
+            "ternary",
+            "ternary_hidden",
+            "ternary_ttq",
+            "ternary_absmean",
+            "binary",
+        )
     }
     assert not OmegaConf.load(CHOICES["none"])
 
@@ -23,11 +35,12 @@ def test_the_choices_are_those_of_the_readme():
 def test_a_choice_builds_its_scheme_from_defaults_written_out(name):
     text = CHOICES[name].read_text()
     assert text.startswith("# ")
-    config = OmegaConf.create(text)
+    config = OmegaConf.create(compose([f"quant={name}"])["quant"])
     callback = instantiate(config, _convert_="all")
     assert isinstance(callback, WeightQuantization)
     quantizer = callback._quantizers["base"]
-    assert quantizer.name == name
+    assert quantizer.name == {"ternary_hidden": "ternary"}.get(name, name)
+    assert callback.skip == (["stem", "classifier"] if name == "ternary_hidden" else [])
     for target, node in ((WeightQuantization, config), (type(quantizer), config.quantizer)):
         parameters = set(inspect.signature(target).parameters)
         assert set(node) - {"_target_"} == parameters
