@@ -143,7 +143,7 @@ def test_resuming_onto_another_config_names_what_differs_and_loses_nothing(done_
     result = small_run(folder, "epochs=7", "keep=best", "objective.match_weight=0.5")
     assert result.returncode == 2
     assert "epochs: 6 -> 7" in result.stderr
-    assert "objective.match_weight: 0.005 -> 0.5" in result.stderr
+    assert "objective.match_weight: 0.05 -> 0.5" in result.stderr
     assert (folder / runs.RECORD).read_bytes() == before
 
     result = small_run(folder.parent / "other", "epochs=7", "keep=best", f"ckpt_path={folder / runs.LAST_CHECKPOINT}")
