@@ -74,6 +74,15 @@ def test_runs_that_differ_only_in_what_the_teacher_never_sees_share_it():
     assert len({same[0], *teacher.values()}) == 4
 
 
+@pytest.mark.parametrize("shape", [(2, 1), (1, 2), (4, 2)])
+def test_a_run_on_several_devices_or_nodes_has_the_teacher_of_a_run_on_one(shape):
+    devices, nodes = shape
+    several = compose(["baseline=kd", "trainer=ddp", f"trainer.devices={devices}", f"trainer.num_nodes={nodes}"])
+    one = pretraining_config(compose(["baseline=kd"]))
+    assert pretraining_config(several)["trainer"] == one["trainer"]
+    assert runs.folder_name(pretraining_config(several)) == runs.folder_name(one)
+
+
 def test_companion_networks_are_the_bases_where_nothing_else_is_said():
     config = compose(["model@companion.model=resnet20"])
     networks = companion_networks(config)

@@ -210,6 +210,7 @@ def test_a_teacher_of_another_shape_is_refused(done_run, tmp_path):
         (["trainer.twin_stream=2"], "error: trainer.twin_stream=2: allowed are true, false"),
         (["trainer.twin_device=cuda:77"], "error: trainer.twin_device='cuda:77': here are cpu"),
         (["trainer=ddp", "trainer.twin_device=cpu"], "error: trainer.twin_device='cpu': needs trainer.devices=1"),
+        (["trainer=ddp", "trainer.num_nodes=2"], "error: trainer.num_nodes=2: start the command with torchrun or srun"),
         (["keep=best", "data.val_fraction=0"], "error: keep='best': needs validation images"),
     ],
 )

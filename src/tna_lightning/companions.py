@@ -44,7 +44,7 @@ def pretraining_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "logger": {},
     }
     alone["trainer"] |= {"twin_device": None, "twin_stream": False}
-    if alone["trainer"].get("devices") != 1:
+    if (alone["trainer"].get("devices"), alone["trainer"].get("num_nodes")) != (1, 1):
         # one process trains it before the others start, and whoever asks for it on one device finds it too
         alone["trainer"] |= {"devices": 1, "num_nodes": 1, "strategy": "auto", "sync_batchnorm": False}
         choices.pop("trainer", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -115,6 +116,7 @@ def check(config: Mapping[str, Any]) -> None:
         raise ValueError(f"compile={config['compile']!r}: allowed are none, neurons, network")
     if not isinstance(config["channels_last"], bool):
         raise ValueError(f"channels_last={config['channels_last']!r}: allowed are true, false")
+    _check_nodes(config["trainer"])
     _check_twin_device(config["trainer"])
     if config["keep"] == "best" and not config["data"].get("val_fraction", 1):
         raise ValueError("keep='best': needs validation images (data.val_fraction above 0); else use keep=last")
@@ -131,6 +133,13 @@ def check(config: Mapping[str, Any]) -> None:
         raise ValueError(f"companion.weights={config['companion']['weights']!r}: random, pretrained or a run's path")
     if not isinstance(config["companion"]["freeze"], bool):
         raise ValueError(f"companion.freeze={config['companion']['freeze']!r}: allowed are true, false")
+
+
+def _check_nodes(trainer: Mapping[str, Any]) -> None:
+    nodes = trainer.get("num_nodes", 1)
+    # torchrun's variable (Lightning's own too) and Slurm's: without either, the first node waits for the others forever
+    if nodes != 1 and not {"MASTER_ADDR", "SLURM_NTASKS"} & os.environ.keys():
+        raise ValueError(f"trainer.num_nodes={nodes!r}: start the command with torchrun or srun; alone allowed is 1")
 
 
 def _check_twin_device(trainer: Mapping[str, Any]) -> None:

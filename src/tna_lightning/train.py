@@ -47,12 +47,11 @@ def train(config: Mapping[str, Any], folder: Path | str) -> dict[str, Any]:
     check(config)
     run = runs.Run(folder, config)
     if _rank() != 0:  # a further process of a run on several devices: the first one keeps the records
-        return _train(run)
+        return _done_before(run) or _train(run)
     with run.claimed():
         if not config["resume"]:
             run.put_aside()
-        previous = run.previous()
-        if previous is not None and previous["status"] == "done":
+        if previous := _done_before(run):
             log.info("done already, on %s: %s (resume=false trains it again)", previous["finished"], run.folder)
             return previous
         write_config(run.config, run.folder)
@@ -63,6 +62,12 @@ def train(config: Mapping[str, Any], folder: Path | str) -> dict[str, Any]:
             status = "failed" if isinstance(error, Exception) else "interrupted"
             run.write(status=status, finished=runs.now(), error=f"{type(error).__name__}: {error}")
             raise
+
+
+def _done_before(run: runs.Run) -> dict[str, Any] | None:
+    """The record of a run that is not to be repeated; every process of a run on several devices finds the same."""
+    previous = run.previous() if run.config["resume"] else None
+    return previous if previous is not None and previous["status"] == "done" else None
 
 
 def _train(run: runs.Run) -> dict[str, Any]:
@@ -218,6 +223,8 @@ def main(arguments: Sequence[str]) -> None:
     if len(arguments) != 1:
         sys.exit("usage: python -m tna_lightning.train FOLDER   (a run's folder, with its config.yaml)")
     folder = Path(arguments[0])
+    logging.basicConfig(stream=sys.stdout, format="%(message)s")
+    logging.getLogger("tna_lightning").setLevel(logging.INFO)
     try:
         run_and_report(read_config(folder), folder)
     except Exception as error:
