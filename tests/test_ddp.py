@@ -44,6 +44,12 @@ def test_a_further_process_does_nothing_where_the_run_is_done(tmp_path, monkeypa
     assert train.train(config | {"resume": False}, tmp_path) == {"trained": tmp_path}
 
 
+def test_bad_input_to_a_run_on_several_devices_gets_one_clear_line(tmp_path):
+    result = command(tmp_path, "trainer=ddp", "neuron.beta=1.5")
+    assert result.returncode == 2
+    assert result.stderr == "error: neuron.beta=1.5: must lie in [0, 1]\n"
+
+
 @pytest.mark.slow  # four processes that import everything
 def test_a_sweep_on_two_processes_equals_one_process_with_the_whole_batch(tmp_path):
     several = command(tmp_path, "-m", "seed=0,1", "trainer=ddp", "data.batch_size=16", "study=ddp")

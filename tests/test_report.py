@@ -305,11 +305,25 @@ def test_command_line(study):
     assert (wrong.returncode, wrong.stderr) == (2, f"error: study='{study / 'nowhere'}': no such folder\n")
 
 
-def test_an_empty_study_gives_an_empty_report(tmp_path):
-    (tmp_path / "study").mkdir()
+def test_a_study_without_runs_is_refused_and_an_earlier_report_kept(tmp_path):
+    (tmp_path / "study" / "report").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"study='.*study': no run is in it"):
+        report([tmp_path / "study"], tmp_path / "study" / "report")
+    assert not list((tmp_path / "study" / "report").iterdir())
+
+
+def test_a_study_in_which_nothing_is_finished_lists_why(tmp_path):
+    write(tmp_path / "study", record() | {"status": "failed", "error": "ValueError: neuron.beta=1.5: must lie in"})
     collection = report([tmp_path / "study"], tmp_path / "report")
-    assert collection.done == []
-    assert "0 finished runs in 0 rows" in (tmp_path / "report" / "index.html").read_text()
+    assert [run.state for run in collection.unfinished] == ["failed"]
+    text = (tmp_path / "report" / "table.md").read_text()
+    assert "No run is finished yet." in text
+    assert f"- failed: {record()['name']} ValueError: neuron.beta=1.5" in text
+    assert "| data |" not in text
+    html = (tmp_path / "report" / "index.html").read_text()
+    assert "0 finished runs in 0 rows" in html
+    assert "<h2>Results" not in html
+    assert "neuron.beta=1.5" in html
 
 
 def test_records_are_not_changed(study):

@@ -13,11 +13,12 @@ import time
 import pytest
 
 from tna_lightning import runs
+from tna_lightning.report.collect import collect
 from tna_lightning.sweep import Outcome, claimed_device, visible_devices
 
 # a job of a few steps: nearly all of its time is the start of a process
 TINY = ["data.train_subset=100", "data.batch_size=50", "model.width=0.125", "model.time_steps=1", "epochs=2"]
-LINE = re.compile(r"^#(\d+) (.+): (?:data\.|seed|quant|baseline)", re.MULTILINE)
+LINE = re.compile(r"^#(\d+) (.+): (?:seed=|quant=|optimizer|digits-)", re.MULTILINE)
 
 
 def environment():
@@ -53,7 +54,7 @@ def results(folder):
 
 
 def test_a_sweep_does_what_is_missing_and_says_so(tmp_path):
-    command = ["seed=0,1", "baseline=plain", "quant=none", "optimizer.lr=1e-3,1e30", "study=s"]
+    command = ["seed=0,1", "baseline=plain", "quant=none", "neuron.beta=5e-1", "optimizer.lr=1e-3,1e30", "study=s"]
     first = sweep(tmp_path, *command)
     assert first.returncode == 1, first.stdout + first.stderr
     assert re.fullmatch(r"done in \d+ s, accuracy \d+\.\d\d%", told(first)[0])
@@ -62,6 +63,10 @@ def test_a_sweep_does_what_is_missing_and_says_so(tmp_path):
     )
     assert re.fullmatch(r"done in \d+ s, accuracy \d+\.\d\d%", told(first)[2])
     assert "4 jobs: 2 done, 2 failed." in first.stdout
+    # a line names what its job does not share with the others
+    assert [line.rpartition(": ")[2] for line in first.stdout.splitlines() if line.startswith("#")] == [
+        f"seed={seed} optimizer.lr={rate}" for seed in (0, 1) for rate in ("0.001", "1e+30")
+    ]
     assert "2 of 4 jobs failed" in first.stderr
     folder = tmp_path / "multirun" / "s"
     statuses = sorted(runs.read_record(path)["status"] for path in runs.find_runs(folder))
@@ -93,29 +98,54 @@ def test_bad_input_stops_a_sweep_before_it_starts(tmp_path):
     assert not list(tmp_path.rglob("run.json"))
 
 
+def test_a_job_that_is_refused_at_once_is_a_failed_run_for_the_report_too(tmp_path):
+    result = sweep(tmp_path, "seed=-1,-2", "study=s")
+    assert result.returncode == 1
+    assert re.findall(r"^#\d failed in \d+ s \((.*)\): seed=-\d$", result.stdout, re.MULTILINE) == [
+        f"seed={seed}: must be an integer from 0 to 4294967295" for seed in (-1, -2)
+    ]
+    collection = collect([tmp_path / "multirun" / "s"])
+    assert [run.state for run in collection.unfinished] == ["failed", "failed"]
+    assert "seed=-1: must be an integer" in collection.unfinished[0].detail
+    assert not collection.left_out
+
+
+def test_a_job_whose_record_is_damaged_is_named_and_nothing_is_lost(tmp_path):
+    folder = tmp_path / "multirun" / "unnamed" / run_folder("seed=0")
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text('{"format": 1, "stat')
+    result = sweep(tmp_path, "seed=0")
+    assert result.returncode == 1
+    assert "run.json is damaged" in told(result)[0]
+    assert (folder / "run.json").read_text() == '{"format": 1, "stat'
+
+
+def run_folder(*overrides):
+    """What the folder of such a run is called."""
+    printed = subprocess.run(
+        [sys.executable, "-c", PRINT_FOLDER, *TINY, *overrides],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return printed.stdout.strip()
+
+
 def test_a_job_that_another_process_trains_is_left_to_it(tmp_path):
     command = ["seed=0", "baseline=plain", "quant=none"]
-    folder = json.loads(
-        subprocess.run(
-            [sys.executable, "-c", PRINT_FOLDER, *TINY, *command],
-            env=environment(),
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-    )
-    with runs.Run(tmp_path / "multirun" / "unnamed" / folder, {}).claimed():
+    with runs.Run(tmp_path / "multirun" / "unnamed" / run_folder(*command), {}).claimed():
         result = sweep(tmp_path, *command)
     assert told(result) == {0: "busy, another process trains this run now"}
     assert result.returncode == 0
-    assert "1 jobs: 1 busy." in result.stdout
+    assert "1 job: 1 busy." in result.stdout
 
 
 PRINT_FOLDER = """
-import json, sys
+import sys
 from tna_lightning import runs
 from tna_lightning.config import compose
-print(json.dumps(runs.folder_name(compose(sys.argv[1:]))))
+print(runs.folder_name(compose(sys.argv[1:])))
 """
 
 

@@ -7,9 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tna_lightning.console import leave
-
-FULL_ERROR = "HYDRA_FULL_ERROR"
+from tna_lightning.console import FULL_ERROR, leave
 
 
 def main() -> None:

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+FULL_ERROR = "HYDRA_FULL_ERROR"
+
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
@@ -43,7 +45,7 @@ def leave(error: Exception) -> NoReturn:
     from tna_lightning.config import explain
 
     line = explain(error)
-    if line is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+    if line is None or os.environ.get(FULL_ERROR) == "1":
         raise error
     print(f"error: {line}", file=sys.stderr)
     sys.exit(2 if isinstance(error, ValueError | HydraException | FileNotFoundError) else 1)

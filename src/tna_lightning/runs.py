@@ -179,7 +179,7 @@ class Run:
         try:
             record = read_record(self.folder)
         except ValueError as error:
-            raise ValueError(f"{error}; resume=false puts the folder aside and starts over") from None
+            raise ValueError(f"{error}; move it away, or resume=false puts the folder aside and starts over") from None
         if record["identity"] != self.identity:
             changed = differences(record.get("config", {}), self.config)
             raise ValueError(

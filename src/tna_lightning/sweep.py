@@ -24,20 +24,23 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from tna_lightning import config as configuration
 from tna_lightning import runs
+from tna_lightning.console import FULL_ERROR
 from tna_lightning.files import write_text
 
 LOG = "output.log"
-_QUIET_OVERRIDES = ("experiments", "study", "output_dir")
 
 configuration.register_resolvers()  # here, since a launcher's worker imports this module and nothing else of ours
 
 _notes: Path | None = None  # where this process notes what became of its job
+_same_in_all: frozenset[str] = frozenset()  # what the command line sets alike for all jobs of its sweep
+_full_error = os.environ.get(FULL_ERROR)  # what the user says: later the front door sets it, for Hydra alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +111,9 @@ def job(cfg: DictConfig) -> float | None:
         if config["resume"]:
             runs.Run(folder, config).previous()  # refuses another run's folder before anything is written to it
         configuration.write_config(config, folder)
-        status = subprocess.run(_command(folder), check=False).returncode
+        environment = {name: value for name, value in os.environ.items() if name != FULL_ERROR}
+        environment |= {FULL_ERROR: _full_error} if _full_error is not None else {}
+        status = subprocess.run(_command(folder), env=environment, check=False).returncode
         if status:
             sys.exit(status)
         return None
@@ -120,11 +125,11 @@ def job(cfg: DictConfig) -> float | None:
 
 def _sweep_job(config: dict[str, Any], folder: Path, number: int, overrides: list[str]) -> Outcome:
     """Train in a fresh process if the run is not done yet. Errors end up in the outcome: no job can stop the others."""
-    told = " ".join(word for word in overrides if word.lstrip("+").partition("=")[0] not in _QUIET_OVERRIDES)
+    told = " ".join(word for word in overrides if _key(word) not in _same_in_all)
     outcome = Outcome(number, told, str(folder), "failed")
     started = time.monotonic()
     try:
-        configuration.check(config)
+        _check(config, folder)
         before = runs.Run(folder, config).previous() if config["resume"] else None
         if before is not None and before["status"] == "done":
             return outcome.judged("skipped", before)
@@ -152,6 +157,21 @@ def _sweep_job(config: dict[str, Any], folder: Path, number: int, overrides: lis
         return dataclasses.replace(outcome, error=f"{reason}; see {folder / LOG}")
     except (ValueError, OSError) as error:
         return dataclasses.replace(outcome, seconds=time.monotonic() - started, error=str(error).splitlines()[0])
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0]
+
+
+def _check(config: Mapping[str, Any], folder: Path) -> None:
+    """Check the config; what is refused stands in the folder as a failed run, so that a report lists it as one."""
+    try:
+        configuration.check(config)
+    except ValueError as error:
+        if not (folder / runs.RECORD).exists():
+            run = runs.Run(folder, config)
+            run.write(status="failed", finished=runs.now(), error=f"{type(error).__name__}: {error}")
+        raise
 
 
 def _start(config: Mapping[str, Any], folder: Path, before: Mapping[str, Any] | None) -> str:
@@ -226,22 +246,25 @@ class SweepSummary(Callback):
 
     def __init__(self) -> None:
         self.notes: Path | None = None
+        self.same_in_all: frozenset[str] = frozenset()
         self._printer: _Printer | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"notes": self.notes, "_printer": None}
+        return {"notes": self.notes, "same_in_all": self.same_in_all, "_printer": None}
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: D102
         folder = Path(OmegaConf.select(config, "hydra.sweep.dir"))
         self.notes = (folder / ".sweeps" / uuid.uuid4().hex[:12]).absolute()
         self.notes.mkdir(parents=True)
+        words = OverridesParser.create().parse_overrides(OmegaConf.select(config, "hydra.overrides.task"))
+        self.same_in_all = frozenset(_key(word.input_line or "") for word in words if not word.is_sweep_override())
         print(f"sweep {folder}: a line for each job when it ends; until then its output is in RUN/{LOG}", flush=True)
         self._printer = _Printer(self.notes)
         self._printer.start()
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: D102
-        global _notes
-        _notes = self.notes
+        global _notes, _same_in_all
+        _notes, _same_in_all = self.notes, self.same_in_all
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: D102
         assert self._printer is not None
@@ -249,9 +272,10 @@ class SweepSummary(Callback):
         folder = OmegaConf.select(config, "hydra.sweep.dir")
         counts = Counter(outcome.status for outcome in outcomes)
         words = [f"{counts[status]} {status}" for status in ("done", "skipped", "busy", "failed") if counts[status]]
-        print(f"{len(outcomes)} jobs: {', '.join(words)}. Tables and plots: python -m tna_lightning.report {folder}")
+        jobs = "1 job" if len(outcomes) == 1 else f"{len(outcomes)} jobs"
+        print(f"{jobs}: {', '.join(words)}. Tables and plots: python -m tna_lightning.report {folder}")
         if counts["failed"]:
-            sys.exit(f"{counts['failed']} of {len(outcomes)} jobs failed; the same command repeats them")
+            sys.exit(f"{counts['failed']} of {jobs} failed; the same command repeats them")
 
 
 class _Printer(threading.Thread):

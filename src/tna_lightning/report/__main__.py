@@ -31,8 +31,11 @@ def report(studies: Sequence[Path | str], folder: Path | str, *, references: boo
 
     Raises:
         FileNotFoundError: a study's folder is not there.
+        ValueError: no run is in it.
     """
     collection = collect(studies)
+    if not (collection.done or collection.unfinished or collection.left_out):
+        raise ValueError(f"study={', '.join(map(str, studies))!r}: no run is in it, finished or not")
     table = rows(collection.done)
     absent = missing(table, [run.name for run in collection.unfinished])
     notes = how(collection.done)
@@ -105,11 +108,12 @@ def _markdown(
     notes: Sequence[str],
     known: Sequence[Published],
 ) -> str:
-    parts = [f"# {title}\n", as_markdown(table)]
-    parts.append(
-        "Test accuracy of the kept network: mean \N{PLUS-MINUS SIGN} standard deviation over n seeds. Differences in "
-        "percentage points over paired seeds, with the 95 % interval (Student t).\n"
-    )
+    parts = [f"# {title}\n", as_markdown(table) if table else "No run is finished yet.\n"]
+    if table:
+        parts.append(
+            "Test accuracy of the kept network: mean \N{PLUS-MINUS SIGN} standard deviation over n seeds. Differences "
+            "in percentage points over paired seeds, with the 95 % interval (Student t).\n"
+        )
     not_done = [f"- {run.state}: {run.name} {run.detail}".rstrip() for run in collection.unfinished]
     not_done += [f"- missing: {line}" for line in absent]
     for heading, lines in (

@@ -88,12 +88,13 @@ def page(
     ]
     summary = "; ".join([f"{count} finished {names} in {len(rows)} rows", *same])
     parts = [f"<h1>{escape(title)}</h1>", f'<p class="note">{escape(summary)}.</p>']
-    parts += ["<h2>Results</h2>", _results(rows)]
-    parts.append(
-        '<p class="note">Test accuracy of the kept network: mean &plusmn; standard deviation over n seeds. '
-        "Differences in percentage points over paired seeds, with the 95 % interval (Student t); one that holds 0 "
-        "shows no difference. A click on a heading sorts.</p>"
-    )
+    if rows:
+        parts += ["<h2>Results</h2>", _results(rows)]
+        parts.append(
+            '<p class="note">Test accuracy of the kept network: mean &plusmn; standard deviation over n seeds. '
+            "Differences in percentage points over paired seeds, with the 95 % interval (Student t); one that holds 0 "
+            "shows no difference. A click on a heading sorts.</p>"
+        )
     if collection.unfinished or missing:
         parts.append("<h2>Not done</h2>")
         parts.append(
@@ -122,7 +123,8 @@ def page(
                 ],
             )
         )
-    parts += ["<h2>How these numbers came about</h2>", _list(notes)]
+    if notes:
+        parts += ["<h2>How these numbers came about</h2>", _list(notes)]
     if collection.left_out:
         parts += ["<h2>Left out</h2>", _list(collection.left_out)]
     body = "\n".join(parts)
