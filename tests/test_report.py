@@ -14,10 +14,11 @@ import pytest
 from scipy import stats
 
 from tna_lightning import runs
+from tna_lightning.home import home
 from tna_lightning.report.__main__ import report
 from tna_lightning.report.collect import collect
 from tna_lightning.report.page import page
-from tna_lightning.report.plots import figures
+from tna_lightning.report.plots import figures, learning_curves
 from tna_lightning.report.references import published
 from tna_lightning.report.statistics import missing, paired_difference, rows
 from tna_lightning.report.tables import as_csv, as_latex, as_markdown
@@ -93,6 +94,36 @@ def test_rows_hold_mean_deviation_and_paired_interval(study):
     assert difference.half_width == pytest.approx(4.30265 / math.sqrt(3), rel=1e-5)  # t(0.975, 2) = 4.30265
     assert "kd" not in tna.differences  # distillation was run at another precision
     assert kd.bits == pytest.approx(2.0)
+
+
+def test_the_better_distillation_is_chosen_on_validation_images(tmp_path):
+    for seed in (0, 1):
+        write(tmp_path, record("plain", seed=seed, accuracy=0.5), record("tna", seed=seed, accuracy=0.9 + 0.01 * seed))
+        for name, test, val in (("kd", 0.88, 0.7), ("kd_ann", 0.80, 0.8)):  # the test set prefers the other one
+            write(tmp_path, record(name, seed=seed, accuracy=test, results={"test/acc": test, "val/acc": val}))
+    table = {row.baseline: row for row in rows(collect([tmp_path]).done)}
+    assert {row.distillation for row in table.values()} == {"kd_ann"}
+    assert table["tna"].differences["kd_ann"].mean == pytest.approx(10.5)
+    assert "kd_ann" not in table["kd_ann"].differences
+    cells = {line.split(" | ")[4]: line.split(" | ") for line in as_markdown(list(table.values())).splitlines()[2:]}
+    assert cells["tna"][9] == "+10.50 [+4.15, +16.85] kd_ann"
+    assert cells["kd_ann"][9] == ""
+    (tna,) = [line for line in csv.DictReader(io.StringIO(as_csv([table["tna"]])))]
+    assert tna["better_distillation"] == "kd_ann"
+    assert (float(tna["kd_difference"]), float(tna["kd_ann_difference"])) == (pytest.approx(2.5), pytest.approx(10.5))
+    assert "+16.85]$ kd\\_ann \\\\" in as_latex([table["tna"]])
+
+
+def test_no_distillation_is_the_better_one_without_validation_images(tmp_path):
+    write(tmp_path, *(record(name, results={"test/acc": 0.5}) for name in ("kd", "kd_ann", "plain")))
+    table = rows(collect([tmp_path]).done)
+    assert [row.distillation for row in table] == [None, None, None]
+    assert table[0].differences.keys() == {"kd", "kd_ann"}
+
+
+def test_the_companions_accuracy_has_its_deviation(study):
+    (line,) = [line for line in as_markdown(rows(collect([study]).done)).splitlines() if "| tna |" in line]
+    assert "| 95.00 \u00b1 2.00 |" in line
 
 
 def test_interval_agrees_with_scipy():
@@ -256,6 +287,29 @@ def test_plots_show_the_rows(tmp_path):
     middle, deviation = 80.0, math.sqrt(2.0)
     assert max(y for x, y in band if x == 2) == pytest.approx(middle + deviation)
     assert min(y for x, y in band if x == 2) == pytest.approx(middle - deviation)
+
+
+def test_the_match_term_has_a_panel_for_each_kind(tmp_path):
+    for seed, terms in ((0, [0.4, 0.2]), (1, [0.6, 0.4])):
+        for baseline, match in (("tna", "squared_error"), ("kd", "kl"), ("mutual", None)):
+            content = record(baseline, seed=seed)
+            content["config"]["objective"] |= {} if match is None else {"match": match}
+            content |= {"identity": runs.identity(content["config"])}
+            write(tmp_path, content | {"history": content["history"] | {"train/match": terms}})
+        write(tmp_path, record("plain", seed=seed))
+    figure = dict((name, figure) for name, _, figure in figures(rows(collect([tmp_path]).done)))["match_term"]
+    drawn = {axes.get_ylabel(): [line.get_label() for line in axes.lines] for axes in figure.axes}
+    assert drawn == {"match term (squared error)": ["tna"], "match term (KL divergence)": ["kd", "mutual"]}
+    (line,) = figure.axes[[*drawn].index("match term (squared error)")].lines
+    assert line.get_xdata() == pytest.approx([1, 2])
+    assert line.get_ydata() == pytest.approx([0.5, 0.3])
+
+
+def test_every_baseline_of_a_study_has_a_colour_of_its_own(tmp_path):
+    names = [path.stem for path in (home() / "conf" / "baseline").glob("*.yaml")]
+    write(tmp_path, *(record(name) for name in names))
+    colors = [line.get_color() for line in learning_curves(rows(collect([tmp_path]).done)).axes[0].lines]
+    assert len(colors) == len(set(colors)) == len(names)
 
 
 def test_page_loads_nothing_from_elsewhere(written):

@@ -40,7 +40,8 @@ def report(studies: Sequence[Path | str], folder: Path | str, *, references: boo
     absent = missing(table, [run.name for run in collection.unfinished])
     notes = how(collection.done)
     known = published({row.data for row in table}) if references else []
-    title = "Report on " + ", ".join(Path(study).resolve().name for study in studies)
+    named = sorted({record["study"] for record in collection.done if record.get("study")})
+    title = "Report on " + ", ".join(named or [Path(study).resolve().name for study in studies])
 
     folder = Path(folder)
     plots = []

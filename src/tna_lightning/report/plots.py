@@ -6,15 +6,19 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tna_lightning.report.statistics import Row
+from tna_lightning.report.statistics import Record, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 # Okabe and Ito: colours that stay apart for the colour-blind; a baseline has the same one in every plot
-COLORS = {"plain": "#000000", "kd": "#E69F00", "mutual": "#56B4E9", "tna": "#009E73"}
-FURTHER_COLORS = ("#D55E00", "#CC79A7", "#0072B2", "#999999")
+COLORS = {
+    **{"plain": "#000000", "plain_twice": "#999999", "kd": "#E69F00", "kd_ann": "#D55E00"},
+    **{"mutual": "#56B4E9", "tna": "#009E73"},
+}
+FURTHER_COLORS = ("#0072B2", "#CC79A7", "#882255", "#999933", "#332288", "#CC6677", "#44AA99", "#661100")
 MARKERS = "osD^vP*X<>"
 LINES = ("-", "--", ":", "-.")
 
@@ -28,6 +32,10 @@ def figures(table: Sequence[Row]) -> Iterator[tuple[str, str, Figure]]:
             "Validation accuracy of the base over epochs: mean over seeds, band of one standard deviation.",
             curves,
         )
+    terms = match_terms(table)
+    if terms is not None:
+        text = "Match term on training images over epochs, before its weight: mean over seeds, band of one standard"
+        yield "match_term", f"{text} deviation.", terms
     for name, what, caption, value in (
         ("bits", "bits a weight, as kept", "scales and unquantised layers included", lambda row: row.bits),
         ("bytes", "kB of all weights, as kept", "packed", lambda row: _scaled(row.average("weights", "bytes"), 1e-3)),
@@ -45,7 +53,7 @@ def figures(table: Sequence[Row]) -> Iterator[tuple[str, str, Figure]]:
     figure = match_weights(table)
     if figure is not None:
         text = "Test accuracy against the weight of the match term: mean over seeds, bars of one standard deviation."
-        yield "match_weight", f"{text} The line is plain training.", figure
+        yield "match_weight", f"{text} Dashed is plain training, where it was run.", figure
 
 
 def learning_curves(table: Sequence[Row]) -> Figure | None:
@@ -58,16 +66,47 @@ def learning_curves(table: Sequence[Row]) -> Figure | None:
         return None
     figure, grid = _panels(len(panels))
     for axes, (title, rows) in zip(grid, panels.items(), strict=True):
-        for row, style in zip(rows, _styles(rows), strict=True):
-            epochs, mean, deviation = _curve(row)
-            axes.plot(epochs, mean, label=row.label, **style)
-            low = [value - spread for value, spread in zip(mean, deviation, strict=True)]
-            high = [value + spread for value, spread in zip(mean, deviation, strict=True)]
-            axes.fill_between(epochs, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        _draw_curves(axes, rows, _accuracies)
         axes.set(title=title, xlabel="epoch", ylabel="validation accuracy (%)")
-        axes.locator_params(axis="x", integer=True)
-        axes.legend(fontsize=8)
     return figure
+
+
+def match_terms(table: Sequence[Row]) -> Figure | None:
+    """As the learning curves; squared errors and divergences have panels of their own, being other quantities."""
+    panels: dict[tuple[str, str], list[Row]] = {}
+    for row in table:
+        if all(len([value for value in _match_terms(record) if value > 0]) > 1 for record in row.records):
+            panels.setdefault((f"{_setting(row, table)}, {row.precision}", _kind_of_match(row)), []).append(row)
+    if not panels:
+        return None
+    figure, grid = _panels(len(panels))
+    in_order = sorted(panels.items(), key=lambda panel: panel[0][1], reverse=True)  # squared errors first
+    for axes, ((title, kind), rows) in zip(grid, in_order, strict=True):
+        _draw_curves(axes, rows, _match_terms)
+        axes.set(title=title, xlabel="epoch", ylabel=f"match term ({kind})", yscale="log")
+        _label_decades(axes.yaxis)
+    return figure
+
+
+def _match_terms(record: Record) -> list[float]:
+    return [math.nan if value is None else value for value in record["history"].get("train/match", ())]
+
+
+def _kind_of_match(row: Row) -> str:
+    kind = row.records[0]["config"]["objective"].get("match", "kl")
+    return "KL divergence" if kind == "kl" else str(kind).replace("_", " ")
+
+
+def _draw_curves(axes: Axes, rows: Sequence[Row], read: Callable[[Record], list[float]]) -> None:
+    """A line for each row, with its band."""
+    for row, style in zip(rows, _styles(rows), strict=True):
+        epochs, mean, deviation = _curve(row, read)
+        axes.plot(epochs, mean, label=row.label, **style)
+        low = [value - spread for value, spread in zip(mean, deviation, strict=True)]
+        high = [value + spread for value, spread in zip(mean, deviation, strict=True)]
+        axes.fill_between(epochs, low, high, color=style["color"], alpha=0.15, linewidth=0)
+    axes.locator_params(axis="x", integer=True)
+    axes.legend(fontsize=8)
 
 
 def accuracy_against(table: Sequence[Row], value: Callable[[Row], float | None], what: str) -> Figure | None:
@@ -93,8 +132,7 @@ def accuracy_against(table: Sequence[Row], value: Callable[[Row], float | None],
         axes.set(title=title, xlabel=what, ylabel="test accuracy (%)")
         if max(map(float, filter(None, map(value, rows)))) > 4 * min(map(float, filter(None, map(value, rows)))):
             axes.set_xscale("log")
-            axes.xaxis.set_major_formatter(_plain_numbers)
-            axes.xaxis.set_minor_formatter(_few_minor_numbers(axes))
+            _label_decades(axes.xaxis)
     _key(figure, table, precisions)
     return figure
 
@@ -162,13 +200,15 @@ def _styles(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return styles
 
 
-def _curve(row: Row) -> tuple[list[int], list[float], list[float]]:
-    """Epochs from 1, and mean and standard deviation over seeds in percent; over the epochs that all seeds have."""
-    curves = []
-    for record in row.records:
-        history = record["history"]
-        accuracies = history.get("val/acc") or history.get("train/acc") or []
-        curves.append([math.nan if value is None else 100 * value for value in accuracies])
+def _accuracies(record: Record) -> list[float]:
+    """Over the epochs in percent: on validation images, where there are any."""
+    accuracies = record["history"].get("val/acc") or record["history"].get("train/acc") or []
+    return [math.nan if value is None else 100 * value for value in accuracies]
+
+
+def _curve(row: Row, read: Callable[[Record], list[float]]) -> tuple[list[int], list[float], list[float]]:
+    """Epochs from 1, and mean and standard deviation over seeds; over the epochs that all seeds have."""
+    curves = [read(record) for record in row.records]
     length = min(map(len, curves))
     mean, deviation = [], []
     for values in zip(*(curve[:length] for curve in curves), strict=True):
@@ -182,7 +222,7 @@ def _curve(row: Row) -> tuple[list[int], list[float], list[float]]:
 def _panels(number: int) -> tuple[Figure, list[Axes]]:
     from matplotlib.figure import Figure
 
-    columns = min(3, number)
+    columns = 2 if number == 4 else min(3, number)
     lines = math.ceil(number / columns)
     figure = Figure(figsize=(1.2 + 4.2 * columns, 3.4 * lines), layout="constrained")
     grid = list(figure.subplots(lines, columns, squeeze=False).flat)
@@ -215,12 +255,13 @@ def _plain_numbers(value: float, position: float | None) -> str:
     return f"{value:g}" if 1e-3 <= value < 1e4 else f"{value:.0e}"
 
 
-def _few_minor_numbers(axes: Axes) -> Callable[[float, float | None], str]:
-    """Labels at 2 and 5 of each decade where fewer than two whole decades are seen."""
+def _label_decades(axis: Axis) -> None:
+    """Plain numbers along a logarithmic axis, at 2 and 5 of each decade too where few decades are seen."""
 
-    def label(value: float, position: float | None) -> str:
-        low, high = axes.get_xlim()
+    def minor(value: float, position: float | None) -> str:
+        low, high = axis.get_view_interval()
         leading = round(value / 10 ** math.floor(math.log10(value)))
         return _plain_numbers(value, position) if high < 100 * low and leading in (2, 5) else ""
 
-    return label
+    axis.set_major_formatter(_plain_numbers)
+    axis.set_minor_formatter(minor)

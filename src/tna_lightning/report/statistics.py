@@ -16,7 +16,8 @@ PRECISIONS = (
     *("full", "int8", "int4", "int3", "int2"),
     *("ternary_hidden", "ternary", "ternary_ttq", "ternary_absmean", "binary"),
 )
-REFERENCES = ("plain", "kd")
+DISTILLATIONS = ("kd", "kd_ann")
+REFERENCES = ("plain", *DISTILLATIONS)
 _SEEDS = ("seed", "data.seed", "companion.seed")
 
 Record = Mapping[str, Any]
@@ -48,7 +49,8 @@ class Row:
         records: the runs, by seed.
         mean: test accuracy of the base in percent, over seeds.
         deviation: its standard deviation over seeds (n - 1); None for one seed.
-        differences: to the references ``plain`` and ``kd``, where there are pairs.
+        differences: to the :data:`REFERENCES`, where there are pairs.
+        distillation: the better of the :data:`DISTILLATIONS` in this row's setting, by validation accuracy.
     """
 
     data: str
@@ -61,6 +63,7 @@ class Row:
     mean: float
     deviation: float | None
     differences: Mapping[str, Difference]
+    distillation: str | None
 
     @property
     def seeds(self) -> list[int]:
@@ -74,7 +77,12 @@ class Row:
 
     def average(self, *path: str) -> float | None:
         """Mean over seeds of a number in the record, ``average("weights", "bytes")``; None where a run has none."""
-        values = []
+        values = self.values(*path)
+        return None if values is None else math.fsum(values) / len(values)
+
+    def values(self, *path: str) -> list[float] | None:
+        """The number in each record, by seed; None where a run has none."""
+        values: list[float] = []
         for record in self.records:
             value: Any = record
             for key in path:
@@ -82,7 +90,7 @@ class Row:
             if not isinstance(value, int | float):
                 return None
             values.append(value)
-        return math.fsum(values) / len(values)
+        return values
 
     @property
     def bits(self) -> float | None:
@@ -111,6 +119,7 @@ def paired_difference(differences: Sequence[float]) -> Difference:
 
 def rows(records: Sequence[Record]) -> list[Row]:
     """One row for each kind of run, sorted by data, model, neuron, precision, baseline and variant."""
+    better = _better_distillations(records)
     partners: dict[tuple[str, str], list[Record]] = defaultdict(list)
     by_choices: dict[tuple[str, str, str, str, str], list[Record]] = defaultdict(list)
     for record in records:
@@ -134,7 +143,8 @@ def rows(records: Sequence[Record]) -> list[Row]:
                 ]
                 if pairs:
                     differences[reference] = paired_difference(pairs)
-            table.append(Row(*choices, variant, tuple(members), mean, deviation, differences))
+            distillation = better.get(_partner_key(members[0], any_seed=True))
+            table.append(Row(*choices, variant, tuple(members), mean, deviation, differences, distillation))
     return sorted(table, key=_order)
 
 
@@ -182,13 +192,30 @@ def _choices(record: Record) -> tuple[str, str, str, str, str]:
     return data, model, neuron, baseline, "full" if quant == "none" else quant
 
 
-def _partner_key(record: Record) -> str:
-    """The same for runs that differ in nothing but what a baseline sets; the seed is part of it.
+def _better_distillations(records: Sequence[Record]) -> dict[str, str]:
+    """For each setting the distillation with the higher mean validation accuracy: the test set chooses nothing."""
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        if (baseline := record["choices"].get("baseline")) in DISTILLATIONS:
+            accuracy = record["results"].get("val/acc")
+            found[_partner_key(record, any_seed=True)][baseline].append(math.nan if accuracy is None else accuracy)
+    better = {}
+    for setting, accuracies in found.items():
+        means = {name: math.fsum(accuracies[name]) / len(accuracies[name]) for name in sorted(accuracies)}
+        if len(means) == 1 or not any(map(math.isnan, means.values())):
+            better[setting] = max(means, key=means.__getitem__)
+    return better
+
+
+def _partner_key(record: Record, *, any_seed: bool = False) -> str:
+    """The same for runs that differ in nothing but what a baseline sets; the seed is part of it unless it may be any.
 
     A baseline sets the objective, the companion and (plain_twice) how many times its `epochs` the trainer runs.
     """
     config = {key: value for key, value in record["config"].items() if key not in ("objective", "companion")}
     config["trainer"] = {key: value for key, value in config.get("trainer", {}).items() if key != "max_epochs"}
+    if any_seed:
+        config |= {"seed": None, "data": config["data"] | {"seed": None}}
     return runs.identity(config)
 
 

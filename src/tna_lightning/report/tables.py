@@ -6,11 +6,11 @@ import csv
 import io
 from collections.abc import Sequence
 
-from tna_lightning.report.statistics import Difference, Row
+from tna_lightning.report.statistics import REFERENCES, Difference, Row, mean_and_deviation
 
 HEADINGS = (
-    "data", "model", "neuron", "precision", "baseline", "settings", "n", "test accuracy (%)", "to plain", "to kd",
-    "companion (%)", "bits a weight", "kB", "zeros (%)", "firing rate", "energy (uJ)",
+    "data", "model", "neuron", "precision", "baseline", "settings", "n", "test accuracy (%)", "to plain",
+    "to distillation", "companion (%)", "bits a weight", "kB", "zeros (%)", "firing rate", "energy (uJ)",
 )  # fmt: skip
 
 
@@ -26,8 +26,8 @@ def cells(row: Row) -> list[str]:
         str(len(row.records)),
         spread(row.mean, row.deviation),
         difference(row.differences.get("plain")),
-        difference(row.differences.get("kd")),
-        _number(row.average("results", "test/companion_acc"), ".2f", 100),
+        distillation(row),
+        companion(row),
         _number(row.bits, ".2f"),
         _number(row.average("weights", "bytes"), ".1f", 1e-3),
         _number(row.average("weights", "zero_share"), ".1f", 100),
@@ -51,6 +51,18 @@ def difference(value: Difference | None) -> str:
     return f"{value.mean:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
+def distillation(row: Row) -> str:
+    """The difference to the better distillation, which is named where it is not the one from a spiking teacher."""
+    text = difference(row.differences.get(row.distillation or ""))
+    return f"{text} {row.distillation}" if text and row.distillation != "kd" else text
+
+
+def companion(row: Row) -> str:
+    """The companion's test accuracy, as the base's; empty where there is none."""
+    values = row.values("results", "test/companion_acc")
+    return "" if values is None else spread(*mean_and_deviation([100 * value for value in values]))
+
+
 def as_markdown(table: Sequence[Row]) -> str:
     """Aligned by nothing but the reader's renderer."""
     lines = ["| " + " | ".join(HEADINGS) + " |", "|" + " --- |" * len(HEADINGS)]
@@ -62,16 +74,16 @@ def as_csv(table: Sequence[Row]) -> str:
     """Full-precision numbers; differences with the ends of their intervals and the number of pairs."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    references = [f"{name}_{part}" for name in ("plain", "kd") for part in ("difference", "low", "high", "pairs")]
+    references = [f"{name}_{part}" for name in REFERENCES for part in ("difference", "low", "high", "pairs")]
     writer.writerow(
         ["data", "model", "neuron", "precision", "baseline", "settings", "seeds", "n", "test_acc", "test_acc_sd",
-         *references, "companion_acc", "val_acc", "bits", "bytes", "bytes_float32", "zero_share", "firing_rate",
-         "energy_uj", "wall_time_s"]
+         *references, "better_distillation", "companion_acc", "val_acc", "bits", "bytes", "bytes_float32",
+         "zero_share", "firing_rate", "energy_uj", "wall_time_s"]
     )  # fmt: skip
     for row in table:
         line: list[object] = [row.data, row.model, row.neuron, row.precision, row.baseline, row.variant]
         line += [" ".join(map(str, row.seeds)), len(row.records), row.mean, row.deviation]
-        for reference in ("plain", "kd"):
+        for reference in REFERENCES:
             value = row.differences.get(reference)
             if value is None:
                 line += [None] * 4
@@ -79,8 +91,9 @@ def as_csv(table: Sequence[Row]) -> str:
                 line += [value.mean, None, None, value.pairs]
             else:
                 line += [value.mean, value.mean - value.half_width, value.mean + value.half_width, value.pairs]
-        companion, val = row.average("results", "test/companion_acc"), row.average("results", "val/acc")
-        line += [None if share is None else 100 * share for share in (companion, val)]
+        line.append(row.distillation)
+        shares = row.average("results", "test/companion_acc"), row.average("results", "val/acc")
+        line += [None if share is None else 100 * share for share in shares]
         line += [row.bits, row.average("weights", "bytes"), row.average("weights", "bytes_float32")]
         line += [row.average("weights", "zero_share"), row.average("cost", "firing_rate")]
         line += [row.average("cost", "energy_uj"), row.average("wall_time_s")]
@@ -95,14 +108,18 @@ def as_latex(table: Sequence[Row]) -> str:
         "% differences in percentage points with 95 % intervals over paired seeds (Student t)",
         "\\begin{tabular}{lllllrlll}",
         "\\toprule",
-        "data & model & precision & baseline & settings & $n$ & accuracy & to plain & to kd \\\\",
+        "data & model & precision & baseline & settings & $n$ & accuracy & to plain & to distillation \\\\",
         "\\midrule",
     ]
     for row in table:
         accuracy = f"${row.mean:.2f}$" if row.deviation is None else f"${row.mean:.2f} \\pm {row.deviation:.2f}$"
         words = [_escape(word) for word in (row.data, row.model, row.precision, row.baseline, row.variant)]
-        to = [f"${text}$" if (text := difference(row.differences.get(name))) else "" for name in ("plain", "kd")]
+        to = [
+            f"${text}$" if (text := difference(row.differences.get(name))) else ""
+            for name in ("plain", row.distillation or "")
+        ]
         to = [text.replace(" (1 pair)", "\\ (1\\ pair)") for text in to]
+        to[1] += f" {_escape(row.distillation)}" if to[1] and row.distillation not in (None, "kd") else ""
         lines.append(" & ".join([*words, str(len(row.records)), accuracy, *to]) + " \\\\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
 
