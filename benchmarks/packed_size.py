@@ -4,7 +4,8 @@
 
 Network: resnet19 for CIFAR-100, T = 4, TWN per channel, weights as drawn (bytes do not depend on them). The checkpoint
 holds what Lightning's holds for TNA with SGD: base, twin, and a momentum for each parameter. Each time is the median of
-five fresh processes, one thread, files in the page cache, imports left out, one image.
+five fresh processes, one thread, files in the page cache, imports left out, one image. Wall times mean something on a
+quiet machine alone: the load average before them is in the file.
 """
 
 import json
@@ -104,9 +105,9 @@ def main() -> None:
         checkpoint = Path(folder) / "last.ckpt"
         torch.save({"state_dict": states, "optimizer_states": [momenta]}, checkpoint)
         result["checkpoint_bytes"] = checkpoint.stat().st_size
+        result["threads"], result["load_average"] = 1, round(os.getloadavg()[0], 2)
         result["time, packed"] = median_times("packed", path)
         result["time, checkpoint"] = median_times("checkpoint", checkpoint)
-        result["load_average"] = os.getloadavg()[0]
     print(json.dumps(result, indent=1))
 
 

@@ -38,9 +38,9 @@ def test_every_combination_takes_a_training_step(model, choices):
     for neuron, quant, baseline in itertools.product(choices["neuron"], choices["quant"], choices["baseline"]):
         node = {**choices["model"][model], "width": WIDTH.get(model, 1 / 32), "time_steps": 2}
         config = {**common, "model": node, "neuron": choices["neuron"][neuron], **choices["baseline"][baseline]}
-        learner = build_learner(config, datamodule, companion_weights=None)
+        learner = build_learner(config, datamodule)
         if choices["quant"][quant]:
-            build("quant", choices["quant"][quant]).setup(None, learner, "fit")
+            build("quant", choices["quant"][quant]).setup(SimpleNamespace(max_epochs=1), learner, "fit")
         optimizer = DEFAULT_OPTIMIZER(list(learner.parameter_groups()))
         before = [parameter.detach().clone() for parameter in learner.base.parameters()]
 

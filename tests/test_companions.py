@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from tna_lightning import runs
 from tna_lightning.companions import companion_networks, pretrained_weights, pretraining_config
 from tna_lightning.config import compose
+from tna_lightning.console import summary_rows
 from tna_lightning.factory import build_network
 from tna_lightning.quantization.packing import load_packed
 from tna_lightning.train import train
@@ -137,6 +138,21 @@ def test_a_twin_may_be_of_another_architecture_and_neuron(tmp_path):
     companion = sum(value.numel() for name, value in state.items() if name.startswith("companion."))
     assert companion > 3 * base
     assert 0 <= record["results"]["test/companion_acc"] <= 1
+
+
+def test_the_record_says_what_of_the_companion_is_quantised(tmp_path):
+    record = run(
+        tmp_path / "run",
+        "quant.network=both",
+        "quant.skip=[classifier]",
+        "+quant.companion_quantizer._target_=tna_lightning.quantization.Uniform",
+        "+quant.companion_quantizer.bits=8",
+    )
+    names = [layer["name"] for layer in record["weights"]["layers"]]
+    companion = record["companion_weights"]
+    assert companion["schemes"] == {"int8": names[:-1], "float32": ["classifier"]}
+    assert companion["quantized_share"] == record["weights"]["quantized_share"] < 1
+    assert dict(summary_rows(record))["companion's weights"] == f"{companion['weights']:,}, int8, float32"
 
 
 def test_weights_come_from_a_run_or_its_kept_network_as_deployed(earlier):

@@ -1,15 +1,20 @@
 """What the README and docs/ show is run as it stands there."""
 
+import ast
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tna_lightning import runs
+from tna_lightning.config import compose
+from tna_lightning.factory import build
 from tna_lightning.home import GROUPS, options
+from tna_lightning.models import LIF, convnet
 
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"(?:<!-- file: (?P<file>\S+) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)```", re.DOTALL)
@@ -64,6 +69,33 @@ def test_the_readmes_python_example_runs(tmp_path):
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "base.safetensors").stat().st_size > 10_000
     assert "test/acc" in result.stdout
+
+
+COMMANDS = [
+    shlex.split(line, comments=True)
+    for fence in fences("docs/precision.md")
+    if fence["language"] == "bash"
+    for line in fence["text"].splitlines()
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command[3:])[:60])
+def test_the_precisions_shown_are_composed_and_built(command):
+    assert command[:3] == ["python", "-m", "tna_lightning"]
+    config = compose([word for word in command[3:] if not word.startswith("hydra.")])
+    if config["quant"]:
+        quantization = build("quant", config["quant"])
+        networks = SimpleNamespace(**{name: convnet(1, 10, LIF, width=0.125) for name in ("base", "companion")})
+        quantization.check(networks, config["trainer"]["max_epochs"])
+
+
+def test_the_precision_example_runs_and_says_what_is_what():
+    (example,) = [fence["text"] for fence in fences("docs/precision.md") if fence["language"] == "python"]
+    result = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    schemes = ast.literal_eval(result.stdout)
+    assert schemes.pop("classifier") == "float32"
+    assert set(schemes.values()) == {"ternary"}
 
 
 def test_the_readme_names_every_choice():

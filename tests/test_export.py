@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import h5py
 import nir
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+import tna_lightning.export
 from tna_lightning.export import ExportMismatch, check, export, export_nir, export_onnx, export_packed, spikes_of
 from tna_lightning.models import LIF, build
 from tna_lightning.nir_graph import DT, NIRRunner, to_nir, write_nir
@@ -279,3 +281,22 @@ def test_the_command_says_what_it_wrote_or_why_not(run_folder, tmp_path):
     assert failed.returncode == 2
     assert failed.stderr.count("\n") == 1
     assert "none" in failed.stderr
+
+
+def test_a_mismatch_is_one_line_and_leaves_no_file(run_folder, monkeypatch, capsys):
+    load = tna_lightning.export.load_packed
+
+    def spoiled(path, *arguments):
+        network = load(path, *arguments)
+        if Path(path).parent != run_folder or Path(path).name != "network.safetensors":  # what was written, read back
+            network.classifier.bias.data[3] += 1
+        return network
+
+    monkeypatch.setattr(tna_lightning.export, "load_packed", spoiled)
+    monkeypatch.setattr(sys, "argv", ["export", str(run_folder), "--format", "packed", "--images", "10"])
+    before = sorted(run_folder.iterdir())
+    with pytest.raises(SystemExit) as left:
+        tna_lightning.export.main()
+    # a string is what the interpreter prints to stderr before it leaves with status 1
+    assert left.value.code == "error: logits differ by up to 1 from the network's"
+    assert sorted(run_folder.iterdir()) == before

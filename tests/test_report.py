@@ -56,7 +56,16 @@ def record(baseline="tna", quant="none", seed=0, accuracy=0.9, *, simulated=Fals
             "zero_share": 0.4,
             "bytes_float32": 4000,
         },
-        "cost": {"firing_rate": 0.1, "energy_uj": 2.0, "pj_per_mac": 4.6, "pj_per_ac": 0.9},
+        "cost": {
+            "firing_rate": 0.1,
+            "synaptic_operations": 123_456,
+            "macs": 78_900_000,
+            "energy_uj": 2.0,
+            "dense_macs": 8_888_000_000,
+            "energy_dense_uj": 40_884.8,
+            "pj_per_mac": 4.6,
+            "pj_per_ac": 0.9,
+        },
         "history": {"epoch": [0, 1], "val/acc": [accuracy - 0.2, accuracy - 0.01]},
         "epochs": 2,
         "device": "cpu",
@@ -222,15 +231,42 @@ def test_a_study_that_is_not_there_is_refused(tmp_path):
 
 def test_tables_say_the_same(study):
     table = rows(collect([study]).done)
-    line = "| digits | convnet | lif | full | tna |  | 3 | 94.00 \u00b1 2.00 | +2.00 [-0.48, +4.48] |"
+    line = "| digits | convnet | lif | full |  | tna |  | 3 | 94.00 \u00b1 2.00 | +2.00 [-0.48, +4.48] |"
     assert line in as_markdown(table)
     (tna,) = [row for row in csv.DictReader(io.StringIO(as_csv(table))) if row["baseline"] == "tna"]
     assert float(tna["test_acc"]) == pytest.approx(94.0)
     assert float(tna["plain_low"]) == pytest.approx(-0.4841, abs=1e-4)
     assert (tna["seeds"], tna["plain_pairs"], tna["kd_pairs"]) == ("0 1 2", "3", "")
-    assert "digits & convnet & full & tna &  & 3 & $94.00 \\pm 2.00$ & $+2.00 [-0.48, +4.48]$ &  \\\\" in as_latex(
-        table
+    line = (
+        "digits & convnet & full &  & tna &  & 3 & $94.00 \\pm 2.00$ & $+2.00 [-0.48, +4.48]$ &  & 0.123 & 78.9 (8888) "
     )
+    assert line + "& 2.00 (40885) \\\\" in as_latex(table)
+
+
+def test_tables_say_which_layers_are_quantised_and_what_dense_costs(tmp_path):
+    names = ("stem.conv", "body.0.conv1.conv", "body.0.shortcut.conv", "body.1.conv", "classifier")
+    hidden = [{"name": name, "is_quantized": name.startswith("body")} for name in names]
+    most = [{"name": name, "is_quantized": name != "body.0.shortcut.conv"} for name in names]
+    alike = [[{"name": name, "is_quantized": value} for name in names] for value in (True, False)]
+    weights = {"weights": 1000, "bytes": 300, "bytes_float32": 4000, "zero_share": 0.4}
+    layouts = (("ternary_hidden", hidden, 0.9977), ("int4", most, 0.5), ("binary", alike[0], 1), ("none", alike[1], 0))
+    for quant, layers, share in layouts:
+        write(tmp_path, record("plain", quant, weights=weights | {"quantized_share": share, "layers": layers}))
+    table = rows(collect([tmp_path]).done)
+    assert {row.precision: row.quantized for row in table} == {
+        "full": "none",
+        "binary": "all",
+        "ternary_hidden": "all but stem, classifier (99.8 %)",
+        "int4": "all but body.0.shortcut (50.0 %)",
+    }
+    (hidden_row,) = [row for row in csv.DictReader(io.StringIO(as_csv(table))) if row["precision"] == "ternary_hidden"]
+    assert hidden_row["quantized"] == "all but stem, classifier (99.8 %)"
+    assert float(hidden_row["quantized_share"]) == 0.9977
+    expected = {"synaptic_operations": 123_456, "macs": 78.9e6, "dense_macs": 8.888e9, "energy_dense_uj": 40_884.8}
+    assert {name: float(hidden_row[name]) for name in expected} == expected
+    assert "| 0.123 | 78.9 (8888) | 2.00 (40885) |" in as_markdown(table)
+    assert "all but stem, classifier (99.8 \\%)" in as_latex(table)
+    assert "all but stem, classifier (99.8 %)" in page("", table, collect([tmp_path]), [], [], [], [])
 
 
 def test_latex_escapes_what_it_must(tmp_path):

@@ -132,6 +132,22 @@ def run_folder(*overrides):
     return printed.stdout.strip()
 
 
+def test_a_job_whose_input_is_refused_is_told_and_recorded(tmp_path):
+    result = sweep(tmp_path, "seed=0", "quant=ternary", "quant.start_epoch=2,-1", "study=s")
+    assert result.returncode == 1
+    reasons = [
+        "quant.start_epoch=2: must be at most 1, the last of 2 epochs",
+        "quant.start_epoch=-1: must be 0 or more",
+    ]
+    for number, reason in enumerate(reasons):
+        assert re.match(rf"failed in \d+ s \({reason}.*; see .*output\.log\)$", told(result)[number]), result.stdout
+    records = [runs.read_record(folder) for folder in runs.find_runs(tmp_path / "multirun" / "s")]
+    assert [record["status"] for record in records] == ["failed", "failed"]
+    assert {record["error"].partition(", ")[0] for record in records} == {
+        reason.partition(", ")[0] for reason in reasons
+    }
+
+
 def test_a_job_that_another_process_trains_is_left_to_it(tmp_path):
     command = ["seed=0", "baseline=plain", "quant=none"]
     with runs.Run(tmp_path / "multirun" / "unnamed" / run_folder(*command), {}).claimed():

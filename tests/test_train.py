@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -75,7 +76,17 @@ def test_a_run_leaves_a_record_a_table_and_a_picture(done_run):
     assert record["environment"]["versions"]["torch"] == torch.__version__
     assert len(record["history"]["epoch"]) == record["epochs"] == 6
     assert f"{record['results']['test/acc']:.2%}" in result.stdout
-    assert "times smaller" in result.stdout
+    told = dict(re.findall(r"^│ (.+?) +│ (.+?) +│$", result.stdout, re.MULTILINE))
+    weights, cost, size = record["weights"], record["cost"], (folder / runs.NETWORK).stat().st_size
+    assert told["weights"] == f"{weights['weights']:,}, quantised: all"
+    smaller = weights["bytes_float32"] / weights["bytes"]
+    assert told["weights, as kept"] == f"{weights['bytes']:,} bytes ({smaller:.1f} times smaller than float32)"
+    assert told["file, with all else"] == f"{size:,} bytes"
+    operations = f"{cost['synaptic_operations']:,.0f} AC, {cost['macs']:,.0f} MAC, about "
+    assert told["operations an image"].startswith(operations)
+    assert told["dense, full precision"].startswith(f"{cost['dense_macs']:,.0f} MAC, about ")
+    assert record["companion_weights"]["quantized_share"] == 0
+    assert record["companion_weights"]["schemes"] == {"float32": [layer["name"] for layer in weights["layers"]]}
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
     assert [float(row["val/acc"]) for row in rows] == record["history"]["val/acc"]
@@ -172,10 +183,10 @@ def test_a_teacher_of_another_shape_is_refused(done_run, tmp_path):
     arguments = [*SMALL, "model.width=0.5", "baseline=kd", f"companion.weights={folder}", "epochs=1"]
     result = call(*arguments, f"hydra.run.dir={tmp_path / 'run'}")
     assert result.returncode == 2
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
-    assert "companion.weights=" in line
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: companion.weights=")
     assert "size mismatch" in line
-    assert runs.read_record(tmp_path / "run")["status"] == "failed"
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -211,6 +222,13 @@ def test_a_teacher_of_another_shape_is_refused(done_run, tmp_path):
         (["trainer.twin_device=cuda:77"], "error: trainer.twin_device='cuda:77': here are cpu"),
         (["trainer=ddp", "trainer.twin_device=cpu"], "error: trainer.twin_device='cpu': needs trainer.devices=1"),
         (["trainer=ddp", "trainer.num_nodes=2"], "error: trainer.num_nodes=2: start the command with torchrun or srun"),
+        (["quant.network=twin"], "error: quant.network='twin': must be 'base', 'companion' or 'both'"),
+        (["baseline=kd", "quant.network=both"], "error: quant.network='both': the companion is frozen"),
+        (["baseline=plain", "quant.network=companion"], "error: quant.network='companion': there is no companion"),
+        (["epochs=3", "quant.start_epoch=3"], "error: quant.start_epoch=3: must be at most 2, the last of 3 epochs"),
+        (["baseline=kd", "epochs=3", "quant.growth_epochs=3"], "error: quant.growth_epochs=3: must be at most 2"),
+        (["logger=wandb", "logger.offline=perhaps"], "error: logger.offline='perhaps': must be true or false"),
+        (["trainer.precision=third"], "error: trainer."),
         (["keep=best", "data.val_fraction=0"], "error: keep='best': needs validation images"),
     ],
 )
@@ -222,10 +240,48 @@ def test_bad_input_gets_one_clear_line(overrides, message, tmp_path, monkeypatch
     with pytest.raises(SystemExit) as left:
         main()
     assert left.value.code == 2
-    errors = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("Error executing job")]
-    assert len(errors) == 1
-    assert message in errors[0]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
     assert "HYDRA_FULL_ERROR" not in os.environ
+    assert not list(tmp_path.rglob("*-s0-*"))  # no run's folder, and no teacher's
+
+
+def test_bad_input_leaves_what_is_there_as_it_is(done_run, tmp_path):
+    source, _ = done_run
+    folder = tmp_path / "run"
+    shutil.copytree(source, folder)
+
+    def contents():
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"}
+
+    before = contents()
+    for bad in (["optimizer.lr=-1"], ["data._target_=nowhere.Data"], ["trainer.precision=third"]):
+        result = small_run(folder, "epochs=6", "keep=best", "resume=false", *bad)
+        assert result.returncode == 2
+        assert result.stderr.count("\n") == 1
+        assert contents() == before
+    other = tmp_path / "mine"
+    other.mkdir()
+    (other / "notes.txt").write_text("mine")
+    assert small_run(other, "optimizer.lr=-1").returncode == 2
+    assert [path.name for path in other.iterdir()] == ["notes.txt"]
+
+
+def test_a_run_on_two_processes_refuses_bad_input_likewise(tmp_path):
+    folder = tmp_path / "run"
+    two = ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"]
+    result = small_run(folder, *two, "quant.start_epoch=30", env={**os.environ, "HYDRA_FULL_ERROR": "0"})
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: quant.start_epoch=30: must be at most 29, the last of 30 epochs")
+    assert not folder.exists()
+
+
+def test_tracebacks_are_there_for_who_asks(tmp_path):
+    result = small_run(tmp_path / "run", "optimizer.lr=-1", env={**os.environ, "HYDRA_FULL_ERROR": "1"})
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_twin_device_of_the_same_kind_changes_nothing_and_channels_last_hardly_anything(tmp_path):

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-from tna_lightning.console import FULL_ERROR, leave
+from tna_lightning.console import errors_from_hydra, leave
 
 
 def main() -> None:
@@ -24,23 +21,10 @@ def main() -> None:
 
     app = hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="config")(job)
     try:
-        with _errors_from_hydra():
+        with errors_from_hydra():
             app()
     except Exception as error:
         leave(error)
-
-
-@contextmanager
-def _errors_from_hydra() -> Iterator[None]:
-    """Make Hydra hand errors on to us, instead of printing many lines of its own and leaving."""
-    before = os.environ.get(FULL_ERROR)
-    os.environ[FULL_ERROR] = "1"
-    try:
-        yield
-    finally:
-        del os.environ[FULL_ERROR]
-        if before is not None:
-            os.environ[FULL_ERROR] = before
 
 
 if __name__ == "__main__":

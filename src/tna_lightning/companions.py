@@ -57,21 +57,16 @@ def pretraining_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return alone
 
 
-def pretrained_weights(config: Mapping[str, Any], train: Train) -> Path | str | None:
-    """Where the companion's weights come from; None if it starts from random ones.
+def pretrained_weights(config: Mapping[str, Any], train: Train) -> Path:
+    """The run that holds the weights of a companion with ``companion.weights=pretrained``.
 
-    ``companion.weights=pretrained`` trains it first, as a run of its own under ``output_dir/pretrained``. The folder's
-    name holds the hash of its config, so that every run that asks for the same companion finds it there; of several
-    processes one trains and the others wait.
+    It is trained first, as a run of its own under ``output_dir/pretrained``. The folder's name holds the hash of its
+    config, so that every run that asks for the same companion finds it there; of several processes one trains and the
+    others wait.
 
     Raises:
         ValueError: in a further process of a run on several devices, where the first one failed to train it.
     """
-    companion = config["companion"]
-    if companion is None or companion["weights"] == "random":
-        return None
-    if companion["weights"] != "pretrained":
-        return companion["weights"]
     alone = pretraining_config(config)
     folder = Path(config["output_dir"]) / "pretrained" / runs.folder_name(alone)
     folder.parent.mkdir(parents=True, exist_ok=True)

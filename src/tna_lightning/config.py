@@ -38,6 +38,9 @@ REQUIRED = (
 )
 
 
+BAD_INPUT = (ValueError, FileNotFoundError, HydraException)  # what a user may mend; else it went wrong on the way
+
+
 def register_resolvers() -> None:
     """Make ``${tna.home:}`` and ``${tna.run_folder:}`` known to OmegaConf; calling it again changes nothing."""
     OmegaConf.register_new_resolver("tna.home", lambda: str(home()), replace=True)

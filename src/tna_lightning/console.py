@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-FULL_ERROR = "HYDRA_FULL_ERROR"
+from tna_lightning.runs import precision_words
+
+FULL_ERROR, SET_BY_US = "HYDRA_FULL_ERROR", "TNA_LIGHTNING_SET_FULL_ERROR"
 
 
 @contextmanager
@@ -38,17 +40,31 @@ def quiet_lightning() -> Iterator[None]:
 def leave(error: Exception) -> NoReturn:
     """End the process over an error: one clear line, and status 2 for bad input, 1 for what went wrong on the way.
 
-    An error that is our own keeps its traceback, as does any with ``HYDRA_FULL_ERROR=1`` in the environment.
+    An error that is our own keeps its traceback, as does any if the user has set ``HYDRA_FULL_ERROR=1``.
     """
-    from hydra.errors import HydraException
-
-    from tna_lightning.config import explain
+    from tna_lightning.config import BAD_INPUT, explain
 
     line = explain(error)
-    if line is None or os.environ.get(FULL_ERROR) == "1":
+    if line is None or (os.environ.get(FULL_ERROR) == "1" and SET_BY_US not in os.environ):
         raise error
     print(f"error: {line}", file=sys.stderr)
-    sys.exit(2 if isinstance(error, ValueError | HydraException | FileNotFoundError) else 1)
+    sys.exit(2 if isinstance(error, BAD_INPUT) else 1)
+
+
+@contextmanager
+def errors_from_hydra() -> Iterator[None]:
+    """Make Hydra hand errors on to us, instead of printing many lines of its own and leaving."""
+    if os.environ.get(FULL_ERROR) == "1":
+        yield
+        return
+    before = os.environ.pop(FULL_ERROR, None)
+    os.environ |= {FULL_ERROR: "1", SET_BY_US: "1"}  # processes that are started meanwhile must know as well
+    try:
+        yield
+    finally:
+        del os.environ[FULL_ERROR], os.environ[SET_BY_US]
+        if before is not None:
+            os.environ[FULL_ERROR] = before
 
 
 def print_record(record: Mapping[str, Any], folder: Path | str) -> None:
@@ -86,12 +102,20 @@ def summary_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             "base, validation accuracy",
             f"{results['val/acc']:.2%} (epoch {results['kept_epoch'] + 1} of {record['epochs']} is kept)",
         )
-    yield "weights", f"{weights['weights']:,}, {weights['quantized_share']:.1%} of them quantised"
-    yield "bytes, full precision", f"{weights['bytes_float32']:,}"
-    yield "bytes, as kept", f"{weights['bytes']:,} ({weights['bytes_float32'] / weights['bytes']:.1f} times smaller)"
+    yield "weights", f"{weights['weights']:,}, quantised: {precision_words(weights)}"
+    if "companion_weights" in record:
+        companion = record["companion_weights"]
+        yield "companion's weights", f"{companion['weights']:,}, {', '.join(companion['schemes'])}"
+    smaller = weights["bytes_float32"] / weights["bytes"]
+    yield "weights, as kept", f"{weights['bytes']:,} bytes ({smaller:.1f} times smaller than float32)"
+    yield "file, with all else", f"{weights['bytes_file']:,} bytes"
     yield "zero weights", f"{weights['zero_share']:.1%}"
     if cost["firing_rate"] is not None:  # neurons that spike
         yield "mean firing rate", f"{cost['firing_rate']:.3f} spikes a neuron and step"
+    # AC: accumulates that spikes trigger, MAC: multiply-accumulates
+    counts = f"{cost['synaptic_operations']:,.0f} AC, {cost['macs']:,.0f} MAC"
+    yield "operations an image", f"{counts}, about {cost['energy_uj']:#.3g} uJ"
+    yield "dense, full precision", f"{cost['dense_macs']:,.0f} MAC, about {cost['energy_dense_uj']:#.3g} uJ"
     yield "training speed", f"{record['train_images_per_s']:,.0f} images/s on {record['device']}"
     yield "wall time", f"{record['wall_time_s']:.0f} s for {record['epochs']} epochs"
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -296,6 +297,8 @@ def main() -> None:
         path, counts = export(
             arguments.run, arguments.format, arguments.output, arguments.fold, arguments.images, arguments.data_root
         )
+    except ExportMismatch as error:
+        sys.exit(f"error: {error}")
     except Exception as error:
         leave(error)
     print(f"{path}: {path.stat().st_size:,} bytes")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from tna_lightning.factory import build
 from tna_lightning.runs import NETWORK, Run
 
 
@@ -66,15 +65,12 @@ def _has_key() -> bool:
 
 
 @contextmanager
-def opened(run: Run) -> Iterator[Logger | None]:
+def opened(run: Run, built: Logger | Callable[[Run], Logger] | None) -> Iterator[Logger | None]:
     """The run's logger, or None; it is finished whatever happens.
 
-    ``logger`` in the config is a Lightning logger, or (as in our own choices) a partial that is called with the run.
+    Built from the config it is a Lightning logger, or (as in our own choices) a partial that is called with the run.
     """
-    node = run.config["logger"]
-    logger = build("logger", node) if node else None
-    if logger is not None and not isinstance(logger, Logger):
-        logger = logger(run)
+    logger = built if built is None or isinstance(built, Logger) else built(run)
     succeeded = False
     try:
         yield logger

@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -124,6 +124,26 @@ def finished_record(folder: Path | str) -> dict[str, Any]:
     return record
 
 
+def precision_words(weights: Mapping[str, Any]) -> str:
+    """What of a network is quantised, from its record's ``weights``, by name and by share of the weights.
+
+    ``all``, ``none`` or ``all but stem, classifier (99.8 %)``: the modules that hold no quantised layer.
+    """
+    layers = {layer["name"]: layer["is_quantized"] for layer in weights["layers"]}
+    if len(set(layers.values())) == 1:
+        return "all" if all(layers.values()) else "none"
+    quantized = [name for name, is_quantized in layers.items() if is_quantized]
+    others = dict.fromkeys(_outermost(name, quantized) for name, is_quantized in layers.items() if not is_quantized)
+    return f"all but {', '.join(others)} ({100 * weights['quantized_share']:.1f} %)"
+
+
+def _outermost(layer: str, others: Sequence[str]) -> str:
+    """The largest module around a layer that holds none of the others."""
+    parts = layer.split(".")
+    around = (".".join(parts[:count]) for count in range(1, len(parts) + 1))
+    return next(name for name in around if not any(f"{other}.".startswith(f"{name}.") for other in others))
+
+
 def find_runs(root: Path | str) -> Iterator[Path]:
     """Folders under ``root`` (itself included) that hold a ``run.json``, in order; hidden folders are left out."""
     for path in sorted(Path(root).rglob(RECORD)):
@@ -192,6 +212,8 @@ class Run:
     def claimed(self) -> Iterator[None]:
         """Hold the folder's lock, so that no two processes train the same run at once.
 
+        Without a record it leaves no lock, and no folder that holds nothing else.
+
         Raises:
             ValueError: another process holds it.
         """
@@ -199,7 +221,13 @@ class Run:
         try:
             # not at once: is_active holds the lock for a moment to see whether it is free
             with FileLock(self.folder / ".lock").acquire(timeout=2):
-                yield
+                try:
+                    yield
+                finally:
+                    if not (self.folder / RECORD).exists():
+                        (self.folder / ".lock").unlink()
+                        if not any(self.folder.iterdir()):
+                            self.folder.rmdir()
         except Timeout:
             raise ValueError(f"run={str(self.folder)!r}: another process is training this run now") from None
 

@@ -31,7 +31,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tna_lightning import config as configuration
 from tna_lightning import runs
-from tna_lightning.console import FULL_ERROR
+from tna_lightning.console import leave
 from tna_lightning.files import write_text
 
 LOG = "output.log"
@@ -40,7 +40,6 @@ configuration.register_resolvers()  # here, since a launcher's worker imports th
 
 _notes: Path | None = None  # where this process notes what became of its job
 _same_in_all: frozenset[str] = frozenset()  # what the command line sets alike for all jobs of its sweep
-_full_error = os.environ.get(FULL_ERROR)  # what the user says: later the front door sets it, for Hydra alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,21 +105,37 @@ def job(cfg: DictConfig) -> float | None:
         if _notes is not None:
             write_text(_notes / f"{outcome.number}.json", json.dumps(dataclasses.asdict(outcome)))
         return outcome.val_acc
-    if config["trainer"].get("devices") != 1:
-        configuration.check(config)
-        if config["resume"]:
-            runs.Run(folder, config).previous()  # refuses another run's folder before anything is written to it
-        configuration.write_config(config, folder)
-        environment = {name: value for name, value in os.environ.items() if name != FULL_ERROR}
-        environment |= {FULL_ERROR: _full_error} if _full_error is not None else {}
-        status = subprocess.run(_command(folder), env=environment, check=False).returncode
-        if status:
-            sys.exit(status)
-        return None
-    from tna_lightning.train import run_and_report
-
-    run_and_report(config, folder)
+    try:
+        _single_run(config, folder)
+    except Exception as error:  # here, since Hydra would announce it in a line of its own
+        leave(error)
+    finally:
+        _remove_if_empty(folder)
     return None
+
+
+def _single_run(config: dict[str, Any], folder: Path) -> None:
+    if config["trainer"].get("devices") == 1:
+        from tna_lightning.train import run_and_report
+
+        run_and_report(config, folder)
+        return
+    configuration.check(config)
+    if config["resume"]:
+        runs.Run(folder, config).previous()  # refuses another run's folder before anything is written to it
+    was_there = any((folder / name).exists() for name in (runs.CONFIG, runs.RECORD))
+    configuration.write_config(config, folder)
+    status = subprocess.run(_command(folder), check=False).returncode
+    if not (was_there or (folder / runs.RECORD).exists()):  # refused
+        (folder / runs.CONFIG).unlink()
+    if status:
+        sys.exit(status)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """What Hydra made for a run that was refused before anything was written."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _sweep_job(config: dict[str, Any], folder: Path, number: int, overrides: list[str]) -> Outcome:
@@ -150,13 +165,19 @@ def _sweep_job(config: dict[str, Any], folder: Path, number: int, overrides: lis
             return outcome.judged("done", after)
         if after["status"] == "running" and runs.is_active(folder):
             return dataclasses.replace(outcome, status="busy")
-        if status < 0:
+        if status == 2:
+            reason = (folder / LOG).read_text().splitlines()[-1].removeprefix("error: ")
+            if not (folder / runs.RECORD).exists():  # refused before it began; the report shall know
+                runs.Run(folder, config).write(status="failed", finished=runs.now(), error=reason)
+        elif status < 0:
             reason = f"killed by {signal.Signals(-status).name}"
         else:
             reason = str(after.get("error") or f"exit status {status}").splitlines()[0]
         return dataclasses.replace(outcome, error=f"{reason}; see {folder / LOG}")
     except (ValueError, OSError) as error:
         return dataclasses.replace(outcome, seconds=time.monotonic() - started, error=str(error).splitlines()[0])
+    finally:
+        _remove_if_empty(folder)
 
 
 def _key(word: str) -> str:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import sys
 import zipfile
@@ -16,13 +17,16 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from tna_lightning import checkpoints, companions, loggers, runs
 from tna_lightning.callbacks import ExactResume, History, LayerCurves, StopOnNonFiniteLoss
+from tna_lightning.callbacks.cost import InferenceCost
 from tna_lightning.callbacks.curves import plot_curves
+from tna_lightning.callbacks.exact_resume import refuse_another_run
 from tna_lightning.callbacks.inspection import plot_inspection
-from tna_lightning.config import check, read_config, write_config
+from tna_lightning.config import BAD_INPUT, check, read_config, write_config
 from tna_lightning.console import leave, print_record, quiet_lightning
 from tna_lightning.factory import build, build_network, network_spec, under
 from tna_lightning.learner import TwinLearner
@@ -39,6 +43,7 @@ def train(config: Mapping[str, Any], folder: Path | str) -> dict[str, Any]:
     """Train what the resolved config says, in this folder, and return the run's record.
 
     A run that is done is not repeated and one that was cut off is continued, unless ``config["resume"]`` is false.
+    Bad input is refused before anything is written; a run that fails on the way says so in its record.
 
     Raises:
         ValueError: a setting is not allowed; ``key=value: what is allowed``.
@@ -47,18 +52,21 @@ def train(config: Mapping[str, Any], folder: Path | str) -> dict[str, Any]:
     check(config)
     run = runs.Run(folder, config)
     if _rank() != 0:  # a further process of a run on several devices: the first one keeps the records
-        return _done_before(run) or _train(run)
+        return _done_before(run) or _train(run, _prepare(run))
     with run.claimed():
-        if not config["resume"]:
-            run.put_aside()
         if previous := _done_before(run):
             log.info("done already, on %s: %s (resume=false trains it again)", previous["finished"], run.folder)
             return previous
-        write_config(run.config, run.folder)
-        run.write()
+        prepared = None
         try:
-            return run.write(**_train(run), status="done", finished=runs.now())
+            prepared = _prepare(run)
+            _begin(run)
+            return run.write(**_train(run, prepared), status="done", finished=runs.now())
         except BaseException as error:
+            if prepared is None:
+                if isinstance(error, BAD_INPUT):
+                    raise
+                _begin(run)
             status = "failed" if isinstance(error, Exception) else "interrupted"
             run.write(status=status, finished=runs.now(), error=f"{type(error).__name__}: {error}")
             raise
@@ -70,34 +78,55 @@ def _done_before(run: runs.Run) -> dict[str, Any] | None:
     return previous if previous is not None and previous["status"] == "done" else None
 
 
-def _train(run: runs.Run) -> dict[str, Any]:
+def _begin(run: runs.Run) -> None:
+    if not run.config["resume"]:
+        run.put_aside()
+    write_config(run.config, run.folder)
+    run.write()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepared:
+    """What a run is made of; all that a setting may get wrong has been tried."""
+
+    datamodule: Any
+    learner: TwinLearner
+    trainer: lightning.Trainer
+    history: History
+    cost: InferenceCost
+    kept: ModelCheckpoint
+    logger: Any
+    ckpt_path: Path | None
+
+
+def _prepare(run: runs.Run) -> _Prepared:
     config = run.config
-    companion_weights = companions.pretrained_weights(config, train)
+    ckpt_path = _checkpoint(run)
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
     datamodule = build("data", config["data"])
     if _rank() == 0:
         with under("data"):  # the trainer asks for both again
             datamodule.prepare_data()
             datamodule.setup("fit")
-    learner = build_learner(config, datamodule, companion_weights)
+    learner = build_learner(config, datamodule)
 
     kept, savers = checkpoints.savers(run.folder / "checkpoints", config["keep"])
     history = History(run.folder / "metrics.csv")
     cost = build("cost", {"_target_": "tna_lightning.callbacks.cost.InferenceCost", **(config["cost"] or {})})
     callbacks: list[Callback] = [history, StopOnNonFiniteLoss(), ExactResume(run.identity), cost, *savers]
-    if config["quant"]:
-        quantization = build("quant", config["quant"])
-        with under("quant"):
-            quantization.setup(None, learner, "fit")  # once more by the trainer, then without effect
+    quantization = build("quant", config["quant"]) if config["quant"] else None
+    if quantization is not None:
         callbacks.append(quantization)
+    if config["logger"]:
+        callbacks.append(LayerCurves())
 
     on_cpu = config["trainer"]["accelerator"] == "cpu" or not torch.cuda.is_available()
     syncs_on_cpu = config["trainer"]["sync_batchnorm"] and on_cpu
-    with loggers.opened(run) as logger, quiet_lightning():
+    with quiet_lightning():
         trainer = build_trainer(
             config["trainer"],
-            callbacks=callbacks if logger is None else [*callbacks, LayerCurves()],
-            logger=logger or False,
+            callbacks=callbacks,
+            logger=False,
             plugins=[checkpoints.AtomicCheckpointIO(), *([SyncBatchNorm()] if syncs_on_cpu else [])],
             sync_batchnorm=config["trainer"]["sync_batchnorm"] and not syncs_on_cpu,
             num_sanity_val_steps=0,
@@ -105,15 +134,33 @@ def _train(run: runs.Run) -> dict[str, Any]:
             enable_model_summary=False,
             default_root_dir=run.folder,
         )
-        trainer.fit(learner, datamodule=datamodule, ckpt_path=_checkpoint(run), weights_only=True)
+    if quantization is not None:
+        with under("quant"):
+            quantization.check(learner, trainer.max_epochs)
+    logger = build("logger", config["logger"]) if config["logger"] else None
+    return _Prepared(datamodule, learner, trainer, history, cost, kept, logger, ckpt_path)
+
+
+def _train(run: runs.Run, prepared: _Prepared) -> dict[str, Any]:
+    config, datamodule, learner, trainer = run.config, prepared.datamodule, prepared.learner, prepared.trainer
+    history = prepared.history
+    if learner.companion is not None and config["companion"]["weights"] == "pretrained":
+        with isolate_rng():  # this run draws the same whether its companion is trained here and now or was before
+            weights = companions.pretrained_weights(config, train)
+            lightning.seed_everything(config["seed"], workers=True, verbose=False)  # in the environment, too
+        load_weights("companion.weights", learner.companion, weights)
+    with loggers.opened(run, prepared.logger) as logger, quiet_lightning():
+        trainer.logger = logger
+        trainer.fit(learner, datamodule=datamodule, ckpt_path=prepared.ckpt_path, weights_only=True)
         training = {  # before the test, which restores the callbacks of the kept epoch with its weights
             "epochs": len(history.rows),
             "wall_time_s": history.wall_seconds,
             "train_images_per_s": history.train_samples / history.train_seconds,
             "history": history.columns(),
         }
-        results = _kept_epoch(history, kept)
-        trainer.test(learner, datamodule=datamodule, ckpt_path=kept.best_model_path, weights_only=True, verbose=False)
+        results = _kept_epoch(history, prepared.kept)
+        kept_path = prepared.kept.best_model_path
+        trainer.test(learner, datamodule=datamodule, ckpt_path=kept_path, weights_only=True, verbose=False)
         if not trainer.is_global_zero:
             return {}
 
@@ -125,9 +172,11 @@ def _train(run: runs.Run) -> dict[str, Any]:
             "split_hash": datamodule.split_hash,
             "results": results,
             "weights": weight_report(learner.base) | {"bytes_file": (run.folder / runs.NETWORK).stat().st_size},
-            "cost": cost.result,
+            "cost": prepared.cost.result,
             **training,
         }
+        if learner.companion is not None:
+            record["companion_weights"] = _by_scheme(weight_report(learner.companion))
         plot_curves(record["history"], run.folder / "curves.png", title=run.folder.name)
         plot_inspection(
             learner.base, record["cost"]["neuron_layers"], run.folder / "weights.png", title=run.folder.name
@@ -140,8 +189,11 @@ def _train(run: runs.Run) -> dict[str, Any]:
         return record
 
 
-def build_learner(config: Mapping[str, Any], datamodule: Any, companion_weights: Path | str | None) -> TwinLearner:
-    """The networks with their first weights. The base is drawn first, so that it is the same in all baselines."""
+def build_learner(config: Mapping[str, Any], datamodule: Any) -> TwinLearner:
+    """The networks with their first weights; a companion that has to be pretrained has random ones.
+
+    The base is drawn first, so that it is the same in all baselines.
+    """
     base = build_network(network_spec(config, datamodule), channels_last=config["channels_last"])
     if config["init_from"] is not None:
         load_weights("init_from", base, config["init_from"])
@@ -149,8 +201,8 @@ def build_learner(config: Mapping[str, Any], datamodule: Any, companion_weights:
     if config["companion"] is not None:
         spec = network_spec(companions.companion_networks(config), datamodule)
         companion = build_network(spec, prefix="companion.", channels_last=config["channels_last"])
-        if companion_weights is not None:
-            load_weights("companion.weights", companion, companion_weights)
+        if config["companion"]["weights"] not in ("random", "pretrained"):
+            load_weights("companion.weights", companion, config["companion"]["weights"])
     for network in filter(None, (base, companion)):
         if config["compile"] == "neurons":
             compile_neurons(network)
@@ -182,13 +234,28 @@ def build_trainer(node: Mapping[str, Any], **arguments: Any) -> lightning.Traine
 
 def _checkpoint(run: runs.Run) -> Path | None:
     """Where training goes on from: what ``ckpt_path`` says, else the folder's last checkpoint, if there is one."""
-    last, asked = run.folder / runs.LAST_CHECKPOINT, run.config["ckpt_path"]
-    path = last if asked in (None, "last") else Path(asked)
-    if asked is not None and not path.is_file():
-        raise ValueError(f"ckpt_path={asked!r}: there is no checkpoint {path}")
-    if path.is_file() and not zipfile.is_zipfile(path):
+    asked, resume = run.config["ckpt_path"], run.config["resume"]
+    if asked in (None, "last"):
+        last = run.folder / runs.LAST_CHECKPOINT
+        path = last if resume and last.is_file() else None  # else what is there is put aside
+    else:
+        path = Path(asked)
+    if asked is not None and not (path and path.is_file()):
+        raise ValueError(f"ckpt_path={asked!r}: there is no checkpoint {path or ''}".rstrip())
+    if path is None:
+        return None
+    if not zipfile.is_zipfile(path):
         raise ValueError(f"ckpt_path={str(path)!r}: cut short or no checkpoint; resume=false starts over")
-    return path if path.is_file() else None
+    refuse_another_run(torch.load(path, map_location="meta", weights_only=True), path, run.identity)
+    return path
+
+
+def _by_scheme(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The short form of a weight report: totals, and the names of the layers at each precision."""
+    schemes: dict[str, list[str]] = {}
+    for layer in report["layers"]:
+        schemes.setdefault(layer["scheme"], []).append(layer["name"])
+    return {key: report[key] for key in ("weights", "quantized_share")} | {"schemes": schemes}
 
 
 def _kept_epoch(history: History, kept: ModelCheckpoint) -> dict[str, Any]:

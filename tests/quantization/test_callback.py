@@ -47,7 +47,11 @@ class Learner(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
 
 
-def fit(learner, callback, folder, epochs=3, **settings):
+def fit(learner, callback, folder, epochs=3, stop_after=None, **settings):
+    class Stop(lightning.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            trainer.should_stop = trainer.current_epoch + 1 == stop_after
+
     generator = torch.Generator().manual_seed(0)
     dataset = TensorDataset(torch.randn(8, 6, generator=generator), torch.randn(8, 4, generator=generator))
     trainer = lightning.Trainer(
@@ -57,7 +61,7 @@ def fit(learner, callback, folder, epochs=3, **settings):
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
-        callbacks=[callback],
+        callbacks=[Stop()] if callback is None else [callback, Stop()],
         enable_checkpointing=False,
     )
     trainer.fit(learner, DataLoader(dataset, batch_size=4), **settings)
@@ -104,7 +108,7 @@ def test_full_precision_until_start_epoch_in_training_but_never_in_eval(tmp_path
     assert all(max(num_values(weight)) <= 3 for weight in in_eval)
 
     plain = Learner()
-    fit(plain, WeightQuantization(Ternary(), start_epoch=3), tmp_path)
+    fit(plain, None, tmp_path)
     assert all(torch.equal(*pair) for pair in zip(learner.seen[:4], plain.seen[:4], strict=True))
 
 
@@ -112,7 +116,7 @@ def test_share_grows_with_the_largest_weights_first(tmp_path):
     callback = WeightQuantization(Binary(), start_epoch=1, growth_epochs=3)
     assert [callback.share(epoch) for epoch in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
     learner = Learner()
-    fit(learner, callback, tmp_path, epochs=3)
+    fit(learner, callback, tmp_path, epochs=5, stop_after=3)
     name, weight, quantized = next(quantized_layers(learner.base))
     assert name == "0"
     assert quantized.cutoff > 0
@@ -124,7 +128,7 @@ def test_share_grows_with_the_largest_weights_first(tmp_path):
 
 def test_learned_scales_are_trained_and_start_from_the_weights_of_the_start_epoch(tmp_path):
     learner = Learner()
-    fit(learner, WeightQuantization(Uniform(3, scale="learned"), start_epoch=1), tmp_path, epochs=1)
+    fit(learner, WeightQuantization(Uniform(3, scale="learned"), start_epoch=1), tmp_path, epochs=2, stop_after=1)
     (_, _, quantized), *_ = quantized_layers(learner.base)
     before = quantized.quantizer.scale.detach().clone()
     fit(learner, WeightQuantization(Uniform(3, scale="learned"), start_epoch=1), tmp_path, epochs=2)
@@ -147,7 +151,7 @@ def test_twin_keeps_full_precision_unless_asked(tmp_path):
     assert schemes == [{"ternary"}, {"int8"}]
 
     learner = Learner(with_companion=True)
-    fit(learner, WeightQuantization(Ternary(), network="twin"), tmp_path)
+    fit(learner, WeightQuantization(Ternary(), network="companion"), tmp_path)
     assert (quantized_share(learner.base), quantized_share(learner.companion)) == (0, 1)
 
 
@@ -160,7 +164,7 @@ def test_skip_leaves_modules_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"network": "companion"}, r"^network='companion': must be 'base', 'twin' or 'both'"),
+        ({"network": "twin"}, r"^network='twin': must be 'base', 'companion' or 'both'"),
         ({"start_epoch": -1}, r"^start_epoch=-1: must be 0 or more"),
         ({"growth_epochs": -2}, r"^growth_epochs=-2: must be 0 or more"),
         ({"companion_quantizer": Binary()}, r"^companion_quantizer: has no effect with network='base'"),
@@ -171,11 +175,44 @@ def test_settings_out_of_range_are_named(settings, message):
         WeightQuantization(Ternary(), **settings)
 
 
-def test_names_that_match_nothing_and_a_missing_twin_are_refused(tmp_path):
+def test_names_that_match_nothing_and_a_missing_companion_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"^skip=\['2', 'stem'\]: no layer matches stem; there are 0, 2$"):
         fit(Learner(), WeightQuantization(Ternary(), skip=["2", "stem"]), tmp_path)
-    with pytest.raises(ValueError, match=r"^network='both': there is no twin to quantise"):
+    with pytest.raises(ValueError, match=r"^network='both': there is no companion to quantise"):
         fit(Learner(), WeightQuantization(Ternary(), network="both"), tmp_path)
+
+
+@pytest.mark.parametrize("network", ["companion", "both"])
+def test_a_frozen_companion_is_not_quantised_behind_its_back(network, tmp_path):
+    learner = Learner(with_companion=True)
+    learner.companion.requires_grad_(False)
+    with pytest.raises(ValueError, match=f"^network='{network}': the companion is frozen"):
+        fit(learner, WeightQuantization(Ternary(), network=network), tmp_path)
+    assert quantized_share(learner.companion) == 0
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ({"start_epoch": 3}, r"^start_epoch=3: must be at most 2, the last of 3 epochs counted from 0"),
+        ({"start_epoch": 9, "growth_epochs": 1}, r"^start_epoch=9: must be at most 2"),
+        ({"start_epoch": 1, "growth_epochs": 2}, r"^growth_epochs=2: must be at most 1 after start_epoch=1"),
+        ({"growth_epochs": 3}, r"^growth_epochs=3: must be at most 2 after start_epoch=0 in 3 epochs"),
+    ],
+)
+def test_a_schedule_that_ends_after_training_is_refused_before_it(schedule, message, tmp_path):
+    learner = Learner()
+    with pytest.raises(ValueError, match=message):
+        fit(learner, WeightQuantization(Ternary(), **schedule), tmp_path, epochs=3)
+    assert learner.seen == []
+
+
+@pytest.mark.parametrize("schedule", [{"start_epoch": 2}, {"start_epoch": 1, "growth_epochs": 1}, {"growth_epochs": 2}])
+def test_a_schedule_that_ends_with_training_sees_all_weights_quantised(schedule, tmp_path):
+    learner = Learner()
+    fit(learner, WeightQuantization(Ternary(), **schedule), tmp_path, epochs=3)
+    assert max(num_values(learner.seen[-3])) > 3
+    assert max(num_values(learner.seen[-1])) <= 3
 
 
 @pytest.mark.parametrize(
@@ -190,7 +227,7 @@ def test_resumed_training_equals_uninterrupted(callback, tmp_path):
     whole = Learner()
     fit(whole, copy.deepcopy(callback), tmp_path, epochs=5)
     first = Learner()
-    trainer = fit(first, copy.deepcopy(callback), tmp_path, epochs=2)
+    trainer = fit(first, copy.deepcopy(callback), tmp_path, epochs=5, stop_after=2)
     trainer.save_checkpoint(tmp_path / "two.ckpt")
     second = Learner()
     fit(second, copy.deepcopy(callback), tmp_path, epochs=5, ckpt_path=tmp_path / "two.ckpt")

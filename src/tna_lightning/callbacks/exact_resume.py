@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -46,15 +48,11 @@ class ExactResume(Callback):
     def on_load_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        saved = checkpoint.get(self.KEY)
-        if saved is None or trainer.state.fn != "fit":
+        if self.KEY not in checkpoint or trainer.state.fn != "fit":
             return
-        if self.identity is not None and saved["identity"] != self.identity:
-            raise ValueError(
-                f"ckpt_path={str(trainer.ckpt_path)!r}: belongs to a run of another config "
-                f"(identity {str(saved['identity'])[:8]}, this one is {self.identity[:8]}); continue it with its own"
-            )
-        self._generators = saved["generators"]
+        if self.identity is not None:
+            refuse_another_run(checkpoint, trainer.ckpt_path, self.identity)
+        self._generators = checkpoint[self.KEY]["generators"]
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         # here, not on load: what Lightning does in between may draw
@@ -67,3 +65,13 @@ class ExactResume(Callback):
         np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached_gaussian))  # noqa: NPY002
         random.setstate(self._generators["python"])
         self._generators = None
+
+
+def refuse_another_run(checkpoint: Mapping[str, Any], path: Path | str | None, identity: str) -> None:
+    """Raise a ValueError if the checkpoint carries the identity of another run."""
+    saved = checkpoint.get(ExactResume.KEY, {"identity": identity})["identity"]
+    if saved != identity:
+        raise ValueError(
+            f"ckpt_path={str(path)!r}: belongs to a run of another config "
+            f"(identity {str(saved)[:8]}, this one is {identity[:8]}); continue it with its own"
+        )

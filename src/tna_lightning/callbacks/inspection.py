@@ -13,8 +13,12 @@ from torch import nn
 from tna_lightning.quantization.kept import kept_weights, weight_report
 from tna_lightning.quantization.parametrized import weighted_layers
 
-# Okabe and Ito's colours, which stay apart for the colour-blind
-CODE_COLORS = {"-1": "#0072B2", "0": "#DDDDDD", "1": "#D55E00"}
+# blue below and orange above zero, as Okabe and Ito's colours, which stay apart for the colour-blind; darker outwards
+CODE_COLORS = {
+    **{"-3": "#003B5C", "-2": "#0072B2", "-1": "#7FB8DA"},
+    "0": "#DDDDDD",
+    **{"1": "#F0AE7C", "2": "#D55E00", "3": "#7A3600"},
+}
 COLUMNS, NUM_BINS = 6, 41
 
 
@@ -66,16 +70,29 @@ def _histograms(figure: Any, network: nn.Module, num_rows: int) -> None:
 
 
 def _code_shares(axes: Any, report: Sequence[Mapping[str, Any]]) -> None:
-    """Stacked shares of the codes -1, 0 and 1; of other schemes the share of zeros alone."""
+    """Stacked shares of all codes up to three bits; of other layers the zeros alone, hatched and said to be so."""
+    labelled: set[str] = set()
     for position, layer in enumerate(report):
-        shares, bottom = layer.get("code_shares", {"0": layer["zeros"] / layer["weights"]}), 0.0
-        for code, color in CODE_COLORS.items():
-            axes.bar(position, shares.get(code, 0.0), bottom=bottom, color=color)
-            bottom += shares.get(code, 0.0)
-    for code, color in CODE_COLORS.items():
-        axes.bar(0, 0, color=color, label=f"code {code}")
+        if "code_shares" not in layer:
+            label = "" if "zeros" in labelled else "zeros alone (float, or 4 bits and more)"
+            labelled.add("zeros")
+            axes.bar(
+                position,
+                layer["zeros"] / layer["weights"],
+                color="white",
+                edgecolor="#555555",
+                hatch="///",
+                label=label,
+            )
+            continue
+        bottom = 0.0
+        for code, share in layer["code_shares"].items():
+            label = "" if code in labelled else f"code {code}"
+            labelled.add(code)
+            axes.bar(position, share, bottom=bottom, color=CODE_COLORS[code], label=label)
+            bottom += share
     axes.set(ylabel="share of the weights", ylim=(0, 1), title="codes")
-    axes.legend(fontsize=7, loc="lower right")
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     _name_bars(axes, [layer["name"] for layer in report])
 
 

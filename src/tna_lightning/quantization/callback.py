@@ -8,7 +8,7 @@ from typing import Any
 import lightning
 from torch import nn
 
-from tna_lightning.quantization.parametrized import quantize_network, quantized_layers
+from tna_lightning.quantization.parametrized import layers_to_quantize, quantize_network, quantized_layers
 from tna_lightning.quantization.quantizers import Quantizer
 
 
@@ -19,8 +19,8 @@ class WeightQuantization(lightning.Callback):
 
     Args:
         quantizer: prototype, see :mod:`tna_lightning.quantization.quantizers`; each weight gets its own copy.
-        network: ``"base"``, ``"twin"`` (the learner's companion) or ``"both"``.
-        companion_quantizer: the companion's own scheme; by default that of the base.
+        network: ``"base"``, ``"companion"`` (a twin or peer that trains along; a frozen one is refused) or ``"both"``.
+        companion_quantizer: the companion's own scheme; by default ``quantizer``.
         skip: names of modules left at full precision with all they contain, such as ``stem`` and ``classifier``.
         start_epoch: training sees full-precision weights before this epoch.
         growth_epochs: from ``start_epoch`` on, the share of each layer's weights that training sees quantised grows
@@ -43,8 +43,8 @@ class WeightQuantization(lightning.Callback):
         for name, scheme in {"quantizer": quantizer, "companion_quantizer": companion_quantizer or quantizer}.items():
             if not isinstance(scheme, Quantizer):
                 raise ValueError(f"{name}={scheme!r}: must be a quantizer (in YAML {{_target_: ..., ...}}), not a name")
-        if network not in ("base", "twin", "both"):
-            raise ValueError(f"network={network!r}: must be 'base', 'twin' or 'both'")
+        if network not in ("base", "companion", "both"):
+            raise ValueError(f"network={network!r}: must be 'base', 'companion' or 'both'")
         if companion_quantizer is not None and network == "base":
             raise ValueError("companion_quantizer: has no effect with network='base'; set network='both'")
         for name, value in {"start_epoch": start_epoch, "growth_epochs": growth_epochs}.items():
@@ -55,7 +55,7 @@ class WeightQuantization(lightning.Callback):
         self.start_epoch = start_epoch
         self.growth_epochs = growth_epochs
         self._quantizers: dict[str, Quantizer] = {}
-        if network != "twin":
+        if network != "companion":
             self._quantizers["base"] = quantizer
         if network != "base":
             self._quantizers["companion"] = companion_quantizer or quantizer
@@ -64,7 +64,38 @@ class WeightQuantization(lightning.Callback):
         """Share of the weights that training sees quantised in this epoch (counted from 0)."""
         return min(1.0, max(0.0, (epoch - self.start_epoch + 1) / (self.growth_epochs + 1)))
 
+    def check(self, learner: lightning.LightningModule, max_epochs: int | None = None) -> None:
+        """Refuse what does not fit the networks, or a training of so many epochs; ``setup`` does, before it begins.
+
+        Raises:
+            ValueError: no companion, or a frozen one; a name in ``skip`` that matches no layer; a schedule after which
+                training has not seen all weights quantised (``max_epochs`` of None or below 1 sets no end).
+        """
+        for network, _ in self._networks(learner):
+            layers_to_quantize(network, self.skip)
+        companion: Any = learner.companion
+        if "companion" in self._quantizers and not any(weight.requires_grad for weight in companion.parameters()):
+            raise ValueError(
+                f"network={self.network!r}: the companion is frozen and keeps the weights that it was trained to; "
+                "use 'base', or train it quantised and take its weights from there"
+            )
+        if max_epochs is None or max_epochs < 1:
+            return
+        last = max_epochs - 1
+        if self.start_epoch > last:
+            raise ValueError(
+                f"start_epoch={self.start_epoch!r}: must be at most {last}, the last of {max_epochs} epochs counted "
+                "from 0; else training sees no quantised weights"
+            )
+        if self.start_epoch + self.growth_epochs > last:
+            raise ValueError(
+                f"growth_epochs={self.growth_epochs!r}: must be at most {last - self.start_epoch} after "
+                f"start_epoch={self.start_epoch} in {max_epochs} epochs; else training never sees all weights quantised"
+            )
+
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:  # noqa: D102
+        if stage == "fit":
+            self.check(pl_module, trainer.max_epochs)
         # before the optimizer is made, so that it gets the learned scales, and before a checkpoint is loaded
         for network, quantizer in self._networks(pl_module):
             quantize_network(network, quantizer, self.skip)
@@ -81,5 +112,5 @@ class WeightQuantization(lightning.Callback):
         for name, quantizer in self._quantizers.items():
             network: Any = getattr(pl_module, name)
             if network is None:
-                raise ValueError(f"network={self.network!r}: there is no twin to quantise")
+                raise ValueError(f"network={self.network!r}: there is no companion to quantise")
             yield network, quantizer

@@ -61,7 +61,7 @@ def weight_report(network: nn.Module) -> dict[str, Any]:
     """What is quantised and what is not, JSON-able: totals, and ``layers`` by name.
 
     Bytes are those of codes and scales, or of the weights where they are kept as they are; ``bytes_float32`` is 4 a
-    weight. Zeros and ``code_shares`` (given at one and two bits) are those of the weights as eval mode sees them.
+    weight. Zeros and ``code_shares`` (given up to three bits) are those of the weights as eval mode sees them.
     """
     layers = []
     for name, weight, kept in kept_weights(network):
@@ -71,7 +71,7 @@ def weight_report(network: nn.Module) -> dict[str, Any]:
             entry["bytes"] = weight.numel() * weight.element_size()
         else:
             entry |= {"scheme": kept.scheme, "bits": kept.bits, "bytes": kept.num_bytes}
-            if kept.bits <= 2:
+            if kept.bits <= 3:
                 shares = {code: int((kept.codes == code).sum()) / weight.numel() for code in alphabet(kept.bits)}
                 entry["code_shares"] = {str(code): share for code, share in shares.items()}
         entry["zeros"] = int((weight == 0).sum())

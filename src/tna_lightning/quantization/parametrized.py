@@ -71,6 +71,24 @@ def quantized_layers(network: nn.Module) -> Iterator[tuple[str, Tensor, Quantize
             yield name, weight, quantized
 
 
+def layers_to_quantize(network: nn.Module, skip: Sequence[str] = ()) -> list[str]:
+    """Names of the layers that :func:`quantize_network` quantises: all but those that are, and those to skip.
+
+    Raises:
+        ValueError: a name in ``skip`` matches no layer.
+    """
+    layers = list(weighted_layers(network))
+    names = [name for name, _, _ in layers]
+    unknown = [name for name in skip if not any(_is_within(layer, name) for layer in names)]
+    if unknown:
+        raise ValueError(f"skip={list(skip)!r}: no layer matches {', '.join(unknown)}; there are {', '.join(names)}")
+    return [
+        name
+        for name, _, quantized in layers
+        if quantized is None and not any(_is_within(name, skipped) for skipped in skip)
+    ]
+
+
 def quantize_network(network: nn.Module, quantizer: Quantizer, skip: Sequence[str] = ()) -> None:
     """Quantise the weights of a network's convolutions and linear layers; layers that already are stay as they are.
 
@@ -82,15 +100,10 @@ def quantize_network(network: nn.Module, quantizer: Quantizer, skip: Sequence[st
     Raises:
         ValueError: a name in ``skip`` matches no layer.
     """
-    layers = list(weighted_layers(network))
-    names = [name for name, _, _ in layers]
-    unknown = [name for name in skip if not any(_is_within(layer, name) for layer in names)]
-    if unknown:
-        raise ValueError(f"skip={list(skip)!r}: no layer matches {', '.join(unknown)}; there are {', '.join(names)}")
-    for name, weight, quantized in layers:
-        if quantized is None and not any(_is_within(name, skipped) for skipped in skip):
-            layer, new = network.get_submodule(name), QuantizedWeight(quantizer, weight)
-            parametrize.register_parametrization(layer, "weight", new, unsafe=True)  # unsafe: skips a trial run
+    for name in layers_to_quantize(network, skip):
+        layer: Any = network.get_submodule(name)
+        new = QuantizedWeight(quantizer, layer.weight)
+        parametrize.register_parametrization(layer, "weight", new, unsafe=True)  # unsafe: skips a trial run
 
 
 def _is_within(layer: str, name: str) -> bool:

@@ -15,7 +15,7 @@ from tna_lightning.report.page import page
 from tna_lightning.report.plots import figures
 from tna_lightning.report.references import Published, published
 from tna_lightning.report.statistics import Row, missing, rows
-from tna_lightning.report.tables import as_csv, as_latex, as_markdown
+from tna_lightning.report.tables import LEGEND, as_csv, as_latex, as_markdown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -113,7 +113,7 @@ def _markdown(
     if table:
         parts.append(
             "Test accuracy of the kept network: mean \N{PLUS-MINUS SIGN} standard deviation over n seeds. Differences "
-            "in percentage points over paired seeds, with the 95 % interval (Student t).\n"
+            f"in percentage points over paired seeds, with the 95 % interval (Student t). {LEGEND}\n"
         )
     not_done = [f"- {run.state}: {run.name} {run.detail}".rstrip() for run in collection.unfinished]
     not_done += [f"- missing: {line}" for line in absent]

@@ -10,7 +10,7 @@ from html import escape
 from tna_lightning.report.collect import Collection
 from tna_lightning.report.references import Published
 from tna_lightning.report.statistics import Row
-from tna_lightning.report.tables import HEADINGS, cells
+from tna_lightning.report.tables import HEADINGS, LEGEND, cells
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8885; --soft: #8882; --accent: #0072b2; }
@@ -24,8 +24,9 @@ p.note, figcaption { opacity: .75; margin: .3rem 0; font-size: .9rem; max-width:
   linear-gradient(to right, var(--line), transparent) left / 1rem 100% no-repeat scroll,
   linear-gradient(to left, var(--line), transparent) right / 1rem 100% no-repeat scroll; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .5rem; text-align: left; border-bottom: 1px solid var(--line); }
+th, td { padding: .3rem .4rem; text-align: left; border-bottom: 1px solid var(--line); }
 td { white-space: nowrap; } td.free { white-space: normal; min-width: 16rem; overflow-wrap: anywhere; }
+td.words { white-space: normal; min-width: 5rem; }
 th { cursor: pointer; user-select: none; vertical-align: bottom; }
 th.number { text-align: right; }
 th[aria-sort=ascending]::after { content: " \\2191"; } th[aria-sort=descending]::after { content: " \\2193"; }
@@ -93,7 +94,7 @@ def page(
         parts.append(
             '<p class="note">Test accuracy of the kept network: mean &plusmn; standard deviation over n seeds. '
             "Differences in percentage points over paired seeds, with the 95 % interval (Student t); one that holds 0 "
-            "shows no difference. A click on a heading sorts.</p>"
+            f"shows no difference. {LEGEND} A click on a heading sorts.</p>"
         )
     if collection.unfinished or missing:
         parts.append("<h2>Not done</h2>")
@@ -145,12 +146,13 @@ def _results(rows: Sequence[Row]) -> str:
         if any(line[column] for line in table)
         and not (heading in _MAY_BE_ONE and len({line[column] for line in table}) == 1)
     ]
-    number = [' class="number"' if column >= _FIRST_NUMBER else "" for column in range(len(HEADINGS))]
-    head = "".join(f"<th{number[column]}>{escape(HEADINGS[column])}</th>" for column in shown)
+    marks = [' class="number"' if column >= _FIRST_NUMBER else "" for column in range(len(HEADINGS))]
+    marks[HEADINGS.index("quantised")] = ' class="words"'
+    head = "".join(f"<th{marks[column]}>{escape(HEADINGS[column])}</th>" for column in shown)
     lines = []
     for row, line in zip(rows, table, strict=True):
         mark = ' class="simulated"' if row.data.endswith("(simulated)") else ""
-        tds = "".join(f"<td{number[column]}>{escape(line[column])}</td>" for column in shown)
+        tds = "".join(f"<td{marks[column]}>{escape(line[column])}</td>" for column in shown)
         lines.append(f"<tr{mark}>{tds}</tr>")
     return _frame(head, lines)
 

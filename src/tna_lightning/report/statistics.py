@@ -93,6 +93,12 @@ class Row:
         return values
 
     @property
+    def quantized(self) -> str:
+        """Which layers are, see :func:`tna_lightning.runs.precision_words`; empty where the records name no layers."""
+        weights = self.records[0]["weights"]
+        return runs.precision_words(weights) if "layers" in weights else ""
+
+    @property
     def bits(self) -> float | None:
         """Bits a weight as kept: scales and unquantised layers included."""
         size, weights = self.average("weights", "bytes"), self.average("weights", "weights")

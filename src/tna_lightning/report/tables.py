@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 
 from tna_lightning.report.statistics import REFERENCES, Difference, Row, mean_and_deviation
 
 HEADINGS = (
-    "data", "model", "neuron", "precision", "baseline", "settings", "n", "test accuracy (%)", "to plain",
-    "to distillation", "companion (%)", "bits a weight", "kB", "zeros (%)", "firing rate", "energy (uJ)",
+    "data", "model", "neuron", "precision", "quantised", "baseline", "settings", "n", "test accuracy (%)", "to plain",
+    "to distillation", "companion (%)", "bits a weight", "kB", "zeros (%)", "firing rate", "AC (M)", "MAC (dense) (M)",
+    "energy (dense) (uJ)",
 )  # fmt: skip
+LEGEND = (
+    "Quantised: which layers, and in brackets their share of the weights. AC and MAC: accumulates that spikes trigger "
+    "and multiply-accumulates, an image; in brackets the same network at full precision if zeros are not left out."
+)
+_COST = ("synaptic_operations", "macs", "energy_uj", "dense_macs", "energy_dense_uj")
 
 
 def cells(row: Row) -> list[str]:
@@ -21,6 +28,7 @@ def cells(row: Row) -> list[str]:
         row.model,
         row.neuron,
         row.precision,
+        row.quantized,
         row.baseline,
         row.variant,
         str(len(row.records)),
@@ -32,7 +40,9 @@ def cells(row: Row) -> list[str]:
         _number(row.average("weights", "bytes"), ".1f", 1e-3),
         _number(row.average("weights", "zero_share"), ".1f", 100),
         _number(row.average("cost", "firing_rate"), ".3f"),
-        _number(row.average("cost", "energy_uj"), "#.3g"),
+        _three_digits(row.average("cost", "synaptic_operations"), 1e-6),
+        _beside_dense(row.average("cost", "macs"), row.average("cost", "dense_macs"), 1e-6),
+        _beside_dense(row.average("cost", "energy_uj"), row.average("cost", "energy_dense_uj")),
     ]
 
 
@@ -76,12 +86,13 @@ def as_csv(table: Sequence[Row]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     references = [f"{name}_{part}" for name in REFERENCES for part in ("difference", "low", "high", "pairs")]
     writer.writerow(
-        ["data", "model", "neuron", "precision", "baseline", "settings", "seeds", "n", "test_acc", "test_acc_sd",
-         *references, "better_distillation", "companion_acc", "val_acc", "bits", "bytes", "bytes_float32",
-         "zero_share", "firing_rate", "energy_uj", "wall_time_s"]
+        ["data", "model", "neuron", "precision", "quantized", "baseline", "settings", "seeds", "n", "test_acc",
+         "test_acc_sd", *references, "better_distillation", "companion_acc", "val_acc", "quantized_share", "bits",
+         "bytes", "bytes_float32", "bytes_file", "zero_share", "firing_rate", *_COST, "wall_time_s"]
     )  # fmt: skip
     for row in table:
-        line: list[object] = [row.data, row.model, row.neuron, row.precision, row.baseline, row.variant]
+        line: list[object] = [row.data, row.model, row.neuron, row.precision, row.quantized]
+        line += [row.baseline, row.variant]
         line += [" ".join(map(str, row.seeds)), len(row.records), row.mean, row.deviation]
         for reference in REFERENCES:
             value = row.differences.get(reference)
@@ -92,11 +103,12 @@ def as_csv(table: Sequence[Row]) -> str:
             else:
                 line += [value.mean, value.mean - value.half_width, value.mean + value.half_width, value.pairs]
         line.append(row.distillation)
-        shares = row.average("results", "test/companion_acc"), row.average("results", "val/acc")
-        line += [None if share is None else 100 * share for share in shares]
-        line += [row.bits, row.average("weights", "bytes"), row.average("weights", "bytes_float32")]
-        line += [row.average("weights", "zero_share"), row.average("cost", "firing_rate")]
-        line += [row.average("cost", "energy_uj"), row.average("wall_time_s")]
+        companion, val = row.average("results", "test/companion_acc"), row.average("results", "val/acc")
+        line += [None if share is None else 100 * share for share in (companion, val)]
+        line += [row.average("weights", "quantized_share"), row.bits]
+        line += [row.average("weights", key) for key in ("bytes", "bytes_float32", "bytes_file", "zero_share")]
+        line += [row.average("cost", key) for key in ("firing_rate", *_COST)]
+        line.append(row.average("wall_time_s"))
         writer.writerow(line)
     return text.getvalue()
 
@@ -106,21 +118,25 @@ def as_latex(table: Sequence[Row]) -> str:
     lines = [
         "% \\usepackage{booktabs}; accuracies in percent, mean and standard deviation over n seeds;",
         "% differences in percentage points with 95 % intervals over paired seeds (Student t)",
-        "\\begin{tabular}{lllllrlll}",
+        "% AC and MAC: millions of accumulates and multiply-accumulates an image; in brackets those of a dense network",
+        "\\begin{tabular}{llllllrlllrrr}",
         "\\toprule",
-        "data & model & precision & baseline & settings & $n$ & accuracy & to plain & to distillation \\\\",
+        "data & model & precision & quantised & baseline & settings & $n$ & accuracy & to plain & to distillation "
+        "& AC & MAC & energy ($\\mu$J) \\\\",
         "\\midrule",
     ]
     for row in table:
         accuracy = f"${row.mean:.2f}$" if row.deviation is None else f"${row.mean:.2f} \\pm {row.deviation:.2f}$"
-        words = [_escape(word) for word in (row.data, row.model, row.precision, row.baseline, row.variant)]
+        words = [
+            _escape(word) for word in (row.data, row.model, row.precision, row.quantized, row.baseline, row.variant)
+        ]
         to = [
             f"${text}$" if (text := difference(row.differences.get(name))) else ""
             for name in ("plain", row.distillation or "")
         ]
         to = [text.replace(" (1 pair)", "\\ (1\\ pair)") for text in to]
         to[1] += f" {_escape(row.distillation)}" if to[1] and row.distillation not in (None, "kd") else ""
-        lines.append(" & ".join([*words, str(len(row.records)), accuracy, *to]) + " \\\\")
+        lines.append(" & ".join([*words, str(len(row.records)), accuracy, *to, *cells(row)[-3:]]) + " \\\\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
 
 
@@ -128,6 +144,18 @@ def _escape(text: str) -> str:
     for character in "\\&%$#_{}":
         text = text.replace(character, "\\textbackslash{}" if character == "\\" else f"\\{character}")
     return text
+
+
+def _three_digits(value: float | None, scale: float = 1.0) -> str:
+    """Three significant digits, never with an exponent: a reader compares them by their length."""
+    if not value:
+        return "" if value is None else "0"
+    return f"{scale * value:.{max(0, 2 - math.floor(math.log10(scale * value)))}f}"
+
+
+def _beside_dense(value: float | None, dense: float | None, scale: float = 1.0) -> str:
+    """``0.767 (7.10)``."""
+    return _three_digits(value, scale) + ("" if dense is None else f" ({_three_digits(dense, scale)})")
 
 
 def _number(value: float | None, form: str, scale: float = 1.0) -> str:
