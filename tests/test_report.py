@@ -21,7 +21,7 @@ from tna_lightning.report.page import page
 from tna_lightning.report.plots import figures, learning_curves
 from tna_lightning.report.references import published
 from tna_lightning.report.statistics import missing, paired_difference, rows
-from tna_lightning.report.tables import as_csv, as_latex, as_markdown
+from tna_lightning.report.tables import HEADINGS, as_csv, as_latex, as_markdown, cells
 
 
 def record(baseline="tna", quant="none", seed=0, accuracy=0.9, *, simulated=False, match_weight=None, **entries):
@@ -114,13 +114,14 @@ def test_the_better_distillation_is_chosen_on_validation_images(tmp_path):
     assert {row.distillation for row in table.values()} == {"kd_ann"}
     assert table["tna"].differences["kd_ann"].mean == pytest.approx(10.5)
     assert "kd_ann" not in table["kd_ann"].differences
-    cells = {line.split(" | ")[4]: line.split(" | ") for line in as_markdown(list(table.values())).splitlines()[2:]}
-    assert cells["tna"][9] == "+10.50 [+4.15, +16.85] kd_ann"
-    assert cells["kd_ann"][9] == ""
+    column = HEADINGS.index("to distillation")
+    assert cells(table["tna"])[column] == "+10.50 [+4.15, +16.85] kd_ann"
+    assert cells(table["kd_ann"])[column] == ""
+    assert "+16.85] kd_ann |" in as_markdown([table["tna"]])
     (tna,) = [line for line in csv.DictReader(io.StringIO(as_csv([table["tna"]])))]
     assert tna["better_distillation"] == "kd_ann"
     assert (float(tna["kd_difference"]), float(tna["kd_ann_difference"])) == (pytest.approx(2.5), pytest.approx(10.5))
-    assert "+16.85]$ kd\\_ann \\\\" in as_latex([table["tna"]])
+    assert "+16.85]$ kd\\_ann & " in as_latex([table["tna"]])
 
 
 def test_no_distillation_is_the_better_one_without_validation_images(tmp_path):

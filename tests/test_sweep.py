@@ -18,7 +18,7 @@ from tna_lightning.sweep import Outcome, claimed_device, visible_devices
 
 # a job of a few steps: nearly all of its time is the start of a process
 TINY = ["data.train_subset=100", "data.batch_size=50", "model.width=0.125", "model.time_steps=1", "epochs=2"]
-LINE = re.compile(r"^#(\d+) (.+): (?:seed=|quant=|optimizer|digits-)", re.MULTILINE)
+LINE = re.compile(r"^#(\d+) (.+): (?:seed=|quant[.=]|optimizer|digits-)", re.MULTILINE)
 
 
 def environment():
