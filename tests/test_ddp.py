@@ -39,7 +39,8 @@ def test_a_further_process_does_nothing_where_the_run_is_done(tmp_path, monkeypa
     config = compose(["trainer=ddp", *TINY])
     done = runs.Run(tmp_path, config).write(status="done")
     monkeypatch.setattr(rank_zero_only, "rank", 1)
-    monkeypatch.setattr(train, "_train", lambda run: {"trained": run.folder})
+    monkeypatch.setattr(train, "_prepare", lambda run: None)
+    monkeypatch.setattr(train, "_train", lambda run, prepared: {"trained": run.folder})
     assert train.train(config, tmp_path) == done
     assert train.train(config | {"resume": False}, tmp_path) == {"trained": tmp_path}
 
