@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,10 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+_WIDEST_BLOCK = 16  # channels in a vector of oneDNN's: 8 with AVX2, 16 with AVX-512
 
 
 def build(key: str, node: Mapping[str, Any], **arguments: Any) -> Any:
@@ -106,7 +111,8 @@ def build_network(spec: Mapping[str, Any], prefix: str = "", channels_last: bool
     """The network of a spec (:func:`network_spec`); ``prefix`` is put before the key in errors.
 
     With ``channels_last`` its convolutions work on ``[N, H, W, C]`` in memory: they sum in another order, so logits
-    differ in the last bits, and now and then a spike.
+    differ in the last bits, and now and then a spike. A network with a layer that is unsafe so keeps the usual layout,
+    and one line in the log says which (:func:`unsafe_channels_last`).
     """
     neuron = build(f"{prefix}neuron", spec["neuron"])
     with under(f"{prefix}neuron"):
@@ -118,6 +124,22 @@ def build_network(spec: Mapping[str, Any], prefix: str = "", channels_last: bool
         in_channels=spec["in_channels"],
         num_classes=spec["num_classes"],
     )
-    if channels_last:
+    unsafe = unsafe_channels_last(network) if channels_last else None
+    if unsafe is not None:
+        log.warning("%schannels_last=true: left out, since %s has too few channels for it", prefix, unsafe)
+    elif channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's annotations
     return network
+
+
+def unsafe_channels_last(network: nn.Module) -> str | None:
+    """Name of a convolution that must not be trained in channels-last layout on a CPU, or None.
+
+    The weight gradient of a strided 1 x 1 convolution with fewer input channels than a vector holds is written past its
+    end by oneDNN (uxlfoundation/oneDNN#6035, seen with torch 2.13.0): the process crashes, hangs or computes wrongly.
+    """
+    for name, module in network.named_modules():
+        is_strided_point = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.stride != (1, 1)
+        if is_strided_point and module.in_channels // module.groups < _WIDEST_BLOCK:
+            return name
+    return None
