@@ -35,7 +35,7 @@ def assert_compiled_equals_eager(lif, current):
 
 
 def num_graphs():
-    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    return torch._dynamo.utils.counters["aot_autograd"]["total"]
 
 
 @pytest.mark.parametrize(
@@ -80,9 +80,46 @@ def test_random_surrogates_stay_eager_so_that_the_seed_gives_the_same_gradient()
     assert torch.equal(*gradients)
 
 
+@pytest.mark.parametrize("shape", [(4, 1), (4, 0, 3), (4, 70, 3)], ids=["one", "none", "others"])
+def test_one_code_for_every_number_of_neurons(shape):
+    assert_compiled_equals_eager(LIF(0.5), torch.randn(4, 3, 5))
+    before = num_graphs()
+    assert_compiled_equals_eager(LIF(0.5), torch.randn(shape))
+    assert num_graphs() == before
+
+
+def test_one_current_for_all_steps_gets_the_sum_of_their_gradients():
+    """As a static image's is, of which no copies are made: other code, which reads the one row T times."""
+    lif = LIF(0.5)
+    compile_neurons(lif)
+    image = torch.randn(1, 2, 3, 4, 4, requires_grad=True)
+    lif(image.expand(4, -1, -1, -1, -1)).sum().backward()
+    copied = image.detach().repeat(4, 1, 1, 1, 1).requires_grad_()
+    LIF(0.5)(copied).sum().backward()
+    torch.testing.assert_close(image.grad[0], copied.grad.sum(0))
+
+
+def test_code_made_in_inference_mode_trains():
+    lif = LIF(0.5, reset="none")
+    compile_neurons(lif)
+    with torch.inference_mode():
+        lif(torch.randn(2, 3, 5))
+    assert_compiled_equals_eager(lif, torch.randn(2, 3, 5))
+
+
+def test_compiled_spikes_may_be_changed_in_place():
+    lif, leaf = LIF(0.5), torch.randn(4, 3, 5, requires_grad=True)
+    gradients = []
+    for enabled in (False, True):
+        compile_neurons(lif, enabled)
+        (gradient,) = torch.autograd.grad(lif(leaf).mul_(2).sum(), leaf)
+        gradients.append(gradient)
+    torch.testing.assert_close(*gradients)
+
+
 @pytest.mark.slow
 def test_more_time_steps_than_torch_recompiles_for():
-    """torch gives a function up for eager after eight compilations; each T has its own."""
+    """torch.compile gives a function up for eager after eight compilations; each T has its own."""
     before = num_graphs()
     lif = LIF(0.6)
     compile_neurons(lif)

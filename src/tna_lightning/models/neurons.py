@@ -13,18 +13,21 @@ import sysconfig
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from tna_lightning.models.surrogates import Surrogate, get_surrogate
 
 log = logging.getLogger(__name__)
 
 RESETS = ("zero", "subtract", "none")
+
+_TRACED_SIZE = 2**20  # N of the tensors that code is compiled with: large, so that it uses all threads
+_TOO_MANY = 2**31  # values for the 32-bit indices of code for CUDA
 
 
 class SpikingNeuron(nn.Module):
@@ -107,16 +110,12 @@ class LIF(SpikingNeuron):
         if torch.compiler.is_exporting():  # inference: nothing but plain operations, T unrolled
             return time_loop(current, beta, threshold, self.reset)
         if torch.compiler.is_compiling():  # the whole network: its compiler sees to layout and fusing
-            return _TimeLoop.apply(current, beta, threshold, self.reset, self.surrogate, False)
+            return _TimeLoop.apply(current, beta, threshold, None, self.reset, self.surrogate, False)
         compiled = self.compiled and not self.surrogate.is_random and _has_compiler(current.device.type)
         order = [0, *sorted(range(1, current.ndim), key=current.stride, reverse=True)]  # as it lies in memory
-        dense = current.permute(order)
-        if beta.numel() == threshold.numel() == 1:
-            flat, beta, threshold = dense.reshape(len(dense), -1), beta.reshape(()), threshold.reshape(())
-        else:
-            flat, beta, threshold = dense, _permute_parameter(beta, order), _permute_parameter(threshold, order)
-        spikes = _TimeLoop.apply(flat, beta, threshold, self.reset, self.surrogate, compiled)
-        return spikes.view(dense.shape).permute([order.index(dim) for dim in range(current.ndim)])
+        beta, threshold = (_flatten_parameter(parameter, current.shape, order) for parameter in (beta, threshold))
+        spikes = _TimeLoop.apply(current, beta, threshold, order, self.reset, self.surrogate, compiled)
+        return _unflatten(spikes, current.shape, order)
 
     def extra_repr(self) -> str:
         """The settings, for `print(network)`."""
@@ -218,53 +217,101 @@ class _TimeLoop(torch.autograd.Function):
 
     The current is all that is kept in between, in its own dtype: membranes and spikes follow from it exactly, and
     computing them again costs a fused loop no memory traffic, where bits for spikes alone would not give the membrane.
+
+    With the `order` of the dimensions in memory, the loops see the current as `[T, N]`, and such are the spikes. Done
+    in here, not around it, this spares autograd nodes that take longer than the loop itself over a small batch.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, current: Tensor, beta: Tensor, threshold: Tensor, reset: str, surrogate: Surrogate, compiled: bool
+        ctx: Any,
+        current: Tensor,
+        beta: Tensor,
+        threshold: Tensor,
+        order: list[int] | None,
+        reset: str,
+        surrogate: Surrogate,
+        compiled: bool,
     ) -> Tensor:
         ctx.save_for_backward(current, beta, threshold)
-        ctx.settings = reset, surrogate, compiled
-        return _call(compiled, time_loop, current, beta, threshold, reset)
+        ctx.settings = order, reset, surrogate, compiled
+        flat = current if order is None else _flatten(current, order)
+        return _call(compiled, time_loop, (flat, beta, threshold), (reset,))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_spikes: Tensor) -> tuple[Tensor | None, ...]:
         current, beta, threshold = ctx.saved_tensors
-        reset, surrogate, compiled = ctx.settings
+        order, reset, surrogate, compiled = ctx.settings
         _, learn_beta, learn_threshold, *_ = ctx.needs_input_grad
+        flat = current if order is None else _flatten(current, order)
         settings = reset, surrogate, learn_beta, learn_threshold
-        gradients = _call(compiled, time_loop_gradients, current, beta, threshold, grad_spikes, *settings)
-        return *gradients, None, None, None
+        gradients = _call(compiled, time_loop_gradients, (flat, beta, threshold, grad_spikes), settings)
+        grad_current, grad_beta, grad_threshold = gradients
+        if order is not None:
+            grad_current = _unflatten(grad_current, current.shape, order)
+        return grad_current, grad_beta, grad_threshold, None, None, None, None
 
 
-def _call(compiled: bool, function: Callable[..., Any], current: Tensor, *arguments: Any) -> Any:
-    if not compiled:
-        return function(current, *arguments)
-    detached = [argument.detach() if isinstance(argument, Tensor) else argument for argument in (current, *arguments)]
-    for argument in detached:  # sizes are left open, T is not; `dynamic=True` would make tensors of the settings too
-        if isinstance(argument, Tensor) and argument.ndim == current.ndim:
-            torch._dynamo.maybe_mark_dynamic(argument, list(range(1, current.ndim)))
-    settings = [argument for argument in arguments if not isinstance(argument, Tensor)]
-    return _compiled(function, current.dtype, len(current), *settings)(*detached)
+def _flatten(current: Tensor, order: list[int]) -> Tensor:
+    """A current as `[T, N]`: a view where it is dense or one for all steps."""
+    return (current if order == sorted(order) else current.permute(order)).flatten(1)
 
 
-def _permute_parameter(parameter: Tensor, order: list[int]) -> Tensor:
-    """`parameter`, which broadcasts against a time step, for time steps whose dimensions are in another order."""
-    missing = len(order) - 1 - parameter.ndim
-    return parameter.reshape((1,) * missing + parameter.shape).permute([dim - 1 for dim in order[1:]])
+def _flatten_parameter(parameter: Tensor, shape: torch.Size, order: list[int]) -> Tensor:
+    """A parameter for such a current: one value, or `[N]`."""
+    if parameter.numel() == 1:
+        return parameter if parameter.ndim == 0 else parameter.reshape(())
+    return parameter.expand(shape[1:]).permute([dim - 1 for dim in order[1:]]).reshape(-1)
+
+
+def _unflatten(flat: Tensor, shape: torch.Size, order: list[int]) -> Tensor:
+    """`[T, N]` in the shape and memory order of the current."""
+    if order == sorted(order):  # the common case without operations that do nothing, a few microseconds each
+        return flat.view(shape)
+    return flat.view([shape[dim] for dim in order]).permute([order.index(dim) for dim in range(len(order))])
+
+
+def _call(compiled: bool, function: Callable[..., Any], tensors: tuple[Tensor, ...], settings: tuple[Any, ...]) -> Any:
+    """`function(*tensors, *settings)`, compiled or not; compiled, the tensors are of shape `[T, N]`, `[N]` or `[]`."""
+    if not compiled or tensors[0].numel() >= _TOO_MANY:
+        return function(*tensors, *settings)
+    tensors = tuple(tensor if tensor.stride() == (0, 1) else tensor.contiguous() for tensor in tensors)
+    kinds = tuple((tensor.dtype, tensor.ndim, tensor.stride() == (0, 1)) for tensor in tensors)
+    key = settings, len(tensors[0]), kinds, tensors[0].device, torch.get_num_threads()
+    return _compiled(function, *key)(*tensors)
 
 
 @cache
-def _compiled(function: Callable[..., Any], *key: object) -> Callable[..., Any]:
-    """`function` through torch.compile, with a code object of its own for each `key`.
+def _compiled(
+    function: Callable[..., Any],
+    settings: tuple[Any, ...],
+    time_steps: int,
+    kinds: tuple[tuple[torch.dtype, int, bool], ...],
+    device: torch.device,
+    num_threads: int,
+) -> Callable[..., Any]:
+    """`function` with these settings as code of Inductor, the compiler behind torch.compile, for tensors of any N.
 
-    torch counts recompilations by code object and falls back to eager after eight, which several T, dtypes and
-    surrogates in one process would reach.
+    torch.compile would find its code by examining, at every call, the arguments and all that the function refers to:
+    longer than the loop itself takes over a small batch. Here nothing can differ but what the key holds.
+
+    Args:
+        function: a time loop.
+        settings: its arguments after the tensors.
+        time_steps: T.
+        kinds: of each tensor, the dtype, the number of dimensions, and whether it is one row for all steps.
+        device: of the tensors.
+        num_threads: of torch, for which code on a CPU is written.
     """
-    own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
-    return torch.compile(own, fullgraph=True)
+    with torch.inference_mode(False), torch.no_grad():
+        examples = []
+        for dtype, ndim, is_one_row in kinds:
+            example = torch.empty((time_steps, _TRACED_SIZE)[2 - ndim :], dtype=dtype, device=device)
+            examples.append(example[:1].expand(time_steps, -1) if is_one_row else example)
+        graph = make_fx(lambda *tensors: function(*tensors, *settings), tracing_mode="symbolic")(*examples)
+        symbolic = [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")]
+        return torch._inductor.compile(graph, symbolic)
 
 
 @cache
