@@ -247,13 +247,18 @@ def run_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("format", "name"), [("packed", "network-exported.safetensors"), ("nir", "network-exported.nir")]
+    ("format", "name"),
+    [
+        ("packed", "network-exported.safetensors"),
+        ("onnx", "network-exported.onnx"),
+        ("nir", "network-exported.nir"),
+    ],
 )
 def test_a_run_is_exported_and_checked_on_its_test_set(format, name, run_folder):
     path, counts = export(run_folder, format, fold=True)
     assert path == run_folder / name
     assert counts["images"] == 360
-    assert counts["spikes"] > 10_000
+    assert counts["spikes"] > 10_000 or format == "onnx"  # whose session gives logits alone
     _, counts = export(run_folder, format, num_images=40)
     assert counts["images"] == 40
     assert sorted(file.name for file in run_folder.iterdir()) == sorted([name, "network.safetensors", "run.json"])

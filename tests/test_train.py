@@ -207,6 +207,10 @@ def test_a_teacher_of_another_shape_is_refused(done_run, tmp_path):
         (["data.batch_size=1.5"], "error: data.batch_size=1.5: must be a whole number"),
         (["model.width=null"], "error: model.width=None: must be a number"),
         (["quant.skip=classifier"], "error: quant.skip='classifier': must be a list"),
+        (
+            ["quant.layer_quantizers=int8"],
+            "error: quant.layer_quantizers='int8': must be a mapping or null",
+        ),
         (["quant.quantizer.threshold=low"], "error: quant.quantizer.threshold='low': must be a number"),
         (["objective.detach_companion=maybe"], "error: objective.detach_companion='maybe': must be true or false"),
         (["optimizer.lr=fast"], "error: optimizer"),

@@ -76,14 +76,23 @@ def _refuses(hint: Any, value: bool | float | str | None) -> bool:
         return not isinstance(value, int | float) or isinstance(value, bool)
     if hint is type(None):
         return value is not None
-    return hint is Tensor or get_origin(hint) in (list, tuple, dict, Sequence)
+    return hint is Tensor or get_origin(hint) in (list, tuple, dict, Sequence, Mapping)
 
 
 def _type_name(hint: Any) -> str:
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a string", type(None): "null"}
-    return names.get(
-        hint, "a list" if get_origin(hint) in (list, tuple, Sequence) else getattr(hint, "__name__", str(hint))
-    )
+    names: dict[Any, str] = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "a string",
+        type(None): "null",
+        list: "a list",
+        tuple: "a list",
+        Sequence: "a list",
+        dict: "a mapping",
+        Mapping: "a mapping",
+    }
+    return names.get(get_origin(hint) or hint) or getattr(hint, "__name__", str(hint))
 
 
 @contextmanager

@@ -127,14 +127,28 @@ def finished_record(folder: Path | str) -> dict[str, Any]:
 def precision_words(weights: Mapping[str, Any]) -> str:
     """What of a network is quantised, from its record's ``weights``, by name and by share of the weights.
 
-    ``all``, ``none`` or ``all but stem, classifier (99.8 %)``: the modules that hold no quantised layer.
+    ``all``, ``none`` or ``all but stem, classifier (99.8 %)``: the modules that hold no quantised layer. Where schemes
+    differ, those of the fewer weights follow: ``all; stem: int8``.
     """
-    layers = {layer["name"]: layer["is_quantized"] for layer in weights["layers"]}
-    if len(set(layers.values())) == 1:
-        return "all" if all(layers.values()) else "none"
-    quantized = [name for name, is_quantized in layers.items() if is_quantized]
-    others = dict.fromkeys(_outermost(name, quantized) for name, is_quantized in layers.items() if not is_quantized)
-    return f"all but {', '.join(others)} ({100 * weights['quantized_share']:.1f} %)"
+    schemes = {layer["name"]: layer["scheme"] if layer["is_quantized"] else None for layer in weights["layers"]}
+    quantized = [scheme for scheme in schemes.values() if scheme is not None]
+    if not quantized:
+        return "none"
+    words = "all"
+    if len(quantized) < len(schemes):
+        words += f" but {_modules(schemes, None)} ({100 * weights['quantized_share']:.1f} %)"
+    sizes = dict.fromkeys(quantized, 0)
+    for layer in weights["layers"]:
+        if layer["is_quantized"]:
+            sizes[layer["scheme"]] += layer["weights"]
+    others = sorted(sizes, key=lambda scheme: -sizes[scheme])[1:]
+    return "; ".join([words, *(f"{_modules(schemes, scheme)}: {scheme}" for scheme in others)])
+
+
+def _modules(schemes: Mapping[str, str | None], scheme: str | None) -> str:
+    """The modules whose layers are all of this scheme, each as large as it can be."""
+    others = [name for name, each in schemes.items() if each != scheme]
+    return ", ".join(dict.fromkeys(_outermost(name, others) for name, each in schemes.items() if each == scheme))
 
 
 def _outermost(layer: str, others: Sequence[str]) -> str:

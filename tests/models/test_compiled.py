@@ -57,9 +57,13 @@ def test_compiled_equals_eager_and_is_compiled_once_for_all_batches_and_layouts(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_other_dtypes(dtype):
-    assert_compiled_equals_eager(LIF(0.7, learn_beta=True), torch.randn(3, 2, 50).to(dtype))
+@pytest.mark.parametrize(
+    ("dtype", "parameters"),
+    [(torch.bfloat16, torch.float32), (torch.float64, torch.float32), (torch.float64, torch.float64)],
+)
+def test_other_dtypes(dtype, parameters):
+    lif = LIF(0.7, learn_beta=True).to(parameters)
+    assert_compiled_equals_eager(lif, torch.randn(3, 2, 50).to(dtype))
 
 
 @pytest.mark.slow

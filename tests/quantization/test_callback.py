@@ -14,10 +14,12 @@ from tna_lightning.quantization import (
     TernaryTTQ,
     Uniform,
     WeightQuantization,
+    quantize_network,
     quantized_share,
     weight_report,
 )
 from tna_lightning.quantization.parametrized import quantized_layers
+from tna_lightning.runs import precision_words
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers"),
@@ -161,12 +163,46 @@ def test_skip_leaves_modules_by_name(tmp_path):
     assert [layer["scheme"] for layer in weight_report(learner.base)["layers"]] == ["ternary", "float32"]
 
 
+def test_modules_can_have_a_scheme_of_their_own(tmp_path):
+    learner = Learner(with_companion=True)
+    settings = {"network": "both", "companion_quantizer": Binary(), "layer_quantizers": {"2": Uniform(8)}}
+    fit(learner, WeightQuantization(Ternary(), **settings), tmp_path)
+    for network, scheme in {learner.base: "ternary", learner.companion: "binary"}.items():
+        assert [layer["scheme"] for layer in weight_report(network)["layers"]] == [scheme, "int8"]
+    assert precision_words(weight_report(learner.base)) == "all; 2: int8"
+
+
+def test_the_innermost_scheme_counts():
+    network = nn.Sequential(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3)), nn.Linear(3, 2))
+    quantize_network(network, Ternary(), layer_quantizers={"0.1": Uniform(4), "0": Uniform(8)})
+    assert [layer["scheme"] for layer in weight_report(network)["layers"]] == ["int8", "int4", "ternary"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"layer_quantizers": {"stem": Binary()}},
+            r"^layer_quantizers=\['stem'\]: no layer matches stem; there are 0, 2$",
+        ),
+        (
+            {"layer_quantizers": {"2": Binary()}, "skip": ["2"]},
+            r"^layer_quantizers=\['2'\]: must be quantised, yet skip",
+        ),
+    ],
+)
+def test_schemes_for_what_is_not_there_or_not_quantised_are_refused(settings, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        fit(Learner(), WeightQuantization(Ternary(), **settings), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"network": "twin"}, r"^network='twin': must be 'base', 'companion' or 'both'"),
         ({"start_epoch": -1}, r"^start_epoch=-1: must be 0 or more"),
         ({"growth_epochs": -2}, r"^growth_epochs=-2: must be 0 or more"),
+        ({"layer_quantizers": {"2": "int8"}}, r"^layer_quantizers\.2='int8': must be a quantizer"),
         ({"companion_quantizer": Binary()}, r"^companion_quantizer: has no effect with network='base'"),
     ],
 )

@@ -250,6 +250,8 @@ class _TimeLoop(torch.autograd.Function):
         grad_current, grad_beta, grad_threshold = gradients
         if order is not None:
             grad_current = _unflatten(grad_current, current.shape, order)
+        grad_beta = None if grad_beta is None else grad_beta.view(beta.shape)
+        grad_threshold = None if grad_threshold is None else grad_threshold.view(threshold.shape)
         return grad_current, grad_beta, grad_threshold, None, None, None, None
 
 
@@ -273,11 +275,13 @@ def _unflatten(flat: Tensor, shape: torch.Size, order: list[int]) -> Tensor:
 
 
 def _call(compiled: bool, function: Callable[..., Any], tensors: tuple[Tensor, ...], settings: tuple[Any, ...]) -> Any:
-    """`function(*tensors, *settings)`, compiled or not; compiled, the tensors are of shape `[T, N]`, `[N]` or `[]`."""
+    """`function(*tensors, *settings)`, compiled or not; compiled, the tensors are of shape `[T, N]`, `[N]` or `[1]`."""
     if not compiled or tensors[0].numel() >= _TOO_MANY:
         return function(*tensors, *settings)
+    # of a float64 without dimensions, tracing would make a symbol for its value, which the compiler refuses
+    tensors = tuple(tensor.view(1) if tensor.ndim == 0 else tensor for tensor in tensors)
     tensors = tuple(tensor if tensor.stride() == (0, 1) else tensor.contiguous() for tensor in tensors)
-    kinds = tuple((tensor.dtype, tensor.ndim, tensor.stride() == (0, 1)) for tensor in tensors)
+    kinds = tuple((tensor.dtype, tensor.ndim, len(tensor) == 1 or tensor.stride() == (0, 1)) for tensor in tensors)
     key = settings, len(tensors[0]), kinds, tensors[0].device, torch.get_num_threads()
     return _compiled(function, *key)(*tensors)
 
@@ -300,15 +304,17 @@ def _compiled(
         function: a time loop.
         settings: its arguments after the tensors.
         time_steps: T.
-        kinds: of each tensor, the dtype, the number of dimensions, and whether it is one row for all steps.
+        kinds: of each tensor, the dtype, the number of dimensions, and whether it is one value for all neurons
+            or one row for all steps.
         device: of the tensors.
         num_threads: of torch, for which code on a CPU is written.
     """
     with torch.inference_mode(False), torch.no_grad():
         examples = []
-        for dtype, ndim, is_one_row in kinds:
-            example = torch.empty((time_steps, _TRACED_SIZE)[2 - ndim :], dtype=dtype, device=device)
-            examples.append(example[:1].expand(time_steps, -1) if is_one_row else example)
+        for dtype, ndim, is_one in kinds:
+            shape = (time_steps, _TRACED_SIZE)[2 - ndim :]
+            example = torch.empty(shape, dtype=dtype, device=device)
+            examples.append(example[:1].expand((*shape[:-1], -1)) if is_one else example)
         graph = make_fx(lambda *tensors: function(*tensors, *settings), tracing_mode="symbolic")(*examples)
         symbolic = [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")]
         return torch._inductor.compile(graph, symbolic)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import lightning
@@ -22,6 +22,7 @@ class WeightQuantization(lightning.Callback):
         network: ``"base"``, ``"companion"`` (a twin or peer that trains along; a frozen one is refused) or ``"both"``.
         companion_quantizer: the companion's own scheme; by default ``quantizer``.
         skip: names of modules left at full precision with all they contain, such as ``stem`` and ``classifier``.
+        layer_quantizers: names of modules with a scheme of their own, in every network that is quantised.
         start_epoch: training sees full-precision weights before this epoch.
         growth_epochs: from ``start_epoch`` on, the share of each layer's weights that training sees quantised grows
             epoch by epoch, the largest magnitudes first, to all of them after this many epochs.
@@ -39,8 +40,12 @@ class WeightQuantization(lightning.Callback):
         skip: Sequence[str] = (),
         start_epoch: int = 0,
         growth_epochs: int = 0,
+        layer_quantizers: Mapping[str, Quantizer] | None = None,
     ) -> None:
-        for name, scheme in {"quantizer": quantizer, "companion_quantizer": companion_quantizer or quantizer}.items():
+        self.layer_quantizers = dict(layer_quantizers or {})
+        schemes = {"quantizer": quantizer, "companion_quantizer": companion_quantizer or quantizer}
+        schemes |= {f"layer_quantizers.{layer}": scheme for layer, scheme in self.layer_quantizers.items()}
+        for name, scheme in schemes.items():
             if not isinstance(scheme, Quantizer):
                 raise ValueError(f"{name}={scheme!r}: must be a quantizer (in YAML {{_target_: ..., ...}}), not a name")
         if network not in ("base", "companion", "both"):
@@ -68,11 +73,12 @@ class WeightQuantization(lightning.Callback):
         """Refuse what does not fit the networks, or a training of so many epochs; ``setup`` does, before it begins.
 
         Raises:
-            ValueError: no companion, or a frozen one; a name in ``skip`` that matches no layer; a schedule after which
+            ValueError: no companion, or a frozen one; a name in ``skip`` or ``layer_quantizers`` that matches no layer;
+                a schedule after which
                 training has not seen all weights quantised (``max_epochs`` of None or below 1 sets no end).
         """
         for network, _ in self._networks(learner):
-            layers_to_quantize(network, self.skip)
+            layers_to_quantize(network, self.skip, self.layer_quantizers)
         companion: Any = learner.companion
         if "companion" in self._quantizers and not any(weight.requires_grad for weight in companion.parameters()):
             raise ValueError(
@@ -98,7 +104,7 @@ class WeightQuantization(lightning.Callback):
             self.check(pl_module, trainer.max_epochs)
         # before the optimizer is made, so that it gets the learned scales, and before a checkpoint is loaded
         for network, quantizer in self._networks(pl_module):
-            quantize_network(network, quantizer, self.skip)
+            quantize_network(network, quantizer, self.skip, self.layer_quantizers)
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: D102
         epoch = trainer.current_epoch

@@ -7,7 +7,7 @@ layer computes with is the quantised one.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -71,17 +71,23 @@ def quantized_layers(network: nn.Module) -> Iterator[tuple[str, Tensor, Quantize
             yield name, weight, quantized
 
 
-def layers_to_quantize(network: nn.Module, skip: Sequence[str] = ()) -> list[str]:
+def layers_to_quantize(network: nn.Module, skip: Sequence[str] = (), own: Iterable[str] = ()) -> list[str]:
     """Names of the layers that :func:`quantize_network` quantises: all but those that are, and those to skip.
 
     Raises:
-        ValueError: a name in ``skip`` matches no layer.
+        ValueError: a name in ``skip``, or in ``own`` (the keys of ``layer_quantizers``), matches no layer, or is in both.
     """
     layers = list(weighted_layers(network))
     names = [name for name, _, _ in layers]
-    unknown = [name for name in skip if not any(_is_within(layer, name) for layer in names)]
-    if unknown:
-        raise ValueError(f"skip={list(skip)!r}: no layer matches {', '.join(unknown)}; there are {', '.join(names)}")
+    for argument, asked in {"skip": list(skip), "layer_quantizers": list(own)}.items():
+        unknown = [name for name in asked if not any(_is_within(layer, name) for layer in names)]
+        if unknown:
+            raise ValueError(
+                f"{argument}={asked!r}: no layer matches {', '.join(unknown)}; there are {', '.join(names)}"
+            )
+    both = [name for name in own if any(_is_within(name, skipped) for skipped in skip)]
+    if both:
+        raise ValueError(f"layer_quantizers={both!r}: must be quantised, yet skip={list(skip)!r} leaves it out")
     return [
         name
         for name, _, quantized in layers
@@ -89,20 +95,29 @@ def layers_to_quantize(network: nn.Module, skip: Sequence[str] = ()) -> list[str
     ]
 
 
-def quantize_network(network: nn.Module, quantizer: Quantizer, skip: Sequence[str] = ()) -> None:
+def quantize_network(
+    network: nn.Module,
+    quantizer: Quantizer,
+    skip: Sequence[str] = (),
+    layer_quantizers: Mapping[str, Quantizer] | None = None,
+) -> None:
     """Quantise the weights of a network's convolutions and linear layers; layers that already are stay as they are.
 
     Args:
         network: changed in place.
         quantizer: prototype; each weight gets its own copy.
         skip: names of modules to leave at full precision, with all they contain.
+        layer_quantizers: names of modules that have, with all they contain, a scheme of their own; the innermost counts.
 
     Raises:
-        ValueError: a name in ``skip`` matches no layer.
+        ValueError: a name in ``skip`` or ``layer_quantizers`` matches no layer, or is in both.
     """
-    for name in layers_to_quantize(network, skip):
+    own = layer_quantizers or {}
+    for name in layers_to_quantize(network, skip, own):
         layer: Any = network.get_submodule(name)
-        new = QuantizedWeight(quantizer, layer.weight)
+        around = [module for module in own if _is_within(name, module)]
+        scheme = own[max(around, key=len)] if around else quantizer
+        new = QuantizedWeight(scheme, layer.weight)
         parametrize.register_parametrization(layer, "weight", new, unsafe=True)  # unsafe: skips a trial run
 
 
