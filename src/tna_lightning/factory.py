@@ -92,7 +92,7 @@ def _type_name(hint: Any) -> str:
         dict: "a mapping",
         Mapping: "a mapping",
     }
-    return names.get(get_origin(hint) or hint) or getattr(hint, "__name__", str(hint))
+    return names.get(get_origin(hint) or hint, getattr(hint, "__name__", str(hint)))
 
 
 @contextmanager

@@ -75,7 +75,7 @@ def layers_to_quantize(network: nn.Module, skip: Sequence[str] = (), own: Iterab
     """Names of the layers that :func:`quantize_network` quantises: all but those that are, and those to skip.
 
     Raises:
-        ValueError: a name in ``skip``, or in ``own`` (the keys of ``layer_quantizers``), matches no layer, or is in both.
+        ValueError: a name in ``skip`` or in ``own`` (the keys of ``layer_quantizers``) matches no layer, or is in both.
     """
     layers = list(weighted_layers(network))
     names = [name for name, _, _ in layers]
@@ -107,7 +107,7 @@ def quantize_network(
         network: changed in place.
         quantizer: prototype; each weight gets its own copy.
         skip: names of modules to leave at full precision, with all they contain.
-        layer_quantizers: names of modules that have, with all they contain, a scheme of their own; the innermost counts.
+        layer_quantizers: names of modules with a scheme of their own for all they contain; the innermost counts.
 
     Raises:
         ValueError: a name in ``skip`` or ``layer_quantizers`` matches no layer, or is in both.
