@@ -35,10 +35,17 @@ class QuantizedWeight(nn.Module):
         super().__init__()
         self.quantizer = quantizer.for_weight(weight)
         self.register_buffer("cutoff", weight.new_zeros(()))
+        self._is_whole = True  # a cutoff of 0, known without asking the device
+        self.register_load_state_dict_post_hook(QuantizedWeight._read_cutoff)
 
     def forward(self, weight: Tensor) -> Tensor:  # noqa: D102
         quantized = self.quantizer(weight)
-        return torch.where(weight.detach().abs() >= self.cutoff, quantized, weight) if self.training else quantized
+        if self._is_whole or not self.training:
+            return quantized
+        return torch.where(weight.detach().abs() >= self.cutoff, quantized, weight)
+
+    def _read_cutoff(self, _: object = None) -> None:
+        self._is_whole = self.cutoff.item() == 0
 
     @torch.no_grad()
     def set_share(self, weight: Tensor, share: float) -> None:
@@ -50,6 +57,7 @@ class QuantizedWeight(nn.Module):
             self.cutoff.zero_()
         else:
             self.cutoff.copy_(weight.abs().flatten().kthvalue(weight.numel() - count + 1).values)
+        self._read_cutoff()
 
 
 def weighted_layers(network: nn.Module) -> Iterator[tuple[str, Tensor, QuantizedWeight | None]]:
