@@ -1,7 +1,11 @@
 """Compiled time loops give what eager ones give: spikes bit for bit, gradients to float rounding."""
 
 import copy
+import os
 import shutil
+import subprocess
+import sys
+import textwrap
 
 import pytest
 import torch
@@ -154,3 +158,29 @@ def test_whole_network_compiles_without_a_break():
         net(images).square().sum().backward()
     for parameter, other in zip(network.parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(other.grad / 2, parameter.grad / 2, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow  # three processes that compile
+def test_code_that_a_killed_process_left_half_written_is_compiled_again(tmp_path):
+    program = textwrap.dedent("""
+        import torch
+        from tna_lightning.models import LIF
+        lif = LIF(0.5)
+        lif.compiled = True
+        print(int(lif(torch.ones(3, 1, 2)).sum()))
+    """)
+
+    def run():
+        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+        command = [sys.executable, "-c", program]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+
+    assert "compiled again" not in run().stderr
+    libraries = list(tmp_path.rglob("*.main.so"))
+    assert libraries
+    for library in libraries:
+        os.truncate(library, 100)
+    second = run()
+    assert second.stdout == "2\n"
+    assert second.stderr.count("compiled again") == 1
+    assert "compiled again" not in run().stderr

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import re
 import shutil
 import sysconfig
 from collections.abc import Callable
@@ -317,7 +318,25 @@ def _compiled(
             examples.append(example[:1].expand((*shape[:-1], -1)) if is_one else example)
         graph = make_fx(lambda *tensors: function(*tensors, *settings), tracing_mode="symbolic")(*examples)
         symbolic = [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")]
-        return torch._inductor.compile(graph, symbolic)
+        try:
+            return torch._inductor.compile(graph, symbolic)
+        except (ImportError, torch._inductor.exc.InductorError) as error:
+            _remove_half_written(error)
+            return _compiled.__wrapped__(function, settings, time_steps, kinds, device, num_threads)
+
+
+def _remove_half_written(error: Exception) -> None:
+    """Take a library that cannot be loaded out of torch's cache on disk, or raise the error again if that is not it.
+
+    A process that is killed while the C++ compiler writes leaves half a file, which torch would load ever after.
+    """
+    from torch._inductor.runtime.cache_dir_utils import cache_dir  # here, since it imports much
+
+    found = re.search(r"(/\S+\.so): ", str(error))
+    if found is None or not Path(found[1]).is_relative_to(cache_dir()) or not Path(found[1]).is_file():
+        raise error
+    log.warning("%s: cut short by a process that was killed; compiled again", found[1])
+    Path(found[1]).unlink()
 
 
 @cache
