@@ -246,12 +246,28 @@ def test_tables_say_the_same(study):
 
 def test_tables_say_which_layers_are_quantised_and_what_dense_costs(tmp_path):
     names = ("stem.conv", "body.0.conv1.conv", "body.0.shortcut.conv", "body.1.conv", "classifier")
-    hidden = [{"name": name, "is_quantized": name.startswith("body")} for name in names]
-    most = [{"name": name, "is_quantized": name != "body.0.shortcut.conv"} for name in names]
-    alike = [[{"name": name, "is_quantized": value} for name in names] for value in (True, False)]
+    stem = "stem.conv"
+
+    def layers_of(scheme, is_quantized, others=None):
+        """As in a record: each layer with as many weights, `others` with a scheme of their own."""
+        words = {name: (others or {}).get(name, scheme) if is_quantized(name) else "float32" for name in names}
+        return [
+            {"name": name, "is_quantized": is_quantized(name), "scheme": words[name], "weights": 200} for name in names
+        ]
+
+    hidden = layers_of("ternary", lambda name: name.startswith("body"))
+    most = layers_of("int4", lambda name: name != "body.0.shortcut.conv")
+    mixed = layers_of("ternary", lambda name: name != "classifier", {stem: "int8"})
+    alike = [layers_of("binary", lambda _, value=value: value) for value in (True, False)]
     weights = {"weights": 1000, "bytes": 300, "bytes_float32": 4000, "zero_share": 0.4}
-    layouts = (("ternary_hidden", hidden, 0.9977), ("int4", most, 0.5), ("binary", alike[0], 1), ("none", alike[1], 0))
-    for quant, layers, share in layouts:
+    layouts = {
+        "ternary_hidden": (hidden, 0.9977),
+        "int4": (most, 0.5),
+        "ternary": (mixed, 0.8),
+        "binary": (alike[0], 1),
+        "none": (alike[1], 0),
+    }
+    for quant, (layers, share) in layouts.items():
         write(tmp_path, record("plain", quant, weights=weights | {"quantized_share": share, "layers": layers}))
     table = rows(collect([tmp_path]).done)
     assert {row.precision: row.quantized for row in table} == {
@@ -259,6 +275,7 @@ def test_tables_say_which_layers_are_quantised_and_what_dense_costs(tmp_path):
         "binary": "all",
         "ternary_hidden": "all but stem, classifier (99.8 %)",
         "int4": "all but body.0.shortcut (50.0 %)",
+        "ternary": "all but classifier (80.0 %); stem: int8",
     }
     (hidden_row,) = [row for row in csv.DictReader(io.StringIO(as_csv(table))) if row["precision"] == "ternary_hidden"]
     assert hidden_row["quantized"] == "all but stem, classifier (99.8 %)"
