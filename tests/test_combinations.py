@@ -1,4 +1,7 @@
-"""Every model x neuron x quantisation x baseline composes, instantiates and takes a training step."""
+"""Model x neuron x quantisation x baseline composes, instantiates and takes a training step.
+
+Of each model's combinations, a few that hold each pair of neuron, quantisation and baseline; slow tests try all.
+"""
 
 import itertools
 from types import SimpleNamespace
@@ -26,34 +29,65 @@ def choices():
             composed[choice] = (
                 {key: config[key] for key in ("objective", "companion")} if group == "baseline" else config[group]
             )
-    return nodes
+    return nodes | {"common": compose()}
+
+
+def combinations(choices):
+    return list(itertools.product(choices["neuron"], choices["quant"], choices["baseline"]))
+
+
+def every_pair(choices):
+    """Each quantisation with each baseline, and the neurons in turn, shifted by one from row to row."""
+    neurons = list(choices["neuron"])
+    return [
+        (neurons[(row + column) % len(neurons)], quant, baseline)
+        for row, quant in enumerate(choices["quant"])
+        for column, baseline in enumerate(choices["baseline"])
+    ]
+
+
+def test_every_pair_is_among_the_combinations_tried(choices):
+    tried, every = every_pair(choices), combinations(choices)
+    assert len(tried) < len(every) / 3
+    for first, second in itertools.combinations(range(3), 2):
+        assert {(c[first], c[second]) for c in tried} == {(c[first], c[second]) for c in every}
 
 
 @pytest.mark.parametrize("model", options("model"))
+def test_every_pair_of_choices_takes_a_training_step(model, choices):
+    for neuron, quant, baseline in every_pair(choices):
+        take_a_training_step(model, neuron, quant, baseline, choices)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", options("model"))
 def test_every_combination_takes_a_training_step(model, choices):
+    for neuron, quant, baseline in combinations(choices):
+        take_a_training_step(model, neuron, quant, baseline, choices)
+
+
+def take_a_training_step(model, neuron, quant, baseline, choices):
     torch.manual_seed(0)
     datamodule = SimpleNamespace(in_channels=CHANNELS, num_classes=CLASSES)
     x, target = torch.randn(4, CHANNELS, 8, 8), torch.tensor([0, 5, 2, 2])
-    common = compose()
-    for neuron, quant, baseline in itertools.product(choices["neuron"], choices["quant"], choices["baseline"]):
-        node = {**choices["model"][model], "width": WIDTH.get(model, 1 / 32), "time_steps": 2}
-        config = {**common, "model": node, "neuron": choices["neuron"][neuron], **choices["baseline"][baseline]}
-        learner = build_learner(config, datamodule)
-        if choices["quant"][quant]:
-            build("quant", choices["quant"][quant]).setup(SimpleNamespace(max_epochs=1), learner, "fit")
-        optimizer = DEFAULT_OPTIMIZER(list(learner.parameter_groups()))
-        before = [parameter.detach().clone() for parameter in learner.base.parameters()]
+    node = {**choices["model"][model], "width": WIDTH.get(model, 1 / 32), "time_steps": 2}
+    config = {**choices["common"], "model": node, "neuron": choices["neuron"][neuron], **choices["baseline"][baseline]}
+    learner = build_learner(config, datamodule)
+    if choices["quant"][quant]:
+        build("quant", choices["quant"][quant]).setup(SimpleNamespace(max_epochs=1), learner, "fit")
+    optimizer = DEFAULT_OPTIMIZER(list(learner.parameter_groups()))
+    before = [parameter.detach().clone() for parameter in learner.base.parameters()]
 
-        losses, logits = learner.train().losses(x, target)
-        losses["loss"].backward()
-        optimizer.step()
+    losses, logits = learner.train().losses(x, target)
+    losses["loss"].backward()
+    optimizer.step()
 
-        what = f"{model} {neuron} {quant} {baseline}"
-        steps = 1 if neuron == "relu" else 2
-        assert logits["base"].shape == (steps, 4, CLASSES), what
-        assert all(output.shape[1:] == (4, CLASSES) for output in logits.values()), what  # an ANN twin has one step
-        assert ("companion" in logits) == (not baseline.startswith("plain")), what
-        assert torch.isfinite(losses["loss"]), what
-        moved = [bool((old != new).any()) for old, new in zip(before, learner.base.parameters(), strict=True)]
-        assert sum(moved) > 0.5 * len(moved), what
-        assert all(parameter.isfinite().all() for parameter in learner.parameters()), what
+    what = f"{model} {neuron} {quant} {baseline}"
+    steps = 1 if neuron == "relu" else 2
+    assert logits["base"].shape == (steps, 4, CLASSES), what
+    assert all(output.shape[1:] == (4, CLASSES) for output in logits.values()), what  # an ANN twin has one step
+    assert ("companion" in logits) == (not baseline.startswith("plain")), what
+    assert torch.isfinite(losses["loss"]), what
+    moved = [bool((old != new).any()) for old, new in zip(before, learner.base.parameters(), strict=True)]
+    assert sum(moved) > 0.5 * len(moved), what
+    assert all(parameter.isfinite().all() for parameter in learner.parameters()), what
