@@ -1,5 +1,7 @@
 """Companions from elsewhere, and weights from earlier runs; in this process, through `train`."""
 
+from hashlib import sha256
+
 import pytest
 import torch
 from lightning.pytorch.utilities import rank_zero_only
@@ -10,7 +12,8 @@ from tna_lightning.companions import companion_networks, pretrained_weights, pre
 from tna_lightning.config import compose
 from tna_lightning.console import summary_rows
 from tna_lightning.factory import build_network
-from tna_lightning.quantization.packing import load_packed
+from tna_lightning.models import LIF
+from tna_lightning.quantization.packing import load_packed, save_network
 from tna_lightning.train import train
 from tna_lightning.weights import load_weights
 
@@ -182,7 +185,76 @@ def test_a_run_starts_from_an_earlier_ones_weights(earlier, tmp_path):
         assert torch.equal(state[f"base.{name}"], value), name
 
 
-@pytest.mark.parametrize("name", ["nowhere", "file.txt"])
+def spec_of(folder, neuron):
+    config = runs.finished_record(folder)["config"]
+    return {"model": config["model"], "neuron": neuron, "in_channels": 1, "num_classes": 10}
+
+
+def test_a_start_from_earlier_weights_keeps_its_own_neurons(earlier, tmp_path):
+    faster = {"_target_": "tna_lightning.models.LIF", "_partial_": True, "beta": 0.9, "threshold": 2.0}
+    network = build_network(spec_of(earlier, faster))
+    load_weights("init_from", network, earlier)
+    neurons = [module for module in network.modules() if isinstance(module, LIF)]
+    assert neurons
+    assert all((neuron.beta.item(), neuron.threshold.item()) == (pytest.approx(0.9), 2.0) for neuron in neurons)
+    assert torch.equal(network.classifier.weight, load_packed(earlier / runs.NETWORK).classifier.weight)
+    # what the record says is what was trained
+    record = run(tmp_path / "run", f"init_from={earlier}", "neuron.beta=0.9", "baseline=plain")
+    kept = load_packed(tmp_path / "run" / runs.NETWORK)
+    assert record["config"]["neuron"]["beta"] == 0.9
+    assert all(m.beta.item() == pytest.approx(0.9) for m in kept.modules() if isinstance(m, LIF))
+
+
+def test_weights_go_from_an_ann_to_a_spiking_network_and_back(earlier):
+    ann = build_network(spec_of(earlier, {"_target_": "torch.nn.ReLU", "_partial_": True}))
+    load_weights("init_from", ann, earlier)
+    spiking = network_of(earlier)
+    save = {f"base.{name}": value for name, value in ann.state_dict().items()}
+    path = earlier / "ann.ckpt"
+    torch.save({"state_dict": save}, path)
+    load_weights("init_from", spiking, path)
+    for name, value in load_packed(earlier / runs.NETWORK).state_dict().items():
+        assert torch.equal(spiking.state_dict()[name], value), name
+
+
+def test_a_companion_from_a_run_must_have_the_neurons_that_it_was_trained_with(earlier, tmp_path):
+    with pytest.raises(ValueError, match=r"^companion.weights='.*': .*beta is 0.5 there and 0.9 here; they must be"):
+        run(tmp_path / "run", "baseline=kd", f"companion.weights={earlier}", "neuron.beta=0.9")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_is_done_says_that_its_source_has_changed(earlier, tmp_path, caplog):
+    source = tmp_path / "source.safetensors"
+    source.write_bytes((earlier / runs.NETWORK).read_bytes())
+    overrides = (f"init_from={source}", "baseline=plain")
+    record = run(tmp_path / "run", *overrides)
+    assert record["sources"]["init_from"] == {"file": str(source), "sha256": sha256(source.read_bytes()).hexdigest()}
+    run(tmp_path / "run", *overrides)
+    assert "has changed since" not in caplog.text
+    save_network(source, network_of(earlier))
+    assert run(tmp_path / "run", *overrides) == record
+    assert f"init_from: {source} has changed since" in caplog.text
+
+
+def test_a_run_that_is_done_says_that_its_energies_are_not_counted_anew(earlier, caplog):
+    assert run(earlier, "cost.pj_per_ac=0.1")["cost"]["pj_per_ac"] == 0.9
+    assert "the energies above were counted with" in caplog.text
+    with pytest.raises(ValueError, match=r"^cost.pj_per_mac=-1: must be 0 or more"):
+        run(earlier, "cost.pj_per_mac=-1")
+
+
+@pytest.mark.parametrize("content", [b"PK", [1], {"state_dict": [1]}])
+def test_a_checkpoint_that_is_none_is_named(content, tmp_path, earlier):
+    path = tmp_path / "bad.ckpt"
+    if isinstance(content, bytes):
+        path.write_bytes((earlier / runs.LAST_CHECKPOINT).read_bytes()[:50_000])
+    else:
+        torch.save(content, path)
+    with pytest.raises(ValueError, match=r"^init_from='.*bad.ckpt': cut short, or no checkpoint of a TwinLearner"):
+        load_weights("init_from", network_of(earlier), path)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "file.txt", ""])
 def test_a_source_that_is_none_is_named(name, tmp_path, earlier):
     (tmp_path / "file.txt").write_text("nothing")
     with pytest.raises(ValueError, match=r"^init_from='.*': "):

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from tna_lightning.callbacks.cost import InferenceCost
 from tna_lightning.cost import CostCounter, inference_cost
 from tna_lightning.models import LIF, build
 from tna_lightning.quantization import Ternary, quantize_network
@@ -95,6 +96,9 @@ def test_the_stem_runs_once_for_an_image_and_every_step_for_events():
     assert image["layers"][0]["dense_macs"] == stem_macs
     events = inference_cost(network, [torch.randn(2, 5, 2, 8, 8)])
     assert events["layers"][0]["dense_macs"] == 5 * stem_macs
+    ann = inference_cost(make("ReLU", _target_="tna_lightning.models.convnet", width=0.1), [torch.randn(2, 2, 8, 8)])
+    assert image["ann_macs"] == events["ann_macs"] == ann["dense_macs"] < image["dense_macs"]
+    assert image["energy_ann_uj"] == ann["energy_dense_uj"] == pytest.approx(4.6e-6 * image["ann_macs"])
     assert image["neurons"] == events["neurons"] == 8 * 8 * (3 + 6) + 4 * 4 * 6
 
 
@@ -131,5 +135,7 @@ def test_batches_add_up_and_nothing_stays_behind():
 def test_what_cannot_be_counted_is_said():
     with pytest.raises(ValueError, match=r"^pj_per_mac=-1: must be 0 or more"):
         CostCounter(nn.Linear(2, 2), pj_per_mac=-1)
+    with pytest.raises(ValueError, match=r"^pj_per_ac=inf: must be 0 or more"):
+        InferenceCost(pj_per_ac=float("inf"))
     with pytest.raises(ValueError, match=r"^batches: the network has seen no image"):
         inference_cost(nn.Linear(2, 2), [])

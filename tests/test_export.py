@@ -241,8 +241,10 @@ def run_folder(tmp_path):
         "data": {"_target_": "tna_lightning.data.DigitsDataModule", "seed": 0},
         "model": spec["model"],
         "neuron": {**spec["neuron"], "_partial_": True},
+        "trainer": {},
     }
-    (folder / "run.json").write_text(json.dumps({"format": 1, "status": "done", "identity": "0", "config": config}))
+    record = {"format": 1, "status": "done", "identity": "0", "config": config, "seed": 0, "results": {}, "weights": {}}
+    (folder / "run.json").write_text(json.dumps(record))
     return folder
 
 
@@ -266,13 +268,42 @@ def test_a_run_is_exported_and_checked_on_its_test_set(format, name, run_folder)
 
 def test_nothing_that_is_there_is_overwritten(run_folder, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    for output in (run_folder / "run.json", run_folder / "network.safetensors", tmp_path / "mine.txt", tmp_path):
-        with pytest.raises(ValueError, match=r"^output=.*: is there already"):
+    refused = {
+        run_folder / "run.json": "is there already",
+        run_folder / "network.safetensors": "is there already",
+        tmp_path / "mine.txt": "is there already",
+        tmp_path: "is a folder",
+        "": "is a folder",
+        tmp_path / "mine.txt" / "out": "there is no folder",
+        tmp_path / "none" / "out": "there is no folder",
+    }
+    before = sorted(tmp_path.rglob("*"))
+    for output, reason in refused.items():
+        with pytest.raises(ValueError, match=rf"^output=.*: {reason}"):
             export(run_folder, "packed", output, num_images=10)
+    assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / "mine.txt").read_text() == "mine"
     for count in (0, -3):
         with pytest.raises(ValueError, match=f"^images={count}: must be at least 1"):
             export(run_folder, "packed", num_images=count)
+    with pytest.raises(ValueError, match=r"^data-root='x': must be left out"):
+        export(run_folder, "packed", data_root="x")
+    with pytest.raises(ValueError, match=r"^run=.*: no run folder"):
+        export(run_folder / "run.json", "packed")
+
+
+@pytest.mark.parametrize("missing", ["results", "config.data", "config"])
+def test_a_record_that_lost_something_is_named(missing, run_folder):
+    record = json.loads((run_folder / "run.json").read_text())
+    if missing == "config":
+        record["config"] = None
+    elif missing == "results":
+        del record["results"]
+    else:
+        del record["config"]["data"]
+    (run_folder / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=rf"^run=.*: run.json is damaged or not the record of a run, .* {missing}"):
+        export(run_folder, "packed")
 
 
 def test_the_command_says_what_it_wrote_or_why_not(run_folder, tmp_path):

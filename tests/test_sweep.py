@@ -137,7 +137,7 @@ def test_a_job_whose_input_is_refused_is_told_and_recorded(tmp_path):
     assert result.returncode == 1
     reasons = [
         "quant.start_epoch=2: must be at most 1, the last of 2 epochs",
-        "quant.start_epoch=-1: must be 0 or more",
+        "quant.start_epoch=-1: must be a whole number of 0 or more",
     ]
     for number, reason in enumerate(reasons):
         assert re.match(rf"failed in \d+ s \({reason}.*; see .*output\.log\)$", told(result)[number]), result.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -123,6 +124,14 @@ def check(config: Mapping[str, Any]) -> None:
     _check_twin_device(config["trainer"])
     if config["keep"] == "best" and not config["data"].get("val_fraction", 1):
         raise ValueError("keep='best': needs validation images (data.val_fraction above 0); else use keep=last")
+    init_from, quant = config["init_from"], config["quant"]
+    if init_from is not None and not isinstance(init_from, str):
+        raise ValueError(f"init_from={init_from!r}: must be the path of a run, of its .safetensors or of a .ckpt")
+    if quant and "_target_" not in quant:
+        raise ValueError(f"quant={dict(quant)}: quant=none has no settings; choose a scheme")
+    for key, value in runs.identity_config(config).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{key}={value!r}: must be finite")
     if not isinstance(config["resume"], bool):
         raise ValueError(f"resume={config['resume']!r}: allowed are true, false")
     if not config["companion"]:
@@ -209,6 +218,8 @@ def explain(error: BaseException) -> str | None:
 
 
 def _unknown_key(key: str) -> str:
+    if key in GROUPS:
+        return f"{key}: takes the name of a choice; its settings are given one by one, {key}.NAME=VALUE"
     if "." not in key.removeprefix("+") and "@" not in key:
         close = difflib.get_close_matches(key, [*GROUPS, "seed", "epochs", "keep", "study", "resume"])
         hint = f"did you mean {' or '.join(close)}?" if close else f"groups are {', '.join(GROUPS)}"

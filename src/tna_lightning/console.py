@@ -107,7 +107,8 @@ def summary_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         companion = record["companion_weights"]
         yield "companion's weights", f"{companion['weights']:,}, {', '.join(companion['schemes'])}"
     smaller = weights["bytes_float32"] / weights["bytes"]
-    yield "weights, as kept", f"{weights['bytes']:,} bytes ({smaller:.1f} times smaller than float32)"
+    than_float32 = f" ({smaller:.1f} times smaller than float32)" if smaller > 1 else ""
+    yield "weights, as kept", f"{weights['bytes']:,} bytes{than_float32}"
     yield "file, with all else", f"{weights['bytes_file']:,} bytes"
     yield "zero weights", f"{weights['zero_share']:.1%}"
     if cost["firing_rate"] is not None:  # neurons that spike
@@ -115,9 +116,12 @@ def summary_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     # AC: accumulates that spikes trigger, MAC: multiply-accumulates
     counts = f"{cost['synaptic_operations']:,.0f} AC, {cost['macs']:,.0f} MAC"
     yield "operations an image", f"{counts}, about {cost['energy_uj']:#.3g} uJ"
-    yield "dense, full precision", f"{cost['dense_macs']:,.0f} MAC, about {cost['energy_dense_uj']:#.3g} uJ"
+    yield "dense, all time steps", f"{cost['dense_macs']:,.0f} MAC, about {cost['energy_dense_uj']:#.3g} uJ"
+    if "ann_macs" in cost:  # older records have none
+        yield "ANN of the same shape", f"{cost['ann_macs']:,.0f} MAC, about {cost['energy_ann_uj']:#.3g} uJ"
     yield "training speed", f"{record['train_images_per_s']:,.0f} images/s on {record['device']}"
-    yield "wall time", f"{record['wall_time_s']:.0f} s for {record['epochs']} epochs"
+    epochs = "1 epoch" if record["epochs"] == 1 else f"{record['epochs']} epochs"
+    yield "wall time", f"{record['wall_time_s']:.0f} s for {epochs}"
 
 
 def _accuracies(results: Mapping[str, float], prefix: str) -> str:

@@ -11,6 +11,7 @@ All counts are per image (or recording), over all of its time steps.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -40,6 +41,17 @@ def inference_cost(
     return counter.report()
 
 
+def check_energies(pj_per_mac: float, pj_per_ac: float) -> None:
+    """Refuse energies an operation, in picojoule, that are negative or not finite.
+
+    Raises:
+        ValueError: one is.
+    """
+    for name, value in {"pj_per_mac": pj_per_mac, "pj_per_ac": pj_per_ac}.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name}={value!r}: must be 0 or more")
+
+
 class CostCounter:
     """Counts what a network's layers and neurons do while this context is open; the network itself stays as it is.
 
@@ -50,9 +62,7 @@ class CostCounter:
     """
 
     def __init__(self, network: nn.Module, pj_per_mac: float = PJ_PER_MAC, pj_per_ac: float = PJ_PER_AC) -> None:
-        for name, value in {"pj_per_mac": pj_per_mac, "pj_per_ac": pj_per_ac}.items():
-            if not value >= 0:
-                raise ValueError(f"{name}={value!r}: must be 0 or more")
+        check_energies(pj_per_mac, pj_per_ac)
         self.network = network
         self.pj_per_mac, self.pj_per_ac = pj_per_mac, pj_per_ac
         self.num_images = 0
@@ -89,10 +99,12 @@ class CostCounter:
         - ``weights``, ``quantized_share``, ``zero_share``: of convolutions and linear layers; ``bytes_kept`` and
           ``bytes_float32``: of all parameters and buffers;
         - ``neurons``, ``firing_rate`` (spikes a neuron and step; None without spiking neurons), ``spikes``;
-        - ``dense_macs``: what the same network costs if zeros are not left out;
+        - ``dense_macs``: what the same network costs if zeros are not left out, over all time steps; ``ann_macs``: each
+          layer once, as in an ANN of the same shape;
         - ``synaptic_operations``: ACs triggered by spikes, of which ``on_nonzero_weights`` meet a weight that is not 0;
         - ``macs``: MACs in layers whose inputs are no spikes, of which ``first_layer_macs`` in the first layer;
-        - ``energy_uj``: of all ACs and MACs, in microjoule; ``energy_dense_uj``: of ``dense_macs``;
+        - ``energy_uj``: of all ACs and MACs, in microjoule; ``energy_dense_uj`` and ``energy_ann_uj``: of
+          ``dense_macs`` and ``ann_macs``;
         - ``layers`` and ``neuron_layers``: the same by name, in order.
         """
         if self.num_images == 0:
@@ -120,12 +132,14 @@ class CostCounter:
             "firing_rate": spikes / chances if chances else None,
             "spikes": spikes,
             "dense_macs": total("dense_macs"),
+            "ann_macs": total("ann_macs"),
             "synaptic_operations": total("synaptic_operations"),
             "on_nonzero_weights": total("on_nonzero_weights"),
             "macs": total("macs"),
             "first_layer_macs": first["macs"] if first else 0.0,
             "energy_uj": self._energy(total("macs"), total("synaptic_operations")),
             "energy_dense_uj": self._energy(total("dense_macs"), 0),
+            "energy_ann_uj": self._energy(total("ann_macs"), 0),
             "pj_per_mac": self.pj_per_mac,
             "pj_per_ac": self.pj_per_ac,
             "layers": layers,
@@ -143,6 +157,7 @@ class _LayerCount:
         self.module: Any = module
         self.num_outputs = 0
         self.num_inputs = 0
+        self.num_samples = 0  # images times steps
         # by shape of one input: a layer may see several sizes
         self.nonzero: defaultdict[torch.Size, Tensor] = defaultdict(lambda: torch.zeros(()))
         self.sees_spikes_only = True
@@ -160,6 +175,7 @@ class _LayerCount:
         self.nonzero[shape] = self.nonzero[shape].to(x.device) + nonzero.double()
         self.num_inputs += x.numel()
         self.num_outputs += output.numel()
+        self.num_samples += len(samples)
 
     def report(self, num_images: int) -> dict[str, Any]:
         weight = self.module.weight.detach()
@@ -168,11 +184,13 @@ class _LayerCount:
             num_nonzero += float(nonzero.sum())
             operations += float((nonzero * self._fan_out(shape, torch.ones_like(weight))).sum())
             on_nonzero += float((nonzero * self._fan_out(shape, (weight != 0).to(weight.dtype))).sum())
+        fan_in = weight.numel() // len(weight)
         acs, macs = (operations, 0.0) if self.sees_spikes_only else (0.0, operations)
         return {
             "input": "spikes" if self.sees_spikes_only else "numbers",
             "input_rate": num_nonzero / self.num_inputs if self.num_inputs else 0.0,
-            "dense_macs": self.num_outputs * (weight.numel() // len(weight)) / num_images,
+            "dense_macs": self.num_outputs * fan_in / num_images,
+            "ann_macs": self.num_outputs * fan_in / self.num_samples if self.num_samples else 0.0,
             "synaptic_operations": acs / num_images,
             "on_nonzero_weights": (on_nonzero if self.sees_spikes_only else 0.0) / num_images,
             "macs": macs / num_images,

@@ -9,7 +9,7 @@ import lightning
 
 from tna_lightning import runs
 from tna_lightning.console import leave, quiet_lightning, title
-from tna_lightning.factory import build, build_network, network_spec
+from tna_lightning.factory import build_network, data_to_test, network_spec
 from tna_lightning.learner import TwinLearner
 from tna_lightning.quantization.packing import load_packed
 
@@ -25,8 +25,7 @@ def evaluate(folder: Path | str, data_root: str | None = None) -> dict[str, floa
         ValueError: no finished run, or its data or its kept network are not what they were.
     """
     config = runs.finished_record(folder)["config"]
-    data = config["data"] if data_root is None else {**config["data"], "root": data_root}
-    datamodule = build("data", data)
+    datamodule = data_to_test(config, data_root)
     network = build_network(network_spec(config, datamodule), channels_last=config.get("channels_last", False))
     load_packed(Path(folder) / runs.NETWORK, network)
     with quiet_lightning():

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,6 +30,7 @@ from tna_lightning.models import SpikingNeuron
 from tna_lightning.quantization.folding import fold_batch_norm
 from tna_lightning.quantization.packing import load_packed, save_network
 
+OURS = ("tna_lightning.models.", "torch.nn.ReLU")  # what load_packed builds from a file
 SUFFIXES = {"packed": "safetensors", "onnx": "onnx", "nir": "nir"}
 ONNX_OPSET = 20
 SPIKE_TOLERANCE = 1e-4
@@ -57,7 +59,8 @@ def export_packed(
         batches: inputs to check with.
         spec: from which the file's reader builds the network.
         fold: fold batch norm first.
-        rebuild: makes the network to load into where ``spec`` is None.
+        rebuild: makes the network to load into where the file alone is not enough: without ``spec``, or with one that
+            names a network of the user's own.
 
     Returns:
         Counts, see :func:`check`.
@@ -243,17 +246,16 @@ def export(
         ExportMismatch: the check failed; nothing is left at ``output``.
     """
     from tna_lightning import runs
-    from tna_lightning.factory import build, build_network, network_spec
+    from tna_lightning.factory import build_network, data_to_test, network_spec
 
     if format not in SUFFIXES:
         raise ValueError(f"format={format!r}: must be one of {', '.join(SUFFIXES)}")
     if num_images is not None and num_images < 1:
         raise ValueError(f"images={num_images!r}: must be at least 1")
     config = runs.finished_record(folder)["config"]
-    if output is not None and Path(output).exists():  # the run's own record and network among them
-        raise ValueError(f"output={str(output)!r}: is there already; remove it, or name another file")
-    data = config["data"] if data_root is None else {**config["data"], "root": data_root}
-    datamodule = build("data", data)
+    if output is not None:
+        _check_output(output)
+    datamodule = data_to_test(config, data_root)
     spec = network_spec(config, datamodule)
     network = load_packed(Path(folder) / runs.NETWORK, build_network(spec))
     datamodule.prepare_data()
@@ -261,10 +263,23 @@ def export(
     path = Path(output) if output is not None else Path(folder) / f"network-exported.{SUFFIXES[format]}"
     batches = _first_images(datamodule, num_images)
     if format == "packed":
-        return path, export_packed(network, path, batches, spec, fold, rebuild=lambda: build_network(spec))
+        # a network of the user's own cannot be built from the file alone, and is given to whoever reads it
+        is_ours = all(str(spec[part].get("_target_")).startswith(OURS) for part in ("model", "neuron"))
+        rebuild = None if is_ours else lambda: build_network(spec)
+        return path, export_packed(network, path, batches, spec, fold, rebuild)
     if format == "onnx":
         return path, export_onnx(fold_batch_norm(network) if fold else network, path, batches)
     return path, export_nir(network, path, batches)
+
+
+def _check_output(output: Path | str) -> None:
+    path = Path(output)
+    if path.is_dir():
+        raise ValueError(f"output={str(output)!r}: is a folder; name a file in it")
+    if path.exists():  # the run's own record and network among them
+        raise ValueError(f"output={str(output)!r}: is there already; remove it, or name another file")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ValueError(f"output={str(output)!r}: there is no folder {path.parent} to write to")
 
 
 def _first_images(datamodule: Any, count: int | None) -> Iterator[Tensor]:

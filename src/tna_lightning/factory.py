@@ -106,6 +106,18 @@ def under(key: str) -> Iterator[None]:
         raise ValueError(f"{key}: {error}") from error
 
 
+def data_to_test(config: Mapping[str, Any], data_root: str | None = None) -> Any:
+    """The data module of a finished run, at another place than in training if ``data_root`` says so.
+
+    Raises:
+        ValueError: these data have no root.
+    """
+    data = config["data"]
+    if data_root is not None and "root" not in data:
+        raise ValueError(f"data-root={data_root!r}: must be left out, these data come from no folder")
+    return build("data", data if data_root is None else {**data, "root": data_root})
+
+
 def network_spec(config: Mapping[str, Any], datamodule: Any) -> dict[str, Any]:
     """The JSON-able description from which a network is rebuilt: model, neuron, channels and classes."""
     return {

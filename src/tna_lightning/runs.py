@@ -96,7 +96,7 @@ def read_record(folder: Path | str) -> dict[str, Any]:
     path = Path(folder) / RECORD
     try:
         record = json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"run={str(folder)!r}: no run folder, it has no {RECORD}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"run={str(folder)!r}: {RECORD} is damaged ({error})") from None
@@ -106,10 +106,16 @@ def read_record(folder: Path | str) -> dict[str, Any]:
         raise ValueError(
             f"run={str(folder)!r}: {RECORD} has format {record['format']}, this version reads up to {RECORD_FORMAT}"
         )
-    missing = {"status", "identity", "config"} - record.keys()
-    if missing:
-        raise ValueError(f"run={str(folder)!r}: {RECORD} is not the record of a run, it has no {min(missing)}")
+    _refuse_missing(folder, "", record, {"status", "identity", "config"})
     return record
+
+
+def _refuse_missing(folder: Path | str, prefix: str, found: Any, wanted: set[str]) -> None:
+    missing = sorted(wanted - found.keys() if isinstance(found, Mapping) else wanted)
+    if missing:
+        raise ValueError(
+            f"run={str(folder)!r}: {RECORD} is damaged or not the record of a run, it has no {prefix}{missing[0]}"
+        )
 
 
 def finished_record(folder: Path | str) -> dict[str, Any]:
@@ -121,6 +127,8 @@ def finished_record(folder: Path | str) -> dict[str, Any]:
     record = read_record(folder)
     if record["status"] != "done":
         raise ValueError(f"run={str(folder)!r}: the run is {record['status']}, not done")
+    _refuse_missing(folder, "", record, {"seed", "results", "weights"})
+    _refuse_missing(folder, "config.", record["config"], {"data", "model", "neuron", "trainer"})
     return record
 
 

@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import sys
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from tna_lightning.models import compile_neurons
 from tna_lightning.quantization.kept import weight_report
 from tna_lightning.quantization.packing import save_network
 from tna_lightning.sync_batchnorm import SyncBatchNorm
-from tna_lightning.weights import load_weights
+from tna_lightning.weights import digest, load_weights, weights_file
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +50,15 @@ def train(config: Mapping[str, Any], folder: Path | str) -> dict[str, Any]:
         NonFiniteLoss: the loss became NaN or infinite.
     """
     check(config)
+    _cost(config)
     run = runs.Run(folder, config)
     if _rank() != 0:  # a further process of a run on several devices: the first one keeps the records
         return _done_before(run) or _train(run, _prepare(run))
     with run.claimed():
         if previous := _done_before(run):
             log.info("done already, on %s: %s (resume=false trains it again)", previous["finished"], run.folder)
+            for line in _changed_since(previous, config):
+                log.warning(line)
             return previous
         prepared = None
         try:
@@ -78,11 +81,30 @@ def _done_before(run: runs.Run) -> dict[str, Any] | None:
     return previous if previous is not None and previous["status"] == "done" else None
 
 
+def _sources(config: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """The files that hold a run's first weights, by setting, with their SHA-256."""
+    named = {"init_from": config["init_from"], "companion.weights": (config["companion"] or {}).get("weights")}
+    files = {
+        key: weights_file(key, source) for key, source in named.items() if source not in (None, "random", "pretrained")
+    }
+    return {key: {"file": str(path), "sha256": digest(path)} for key, path in files.items()}
+
+
+def _changed_since(previous: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
+    """What a run that is done was given, and is no more so, though its identity does not show it."""
+    for key, source in previous.get("sources", {}).items():
+        path = Path(source["file"])
+        if not path.is_file() or digest(path) != source["sha256"]:
+            yield f"{key}: {path} has changed since; the run above had other weights from there"
+    if (previous["config"].get("cost") or {}) != (config["cost"] or {}):
+        yield f"cost={config['cost']}: the energies above were counted with {previous['config'].get('cost')}"
+
+
 def _begin(run: runs.Run) -> None:
     if not run.config["resume"]:
         run.put_aside()
     write_config(run.config, run.folder)
-    run.write()
+    run.write(sources=_sources(run.config))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +134,7 @@ def _prepare(run: runs.Run) -> _Prepared:
 
     kept, savers = checkpoints.savers(run.folder / "checkpoints", config["keep"])
     history = History(run.folder / "metrics.csv")
-    cost = build("cost", {"_target_": "tna_lightning.callbacks.cost.InferenceCost", **(config["cost"] or {})})
+    cost = _cost(config)
     callbacks: list[Callback] = [history, StopOnNonFiniteLoss(), ExactResume(run.identity), cost, *savers]
     quantization = build("quant", config["quant"]) if config["quant"] else None
     if quantization is not None:
@@ -148,7 +170,7 @@ def _train(run: runs.Run, prepared: _Prepared) -> dict[str, Any]:
         with isolate_rng():  # this run draws the same whether its companion is trained here and now or was before
             weights = companions.pretrained_weights(config, train)
             lightning.seed_everything(config["seed"], workers=True, verbose=False)  # in the environment, too
-        load_weights("companion.weights", learner.companion, weights)
+        load_weights("companion.weights", learner.companion, weights, neurons="same")
     with loggers.opened(run, prepared.logger) as logger, quiet_lightning():
         trainer.logger = logger
         trainer.fit(learner, datamodule=datamodule, ckpt_path=prepared.ckpt_path, weights_only=True)
@@ -202,7 +224,7 @@ def build_learner(config: Mapping[str, Any], datamodule: Any) -> TwinLearner:
         spec = network_spec(companions.companion_networks(config), datamodule)
         companion = build_network(spec, prefix="companion.", channels_last=config["channels_last"])
         if config["companion"]["weights"] not in ("random", "pretrained"):
-            load_weights("companion.weights", companion, config["companion"]["weights"])
+            load_weights("companion.weights", companion, config["companion"]["weights"], neurons="same")
     for network in filter(None, (base, companion)):
         if config["compile"] == "neurons":
             compile_neurons(network)
@@ -224,6 +246,13 @@ def build_learner(config: Mapping[str, Any], datamodule: Any) -> TwinLearner:
         optimizer=optimizer,
         schedule=schedule,
     )
+
+
+def _cost(config: Mapping[str, Any]) -> InferenceCost:
+    cost: InferenceCost = build(
+        "cost", {"_target_": "tna_lightning.callbacks.cost.InferenceCost", **(config["cost"] or {})}
+    )
+    return cost
 
 
 def build_trainer(node: Mapping[str, Any], **arguments: Any) -> lightning.Trainer:

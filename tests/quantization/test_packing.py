@@ -192,8 +192,24 @@ def test_a_wrong_magic_is_refused(packed):
     assert "not a packed network" in refusal(packed)
 
 
+@pytest.mark.parametrize("position", [-1, -40, -200])
+def test_a_flipped_bit_is_refused(packed, position):
+    content = bytearray(packed.read_bytes())
+    content[position] ^= 1
+    packed.write_bytes(content)
+    assert "damaged" in refusal(packed, make_network())
+
+
+def test_names_of_the_format_are_not_given_away(packed, network):
+    before = packed.read_bytes()
+    with pytest.raises(ValueError, match=r"^metadata=\['layers', 'version'\]: must have other names"):
+        save_network(packed, network, metadata={"version": 7, "layers": {}})
+    assert packed.read_bytes() == before
+
+
 def rewrite(path, tensors=None, **metadata):
     old_tensors, old = read_packed(path)
+    old.pop("sha256", None)  # as in a file made by hand
     save_file(old_tensors | (tensors or {}), path, {"tna_lightning.packed": json.dumps(old | metadata)})
 
 
@@ -224,7 +240,15 @@ def test_a_version_that_is_none_is_refused(packed, version):
     assert f"damaged, its version is {version!r}" in refusal(packed)
 
 
-@pytest.mark.parametrize("spec", ["x", 3, {"model": {}}, {"model": {"_target_": "x"}, "neuron": {}}])
+BROKEN = {
+    "model": {"_target_": "tna_lightning.models.convnet", "width": 1e30},
+    "neuron": {"_target_": "torch.nn.ReLU"},
+    "in_channels": 1,
+    "num_classes": 10,
+}
+
+
+@pytest.mark.parametrize("spec", ["x", 3, BROKEN, {"model": {}}, {"model": {"_target_": "x"}, "neuron": {}}])
 def test_a_spec_of_no_network_is_refused(packed, spec):
     rewrite(packed, spec=spec)
     with pytest.raises(ValueError, match=r"^path=.*: no network can be built from its spec"):
@@ -237,7 +261,11 @@ def test_scales_that_are_none_are_refused(packed):
     for damaged in (scale * float("nan"), scale.int(), scale.flatten()[:-1]):
         rewrite(packed, {"0.weight.scale": damaged})
         assert "0.weight" in refusal(packed) or "damaged" in refusal(packed)
+    for shape in ((1, 5, 1, 1, 1), (5,), (3, 5, 1, 1, 1), (1, 2, 1, 1)):
+        rewrite(packed, {"0.weight.scale": torch.ones(shape)})
+        assert f"0.weight: its scale has the shape {list(shape)}" in refusal(packed)
     del tensors["0.weight.scale"]
+    metadata.pop("sha256", None)
     save_file(tensors, packed, {"tna_lightning.packed": json.dumps(metadata)})
     assert "0.weight: its scale is missing" in refusal(packed)
 
@@ -267,7 +295,7 @@ def test_nothing_is_left_of_a_save_that_fails(packed, network):
     with pytest.raises(ValueError, match="NaN"):
         save_network(packed, network)
     with pytest.raises(TypeError):
-        save_network(packed, make_network(), metadata={"spec": object()})
+        save_network(packed, make_network(), metadata={"mine": object()})
     assert packed.read_bytes() == before
     assert list(packed.parent.iterdir()) == [packed]
 

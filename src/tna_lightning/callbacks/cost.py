@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning
 
-from tna_lightning.cost import PJ_PER_AC, PJ_PER_MAC, CostCounter, inference_cost
+from tna_lightning.cost import PJ_PER_AC, PJ_PER_MAC, CostCounter, check_energies, inference_cost
 
 __all__ = ["InferenceCost", "inference_cost"]
 
@@ -20,6 +20,9 @@ class InferenceCost(lightning.Callback):
         pj_per_mac: energy of a multiply-accumulate in picojoule (45 nm, Horowitz 2014).
         pj_per_ac: energy of an accumulate in picojoule.
 
+    Raises:
+        ValueError: an energy below 0.
+
     Attributes:
         result: after the test what :meth:`tna_lightning.cost.CostCounter.report` says; before it None.
 
@@ -31,6 +34,7 @@ class InferenceCost(lightning.Callback):
     """
 
     def __init__(self, pj_per_mac: float = PJ_PER_MAC, pj_per_ac: float = PJ_PER_AC) -> None:
+        check_energies(pj_per_mac, pj_per_ac)
         self.pj_per_mac, self.pj_per_ac = pj_per_mac, pj_per_ac
         self.result: dict[str, Any] | None = None
         self._counter: CostCounter | None = None

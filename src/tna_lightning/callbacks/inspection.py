@@ -45,9 +45,12 @@ def plot_inspection(
     _histograms(top, network, num_rows)
     codes, rates = bottom.subplots(1, 2, width_ratios=[max(4, len(report)), max(4, len(neuron_layers))])
     _code_shares(codes, report)
-    rates.bar(range(len(neuron_layers)), [layer["firing_rate"] for layer in neuron_layers], color="#009E73")
-    rates.set(ylabel="spikes a neuron and step", title="firing rate")
-    _name_bars(rates, [layer["name"] for layer in neuron_layers])
+    if neuron_layers:
+        rates.bar(range(len(neuron_layers)), [layer["firing_rate"] for layer in neuron_layers], color="#009E73")
+        rates.set(ylabel="spikes a neuron and step", title="firing rate")
+        _name_bars(rates, [layer["name"] for layer in neuron_layers])
+    else:  # an ANN
+        rates.set_axis_off()
     figure.savefig(path, dpi=110)
 
 

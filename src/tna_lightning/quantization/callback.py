@@ -8,7 +8,13 @@ from typing import Any
 import lightning
 from torch import nn
 
-from tna_lightning.quantization.parametrized import layers_to_quantize, quantize_network, quantized_layers
+from tna_lightning.quantization.parametrized import (
+    check_names,
+    check_quantizer,
+    layers_to_quantize,
+    quantize_network,
+    quantized_layers,
+)
 from tna_lightning.quantization.quantizers import Quantizer
 
 
@@ -42,19 +48,25 @@ class WeightQuantization(lightning.Callback):
         growth_epochs: int = 0,
         layer_quantizers: Mapping[str, Quantizer] | None = None,
     ) -> None:
+        check_names(skip, layer_quantizers)
         self.layer_quantizers = dict(layer_quantizers or {})
         schemes = {"quantizer": quantizer, "companion_quantizer": companion_quantizer or quantizer}
         schemes |= {f"layer_quantizers.{layer}": scheme for layer, scheme in self.layer_quantizers.items()}
         for name, scheme in schemes.items():
-            if not isinstance(scheme, Quantizer):
-                raise ValueError(f"{name}={scheme!r}: must be a quantizer (in YAML {{_target_: ..., ...}}), not a name")
+            check_quantizer(name, scheme)
         if network not in ("base", "companion", "both"):
             raise ValueError(f"network={network!r}: must be 'base', 'companion' or 'both'")
         if companion_quantizer is not None and network == "base":
             raise ValueError("companion_quantizer: has no effect with network='base'; set network='both'")
         for name, value in {"start_epoch": start_epoch, "growth_epochs": growth_epochs}.items():
-            if value < 0:
-                raise ValueError(f"{name}={value!r}: must be 0 or more")
+            if not isinstance(value, int) or value < 0:
+                raise ValueError(f"{name}={value!r}: must be a whole number of 0 or more")
+        for name, scheme in schemes.items():
+            if growth_epochs and not scheme.grows:
+                raise ValueError(
+                    f"growth_epochs={growth_epochs!r}: not with {name} {scheme.name}, whose scales start at 1 whatever "
+                    "the weights are; allowed is 0"
+                )
         self.network = network
         self.skip = list(skip)
         self.start_epoch = start_epoch

@@ -3,11 +3,12 @@
 The file is safetensors: it holds no code and runs none. A quantised weight ``name`` is stored as ``name.codes``, its
 codes bit by bit in bytes, and ``name.scale``; everything else of the network's state under its own name. The header's
 metadata have one entry, named after the format, in JSON: ``version``, ``layers`` (scheme, bits and shape of each
-quantised weight), ``spec`` (how to build the network) and whatever the caller adds.
+quantised weight), ``spec`` (how to build the network), ``sha256`` (of the tensors) and whatever the caller adds.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -113,13 +114,24 @@ def save_network(
         metadata: more to remember, JSON-able, by name.
 
     Raises:
-        ValueError: a weight to quantise holds NaN or infinite values.
+        ValueError: a weight to quantise holds NaN or infinite values, or a name in ``metadata`` is the format's own.
     """
     tensors, layers = packed_state(network)
-    header = {"version": VERSION, "layers": layers, "spec": spec, **(metadata or {})}
+    header = {"version": VERSION, "layers": layers, "spec": spec, "sha256": _digest(tensors)}
+    if reserved := header.keys() & (metadata or {}).keys():
+        raise ValueError(f"metadata={sorted(reserved)}: must have other names than {', '.join(header)}")
+    header |= metadata or {}
     with replacing(path) as temporary:
         # one entry, because safetensors writes several in random order: the same network gives the same bytes
         save_file(tensors, temporary, {FORMAT: json.dumps(header)})
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) of the tensors' bytes in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read_packed(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -127,7 +139,7 @@ def read_packed(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is cut short, no packed network, or written by a newer version.
+        ValueError: it is cut short, changed, no packed network, or written by a newer version.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"path={str(path)!r}: there is no such file")
@@ -146,8 +158,11 @@ def read_packed(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
                     f"path={str(path)!r}: written by a newer version (format {metadata['version']}; "
                     f"this one reads up to {VERSION})"
                 )
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
-    except (SafetensorError, json.JSONDecodeError, KeyError) as error:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if metadata.get("sha256", digest := _digest(tensors)) != digest:
+                raise ValueError(f"path={str(path)!r}: damaged, its tensors are not those that were written")
+            return tensors, metadata
+    except (SafetensorError, json.JSONDecodeError, KeyError, RecursionError) as error:
         raise ValueError(f"path={str(path)!r}: cut short, damaged or not a packed network ({error})") from None
 
 
@@ -164,7 +179,7 @@ def decoded_state(path: Path | str) -> tuple[dict[str, Tensor], dict[str, KeptWe
         for name, layer in metadata["layers"].items():
             codes = unpack(tensors.pop(f"{name}.codes"), layer["bits"], layer["shape"])
             scale = tensors.pop(f"{name}.scale", None)
-            _check_scale(scale, layer)
+            _check_scale(scale, codes, layer)
             kept[name] = KeptWeight(layer["scheme"], layer["bits"], codes, scale)
             tensors[name] = kept[name].weight
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
@@ -174,7 +189,7 @@ def decoded_state(path: Path | str) -> tuple[dict[str, Tensor], dict[str, KeptWe
     return tensors, kept, metadata
 
 
-def _check_scale(scale: Tensor | None, layer: Mapping[str, Any]) -> None:
+def _check_scale(scale: Tensor | None, codes: Tensor, layer: Mapping[str, Any]) -> None:
     if not isinstance(layer["scheme"], str):
         raise ValueError(f"scheme={layer['scheme']!r}: must be a name")
     if scale is None:
@@ -182,6 +197,11 @@ def _check_scale(scale: Tensor | None, layer: Mapping[str, Any]) -> None:
             raise ValueError("its scale is missing")
     elif not scale.is_floating_point() or not scale.isfinite().all():
         raise ValueError(f"its scale ({scale.dtype}) must be finite floating-point numbers")
+    else:
+        sizes = list(scale.shape[1:] if scale.ndim == codes.ndim + 1 and len(scale) == 2 else scale.shape)
+        wide = [len(codes), *[1] * (codes.ndim - 1)]
+        if sizes not in (wide, [1] * codes.ndim):
+            raise ValueError(f"its scale has the shape {list(scale.shape)}, which fits no codes of {list(codes.shape)}")
 
 
 def load_packed(path: Path | str, network: nn.Module | None = None) -> nn.Module:
@@ -208,8 +228,9 @@ def load_packed(path: Path | str, network: nn.Module | None = None) -> nn.Module
 
         try:
             network = build(metadata["spec"])
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"path={str(path)!r}: no network can be built from its spec ({error})") from None
+        except Exception as error:  # whatever a constructor does with sizes that nobody has checked
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"path={str(path)!r}: no network can be built from its spec ({reason})") from None
     broken = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if broken:
         raise ValueError(f"path={str(path)!r}: {broken[0]}: holds NaN or infinite values")

@@ -103,6 +103,29 @@ def layers_to_quantize(network: nn.Module, skip: Sequence[str] = (), own: Iterab
     ]
 
 
+def check_quantizer(name: str, scheme: object) -> None:
+    """Refuse what is no quantizer.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(scheme, Quantizer):
+        raise ValueError(f"{name}={scheme!r}: must be a quantizer (in YAML {{_target_: ..., ...}}), not a name")
+
+
+def check_names(skip: object, layer_quantizers: object) -> None:
+    """Refuse a ``skip`` that is no list of names, and ``layer_quantizers`` that are no mapping.
+
+    Raises:
+        ValueError: they are not.
+    """
+    names = skip if isinstance(skip, Sequence) and not isinstance(skip, str) else None
+    if names is None or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"skip={skip!r}: must be a list of names of modules, such as [stem, classifier]")
+    if layer_quantizers is not None and not isinstance(layer_quantizers, Mapping):
+        raise ValueError(f"layer_quantizers={layer_quantizers!r}: must map names of modules to quantizers")
+
+
 def quantize_network(
     network: nn.Module,
     quantizer: Quantizer,
@@ -118,9 +141,12 @@ def quantize_network(
         layer_quantizers: names of modules with a scheme of their own for all they contain; the innermost counts.
 
     Raises:
-        ValueError: a name in ``skip`` or ``layer_quantizers`` matches no layer, or is in both.
+        ValueError: a name in ``skip`` or ``layer_quantizers`` matches no layer, or is in both; or no quantizer.
     """
+    check_names(skip, layer_quantizers)
     own = layer_quantizers or {}
+    for argument, scheme in {"quantizer": quantizer, **{f"layer_quantizers.{key}": own[key] for key in own}}.items():
+        check_quantizer(argument, scheme)
     for name in layers_to_quantize(network, skip, own):
         layer: Any = network.get_submodule(name)
         around = [module for module in own if _is_within(name, module)]

@@ -155,11 +155,13 @@ class Quantizer(nn.Module):
     Attributes:
         name: the scheme's name in tables and files.
         bits: bits per weight when packed; the codes lie in ``alphabet(bits)``.
+        grows: whether training may see a part of the weights quantised: false where the scales start far from them.
         scale: the learned scale, a parameter; None where the scale follows from the weights.
     """
 
     name: str
     bits: int
+    grows = True
     scale: nn.Parameter | None
 
     def __init__(self, per: str = "channel") -> None:
@@ -238,7 +240,7 @@ class Ternary(Quantizer):
 
     def __init__(self, threshold: float = 0.7, per: str = "channel") -> None:
         super().__init__(per)
-        if not threshold >= 0:
+        if not 0 <= threshold < math.inf:
             raise ValueError(f"threshold={threshold!r}: must be 0 or more")
         self.threshold = threshold
 
@@ -255,6 +257,7 @@ class TernaryTTQ(Quantizer):
 
     name = "ternary_ttq"
     bits = 2
+    grows = False
 
     def __init__(self, threshold: float = 0.05, per: str = "layer") -> None:
         super().__init__(per)
@@ -304,7 +307,7 @@ class Uniform(Quantizer):
 
     def __init__(self, bits: int, scale: str = "max", per: str = "channel") -> None:
         super().__init__(per)
-        if bits not in range(2, 9):
+        if not isinstance(bits, int) or bits not in range(2, 9):
             raise ValueError(f"bits={bits!r}: must be a whole number from 2 to 8")
         if scale not in ("max", "learned"):
             raise ValueError(f"scale={scale!r}: must be 'max' or 'learned'")
