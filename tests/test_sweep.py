@@ -1,5 +1,6 @@
 """Sweeps as a user types them: every job a fresh process, told in one line, done once."""
 
+import contextlib
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -84,7 +86,7 @@ def test_a_sweep_does_what_is_missing_and_says_so(tmp_path):
     assert told(again)[2].startswith("resumed, done in")
     assert "4 jobs: 1 done, 1 skipped, 2 failed." in again.stdout
     assert runs.read_record(cut)["results"] == done["results"]
-    assert not list((folder / ".sweeps").iterdir())  # the notes are gone
+    assert not (folder / ".sweeps").exists()  # the notes are gone
 
 
 def is_done(folder):
@@ -95,7 +97,72 @@ def test_bad_input_stops_a_sweep_before_it_starts(tmp_path):
     result = sweep(tmp_path, "quant=none,tertiary")
     assert result.returncode == 2
     assert "quant=tertiary: allowed are" in result.stderr
-    assert not list(tmp_path.rglob("run.json"))
+    assert not list(tmp_path.rglob("*/*"))  # not a trace of it
+    for study in ("../elsewhere", "two words"):
+        result = sweep(tmp_path, "seed=0,1", f"study='{study}'")
+        assert (result.returncode, result.stderr.splitlines()[-1]) == (
+            2, f"error: study={study!r}: must be a name of letters, digits and . _ + -"
+        )  # fmt: skip
+    assert not list(tmp_path.rglob("*/*"))
+
+
+def children(pid):
+    """The processes that a process has started, by Linux's /proc."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if int(path.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(path.parent.name))
+    return found
+
+
+@contextlib.contextmanager
+def begun(folder, *overrides):
+    """A sweep in a session of its own, of which one job has ended and another trains; it is killed in the end."""
+    with subprocess.Popen(
+        arguments("study=s", "baseline=plain", *overrides), cwd=folder, env=environment(), stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            while not any((path / runs.LAST_CHECKPOINT).exists() for path in working(folder)):
+                assert process.poll() is None, process.communicate()
+                time.sleep(0.1)
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def working(folder):
+    return [path for path in runs.find_runs(folder) if runs.is_active(path)]
+
+
+def test_an_interrupted_sweep_says_so_in_one_line_and_goes_on(tmp_path):
+    with begun(tmp_path, "seed=0,1", "epochs=400") as process:
+        (folder,) = working(tmp_path)
+        os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.strip() == "interrupted; the same command goes on from here"
+    record = runs.read_record(folder)
+    assert (record["status"], record["error"]) == ("interrupted", "KeyboardInterrupt")
+    assert not (folder.parent / ".sweeps").exists()
+    assert (folder / runs.LAST_CHECKPOINT).exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a process learns of its parent's end on Linux alone")
+def test_a_training_ends_with_the_sweep_that_started_it(tmp_path):
+    with begun(tmp_path, "seed=0,1", "epochs=4000") as process:
+        (folder,) = working(tmp_path)
+        (training,) = children(process.pid)
+        process.kill()  # it alone, without a chance to tell anyone
+        process.wait()
+        deadline = time.monotonic() + 60
+        while Path(f"/proc/{training}").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not Path(f"/proc/{training}").exists()
+    assert runs.read_record(folder)["status"] in ("interrupted", "failed")
+    assert not runs.is_active(folder)
 
 
 def test_a_job_that_is_refused_at_once_is_a_failed_run_for_the_report_too(tmp_path):

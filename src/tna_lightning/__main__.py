@@ -14,16 +14,21 @@ def main() -> None:
 
         print(help_text())
         return
+    for flag in {"-m", "--multirun"} & set(sys.argv[1:]):  # Hydra takes settings on one side of it alone
+        sys.argv.remove(flag)
+        sys.argv.insert(1, flag)
     import hydra
 
     from tna_lightning.home import home
-    from tna_lightning.sweep import job
+    from tna_lightning.sweep import job, running_sweep
 
     app = hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="config")(job)
     try:
         with errors_from_hydra():
             app()
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
+        if sweep := running_sweep():
+            sweep.broken_off(error)
         leave(error)
 
 

@@ -49,11 +49,21 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("tna.half", lambda number: int(number) // 2, replace=True)
     OmegaConf.register_new_resolver("tna.twice", lambda number: 2 * int(number), replace=True)
     OmegaConf.register_new_resolver("tna.narrower", _narrower, replace=True)
-    OmegaConf.register_new_resolver("tna.sweep_folder", lambda study: study or "unnamed", replace=True)
+    OmegaConf.register_new_resolver("tna.sweep_folder", _sweep_folder, replace=True)
 
 
 def _run_folder(*, _root_: DictConfig) -> str:
     return runs.folder_name(resolved(_root_))
+
+
+def _sweep_folder(study: str | None) -> str:
+    _check_study(study)
+    return study or "unnamed"
+
+
+def _check_study(study: Any) -> None:
+    if study is not None and not (isinstance(study, str) and re.fullmatch(r"\w[\w.+-]*", study)):
+        raise ValueError(f"study={study!r}: must be a name of letters, digits and . _ + -")
 
 
 def _narrower(model: DictConfig) -> Any:
@@ -114,6 +124,7 @@ def check(config: Mapping[str, Any]) -> None:
         raise ValueError(f"seed={seed!r}: must be an integer from 0 to 4294967295")
     if not _is_int(epochs) or epochs < 1:
         raise ValueError(f"epochs={epochs!r}: must be an integer of at least 1")
+    _check_study(config["study"])
     if config["keep"] not in ("best", "last"):
         raise ValueError(f"keep={config['keep']!r}: allowed are best, last")
     if config["compile"] not in ("none", "neurons", "network"):
@@ -203,12 +214,15 @@ def explain(error: BaseException) -> str | None:
         return f"{group}={choice}: allowed are {', '.join(sorted(error.options))}"
     if isinstance(error, ConfigCompositionException):
         lines = [line for line in str(error).splitlines() if line.strip()]
-        match = re.match(r"Could not override '(.+?)'", lines[0])
-        if match:
-            return _unknown_key(match.group(1))
+        if match := re.match(r"Could not override '(.+?)'", lines[0]):
+            return _unknown_key(match[1])
+        if match := re.match(r"Ambiguous value for argument '(.+?)'", lines[0]):
+            return f"{match[1]}: several values make a sweep; put -m before the settings"
         return lines[0]
     if isinstance(error, HydraException | OmegaConfBaseException):
-        return str(error).splitlines()[0]
+        return str(error).splitlines()[0].removeprefix("ValueError raised while resolving interpolation: ")
+    if type(error).__name__ == "RuntimeError" and 'Could not detect "srun"' in str(error):
+        return "hydra/launcher=slurm: there is no srun on this machine; allowed where Slurm is"
     if isinstance(error, RuntimeError) and str(error).startswith("Unknown plugin class"):
         plugin = str(error).partition("hydra_plugins.")[2].partition(".")[0]
         return f"{plugin}: not installed; launchers and search are extras: [joblib], [submitit], [ray], [optuna]"
@@ -224,4 +238,6 @@ def _unknown_key(key: str) -> str:
         close = difflib.get_close_matches(key, [*GROUPS, "seed", "epochs", "keep", "study", "resume"])
         hint = f"did you mean {' or '.join(close)}?" if close else f"groups are {', '.join(GROUPS)}"
         return f"{key}: no such group or setting; {hint}"
+    if key.startswith("hydra."):
+        return f"{key}: no such setting of Hydra's; `--cfg hydra` prints all of them"
     return f"{key}: no such setting here; `--cfg job` prints all of them"

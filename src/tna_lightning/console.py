@@ -37,13 +37,28 @@ def quiet_lightning() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def leave(error: Exception) -> NoReturn:
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+def was_interrupted(error: BaseException) -> bool:
+    """Whether an error comes from Ctrl-C; Lightning turns that into a ``SystemExit``."""
+    return isinstance(error, KeyboardInterrupt) or (
+        isinstance(error, SystemExit) and isinstance(error.__context__ or error.__cause__, KeyboardInterrupt)
+    )
+
+
+def leave(error: BaseException) -> NoReturn:
     """End the process over an error: one clear line, and status 2 for bad input, 1 for what went wrong on the way.
+
+    Ctrl-C is no error of anybody's: it leaves with 130.
 
     An error that is our own keeps its traceback, as does any if the user has set ``HYDRA_FULL_ERROR=1``.
     """
     from tna_lightning.config import BAD_INPUT, explain
 
+    if was_interrupted(error):
+        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     line = explain(error)
     if line is None or (os.environ.get(FULL_ERROR) == "1" and SET_BY_US not in os.environ):
         raise error

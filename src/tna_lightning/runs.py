@@ -268,9 +268,12 @@ class Run:
 
     def write(self, **entries: Any) -> dict[str, Any]:
         """Add entries to the record, write it atomically and return it."""
-        self.record.update(entries)
-        write_text(self.folder / RECORD, json.dumps(self.record, indent=1, allow_nan=False) + "\n")
-        return self.record
+        record = self.record | entries
+        # first the text: entries that cannot be written must not stay in the record and spoil the next one
+        text = json.dumps(record, indent=1, allow_nan=False)
+        write_text(self.folder / RECORD, text + "\n")
+        self.record = record
+        return record
 
 
 def now() -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,9 +19,9 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
@@ -31,13 +32,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from tna_lightning import config as configuration
 from tna_lightning import runs
-from tna_lightning.console import leave
+from tna_lightning.config import explain
+from tna_lightning.console import leave, was_interrupted
 from tna_lightning.files import write_text
+from tna_lightning.processes import environment_of_child
 
 LOG = "output.log"
 
 configuration.register_resolvers()  # here, since a launcher's worker imports this module and nothing else of ours
 
+_sweep: SweepSummary | None = None  # of the sweep that this process has started and not ended
 _notes: Path | None = None  # where this process notes what became of its job
 _same_in_all: frozenset[str] = frozenset()  # what the command line sets alike for all jobs of its sweep
 
@@ -107,7 +111,7 @@ def job(cfg: DictConfig) -> float | None:
         return outcome.val_acc
     try:
         _single_run(config, folder)
-    except Exception as error:  # here, since Hydra would announce it in a line of its own
+    except (Exception, KeyboardInterrupt) as error:  # here, since Hydra would announce it in a line of its own
         leave(error)
     finally:
         _remove_if_empty(folder)
@@ -125,7 +129,7 @@ def _single_run(config: dict[str, Any], folder: Path) -> None:
         runs.Run(folder, config).previous()  # refuses another run's folder before anything is written to it
     was_there = any((folder / name).exists() for name in (runs.CONFIG, runs.RECORD))
     configuration.write_config(config, folder)
-    status = subprocess.run(_command(folder), check=False).returncode
+    status = subprocess.run(_command(folder), check=False, env=environment_of_child()).returncode
     if not (was_there or (folder / runs.RECORD).exists()):  # refused
         (folder / runs.CONFIG).unlink()
     if status:
@@ -209,7 +213,7 @@ def _command(folder: Path) -> list[str]:
 
 def _environment(device: str | None) -> dict[str, str]:
     """The environment of a job's process."""
-    environment = dict(os.environ)
+    environment = environment_of_child()
     if device is not None:
         environment["CUDA_VISIBLE_DEVICES"] = device
     if "SLURM_NTASKS" in environment:
@@ -274,7 +278,13 @@ class SweepSummary(Callback):
         return {"notes": self.notes, "same_in_all": self.same_in_all, "_printer": None}
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: D102
-        folder = Path(OmegaConf.select(config, "hydra.sweep.dir"))
+        global _sweep
+        try:
+            _refuse_minimization(config)
+            folder = Path(OmegaConf.select(config, "hydra.sweep.dir"))
+        except ValueError as error:  # here, since Hydra makes a warning of any error in a callback
+            leave(error)
+        _sweep = self
         self.notes = (folder / ".sweeps" / uuid.uuid4().hex[:12]).absolute()
         self.notes.mkdir(parents=True)
         words = OverridesParser.create().parse_overrides(OmegaConf.select(config, "hydra.overrides.task"))
@@ -288,15 +298,61 @@ class SweepSummary(Callback):
         _notes, _same_in_all = self.notes, self.same_in_all
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: D102
+        global _sweep
+        _sweep = None
+        counts, jobs = self._told(OmegaConf.select(config, "hydra.sweep.dir"))
+        if counts["failed"]:
+            sys.exit(f"{counts['failed']} of {jobs} failed; the same command repeats them")
+
+    def broken_off(self, error: BaseException) -> NoReturn:
+        """Leave after an error of the launcher or sweeper, or Ctrl-C: what is done is told, nothing stays behind."""
+        assert self.notes is not None
+        folder = self.notes.parent.parent
+        counts, _ = self._told(os.path.relpath(folder))
+        line = explain(error)
+        if not counts and line is not None:  # refused
+            _remove_traces(folder)
+        elif not was_interrupted(error):
+            line = " ".join((line or f"{type(error).__name__}: {error}").partition("\n")[0].split())
+            sys.exit(
+                f"error: the launcher broke off ({line}); jobs without a line above were killed, or not begun, "
+                "or go on where they run. The same command does what is missing"
+            )
+        leave(error)
+
+    def _told(self, folder: str) -> tuple[Counter[str], str]:
+        """Print the summary, and return how many jobs ended in which way, and of how many in words."""
         assert self._printer is not None
         outcomes = self._printer.finish()
-        folder = OmegaConf.select(config, "hydra.sweep.dir")
         counts = Counter(outcome.status for outcome in outcomes)
         words = [f"{counts[status]} {status}" for status in ("done", "skipped", "busy", "failed") if counts[status]]
         jobs = "1 job" if len(outcomes) == 1 else f"{len(outcomes)} jobs"
-        print(f"{jobs}: {', '.join(words)}. Tables and plots: python -m tna_lightning.report {folder}")
-        if counts["failed"]:
-            sys.exit(f"{counts['failed']} of {jobs} failed; the same command repeats them")
+        if counts:
+            report = f"python -m tna_lightning.report {shlex.quote(folder)}"
+            print(f"{jobs}: {', '.join(words)}. Tables and plots: {report}", flush=True)
+        return counts, jobs
+
+
+def _refuse_minimization(config: DictConfig) -> None:
+    """A search must not minimise what jobs return, the validation accuracy; the plugin's own default does."""
+    direction = OmegaConf.select(config, "hydra.sweeper.direction")
+    if str(getattr(direction, "name", direction)) == "minimize":
+        raise ValueError(
+            "hydra.sweeper.direction=minimize: must be maximize, a job returns its validation accuracy; "
+            "hydra/sweeper=search says so"
+        )
+
+
+def running_sweep() -> SweepSummary | None:
+    """The sweep that this process has started and that has not ended."""
+    return _sweep
+
+
+def _remove_traces(folder: Path) -> None:
+    """What a sweep of which no job began leaves in its folder."""
+    if {path.name for path in folder.iterdir()} <= {"multirun.yaml"}:
+        (folder / "multirun.yaml").unlink(missing_ok=True)
+        folder.rmdir()
 
 
 class _Printer(threading.Thread):
@@ -319,7 +375,9 @@ class _Printer(threading.Thread):
         self._print_new()
         for path in self._outcomes:
             path.unlink()
-        self.notes.rmdir()
+        with suppress(OSError):  # jobs that go on without the launcher still write theirs
+            self.notes.rmdir()
+            self.notes.parent.rmdir()
         return list(self._outcomes.values())
 
     def _print_new(self) -> None:

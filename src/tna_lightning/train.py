@@ -27,10 +27,11 @@ from tna_lightning.callbacks.curves import plot_curves
 from tna_lightning.callbacks.exact_resume import refuse_another_run
 from tna_lightning.callbacks.inspection import plot_inspection
 from tna_lightning.config import BAD_INPUT, check, read_config, write_config
-from tna_lightning.console import leave, print_record, quiet_lightning
+from tna_lightning.console import leave, print_record, quiet_lightning, was_interrupted
 from tna_lightning.factory import build, build_network, network_spec, under
 from tna_lightning.learner import TwinLearner
 from tna_lightning.models import compile_neurons
+from tna_lightning.processes import end_with_parent
 from tna_lightning.quantization.kept import weight_report
 from tna_lightning.quantization.packing import save_network
 from tna_lightning.sync_batchnorm import SyncBatchNorm
@@ -70,6 +71,9 @@ def train(config: Mapping[str, Any], folder: Path | str) -> dict[str, Any]:
                 if isinstance(error, BAD_INPUT):
                     raise
                 _begin(run)
+            if was_interrupted(error):
+                run.write(status="interrupted", finished=runs.now(), error="KeyboardInterrupt")
+                raise KeyboardInterrupt from None
             status = "failed" if isinstance(error, Exception) else "interrupted"
             run.write(status=status, finished=runs.now(), error=f"{type(error).__name__}: {error}")
             raise
@@ -318,12 +322,13 @@ def main(arguments: Sequence[str]) -> None:
     """Train the config that stands in a run's folder."""
     if len(arguments) != 1:
         sys.exit("usage: python -m tna_lightning.train FOLDER   (a run's folder, with its config.yaml)")
+    end_with_parent()
     folder = Path(arguments[0])
     logging.basicConfig(stream=sys.stdout, format="%(message)s")
     logging.getLogger("tna_lightning").setLevel(logging.INFO)
     try:
         run_and_report(read_config(folder), folder)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         leave(error)
 
 

@@ -1,4 +1,4 @@
-"""Stop when the loss is no number any more."""
+"""Stop when the loss or a weight is no number any more."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+ADVICE = "a lower optimizer.lr or trainer.gradient_clip_val may help"
+
 
 class NonFiniteLoss(FloatingPointError):
-    """The training loss became NaN or infinite."""
+    """The training loss, or a weight, became NaN or infinite."""
 
 
 class StopOnNonFiniteLoss(Callback):
-    """Ends training with :class:`NonFiniteLoss` once the loss is NaN or infinite, and names the step.
+    """Ends training with :class:`NonFiniteLoss` once the loss is NaN or infinite, or a weight after an epoch.
 
-    The step is remembered on the device and read every ``every_n_steps`` batches and at the end of every epoch, before
-    checkpoints are written: so no bad state is ever saved, and an accelerator is not made to wait at every step.
+    The step of the loss is remembered on the device and read every ``every_n_steps`` batches and at the end of every
+    epoch, before checkpoints are written: no bad state is ever saved, and an accelerator need not wait at every step.
+    The last step of an epoch may spoil the weights with a finite loss: they are looked at too, before validation.
 
     Args:
         every_n_steps: how often to look; 1 on a CPU, where looking is free.
@@ -40,12 +43,27 @@ class StopOnNonFiniteLoss(Callback):
         if loss.device.type == "cpu" or (step + 1) % self.every_n_steps == 0:
             self._raise_if_bad(trainer)
 
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self._raise_if_weights_are_bad(trainer, pl_module)
+
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._raise_if_bad(trainer)
+        self._raise_if_weights_are_bad(trainer, pl_module)
+
+    def _raise_if_weights_are_bad(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._raise_if_bad(trainer)  # the loss came first
+        names, are_finite = zip(*((name, p.isfinite().all()) for name, p in pl_module.named_parameters()), strict=True)
+        is_finite = torch.stack([each.to(are_finite[0].device) for each in are_finite]).tolist()  # one wait for all
+        if not all(is_finite):
+            raise NonFiniteLoss(
+                f"{names[is_finite.index(False)]} is not finite at the end of epoch {trainer.current_epoch}: training "
+                f"stops, the last good checkpoint is kept; {ADVICE}"
+            )
 
     def _raise_if_bad(self, trainer: lightning.Trainer) -> None:
         if self._first_bad_step is not None and (step := int(self._first_bad_step)) >= 0:
             raise NonFiniteLoss(
                 f"the loss is not finite at step {step} (epoch {trainer.current_epoch}): training stops, the last good "
-                "checkpoint is kept; a lower optimizer.lr or trainer.gradient_clip_val may help"
+                f"checkpoint is kept; {ADVICE}"
             )
