@@ -105,6 +105,51 @@ def test_rows_hold_mean_deviation_and_paired_interval(study):
     assert kd.bits == pytest.approx(2.0)
 
 
+def test_a_difference_over_fewer_pairs_than_runs_says_so(tmp_path):
+    write(tmp_path, *(record("plain", seed=seed, accuracy=PLAIN[seed]) for seed in (0, 1)))
+    write(tmp_path, *(record("tna", seed=seed, accuracy=TNA[seed]) for seed in (0, 1, 2)))
+    _, tna = table = rows(collect([tmp_path]).done)
+    assert cells(tna)[HEADINGS.index("to plain")] == "+2.50 [-3.85, +8.85] (2 pairs)"
+    assert "$+2.50 [-3.85, +8.85]\\ (2\\ \\mathrm{pairs})$" in as_latex(table)
+
+
+DAMAGE = {
+    **{key: "x" for key in ("results", "weights", "cost", "data", "choices", "environment", "seed")},
+    **{"history": [], "identity": ["x"], "config": None, "study": [], "results.test/acc": math.nan},
+    **{"config.data": "x", "config.trainer": [], "status": None},
+}
+
+
+@pytest.mark.parametrize("key", [*DAMAGE, "percent"])
+def test_a_damaged_record_is_named_and_left_out(key, study):
+    damaged = record("mutual", seed=0, config={**record("mutual")["config"], "trainer": {}})
+    if key == "percent":
+        damaged["results"] = {"test/acc": 97.2}
+    elif "." in key:
+        damaged[key.partition(".")[0]][key.partition(".")[2]] = DAMAGE[key]
+    else:
+        damaged[key] = DAMAGE[key]
+    write(study, damaged)
+    collection = report([study], study / "report")
+    assert len(collection.done) == 7
+    (line,) = collection.left_out
+    assert line.startswith(f"run={str(study / damaged['name'])!r}: run.json ")
+
+
+def test_copies_that_disagree_are_said_to(study):
+    first = record("tna", seed=0, accuracy=TNA[0])
+    path = study / "aaa" / "run.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(first | {"results": first["results"] | {"test/acc": 0.5}}))
+    collection = collect([study])
+    assert sorted(each["results"]["test/acc"] for each in collection.done if each["choices"]["baseline"] == "tna") == [
+        *TNA
+    ]
+    (line,) = collection.left_out
+    assert "aaa" in line
+    assert "WITH ANOTHER RESULT: 50.00 %, and 92.00 % there" in line
+
+
 def test_the_better_distillation_is_chosen_on_validation_images(tmp_path):
     for seed in (0, 1):
         write(tmp_path, record("plain", seed=seed, accuracy=0.5), record("tna", seed=seed, accuracy=0.9 + 0.01 * seed))
@@ -209,7 +254,7 @@ def test_what_cannot_be_read_is_named_and_left_out(study):
     assert [row.mean for row in rows(collection.done)] == [row.mean for row in before]
     assert sorted(line.partition(": ")[2].split("(")[0].strip() for line in collection.left_out) == [
         "no run folder, it has no run.json",
-        "run.json has no test accuracy",
+        "run.json has no test accuracy from 0 to 1, but None",
         "run.json is damaged",
         "run.json says done, but has no weights",
         f"the same run as {study / record('tna', seed=0)['name']}",

@@ -14,7 +14,7 @@ CONFIG = {
     "resume": True,
     "study": None,
     "data": {"_target_": "x.Digits", "root": ".data", "batch_size": 64},
-    "optimizer": {"lr": 0.1},
+    **{"model": {}, "neuron": {}, "trainer": {}, "optimizer": {"lr": 0.1}},
     "choices": {"data": "digits", "model": "convnet", "baseline": "tna", "quant": "ternary", "neuron": "lif"},
 }
 
@@ -49,6 +49,15 @@ def test_a_record_is_read_as_it_was_written(tmp_path):
     assert record["config"] == CONFIG
     assert runs.finished_record(tmp_path / "run") == record
     assert not list((tmp_path / "run").glob(".run.json*"))
+
+
+def test_entries_that_cannot_be_written_do_not_spoil_the_record(tmp_path):
+    run = runs.Run(tmp_path, CONFIG)
+    with pytest.raises(ValueError, match="nan"):
+        run.write(results={"val/loss": float("nan")})
+    run.write(status="failed")
+    assert runs.read_record(tmp_path)["status"] == "failed"
+    assert "results" not in runs.read_record(tmp_path)
 
 
 def test_a_failing_write_leaves_the_earlier_record(tmp_path):

@@ -1,6 +1,7 @@
 """Sweeps as a user types them: every job a fresh process, told in one line, done once."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import random
@@ -148,6 +149,19 @@ def test_an_interrupted_sweep_says_so_in_one_line_and_goes_on(tmp_path):
     assert (record["status"], record["error"]) == ("interrupted", "KeyboardInterrupt")
     assert not (folder.parent / ".sweeps").exists()
     assert (folder / runs.LAST_CHECKPOINT).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher"), reason="no joblib launcher")
+def test_a_launcher_that_breaks_off_is_told_in_one_line(tmp_path):
+    with begun(tmp_path, "seed=0,1,2", "epochs=400", "hydra/launcher=parallel", "hydra.launcher.n_jobs=2") as process:
+        workers = [worker for worker in children(process.pid) if children(worker)]  # those that train
+        os.kill(workers[0], signal.SIGKILL)  # as one that has taken too much memory
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.startswith("error: the launcher broke off (TerminatedWorkerError: ")
+    assert errors.count("\n") == 1
+    assert "Traceback" not in output
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a process learns of its parent's end on Linux alone")

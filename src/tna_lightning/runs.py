@@ -107,7 +107,19 @@ def read_record(folder: Path | str) -> dict[str, Any]:
             f"run={str(folder)!r}: {RECORD} has format {record['format']}, this version reads up to {RECORD_FORMAT}"
         )
     _refuse_missing(folder, "", record, {"status", "identity", "config"})
+    refuse_types(folder, record, {"status": str, "identity": str, "config": dict})
     return record
+
+
+def refuse_types(folder: Path | str, record: Mapping[str, Any], types: Mapping[str, Any]) -> None:
+    """Refuse a record whose entries, where they are there, are not of these types.
+
+    Raises:
+        ValueError: one is not; the message names the folder and the entry.
+    """
+    for key, kind in types.items():
+        if key in record and (not isinstance(record[key], kind) or isinstance(record[key], bool)):
+            raise ValueError(f"run={str(folder)!r}: {RECORD} is damaged, its {key} is {str(record[key])[:40]!r}")
 
 
 def _refuse_missing(folder: Path | str, prefix: str, found: Any, wanted: set[str]) -> None:
@@ -127,7 +139,7 @@ def finished_record(folder: Path | str) -> dict[str, Any]:
     record = read_record(folder)
     if record["status"] != "done":
         raise ValueError(f"run={str(folder)!r}: the run is {record['status']}, not done")
-    _refuse_missing(folder, "", record, {"seed", "results", "weights"})
+    _refuse_missing(folder, "", record, {"seed", "results"})
     _refuse_missing(folder, "config.", record["config"], {"data", "model", "neuron", "trainer"})
     return record
 

@@ -36,7 +36,7 @@ class Spoiled(Dropped):
         return self.layers(x) * (float("nan") if self.training and self.calls_left < 0 else 1)
 
 
-def fit(folder, network, epochs, stop_after=None, ckpt_path=None, identity="mine"):
+def fit(folder, network, epochs, stop_after=None, ckpt_path=None, identity="mine", more=()):
     """Train on a schedule of ``epochs``, and leave after ``stop_after`` of them as a killed process would."""
     kept, all_savers = savers(folder, "best")
     history = History(folder / "metrics.csv")
@@ -54,7 +54,7 @@ def fit(folder, network, epochs, stop_after=None, ckpt_path=None, identity="mine
         enable_model_summary=False,
         num_sanity_val_steps=0,
         plugins=[AtomicCheckpointIO()],
-        callbacks=[history, StopOnNonFiniteLoss(), ExactResume(identity), Leave(), *all_savers],
+        callbacks=[history, StopOnNonFiniteLoss(), ExactResume(identity), Leave(), *more, *all_savers],
     )
     data = DigitsDataModule(train_subset=200, batch_size=50, crop_padding=1)
     with quiet_lightning():
@@ -93,6 +93,19 @@ def test_training_stops_where_the_loss_is_not_finite_and_keeps_the_epoch_before(
     steps_per_epoch = 4
     with pytest.raises(NonFiniteLoss, match=r"not finite at step 6 \(epoch 1\)"):
         fit(tmp_path, Spoiled(good_calls=steps_per_epoch + 2), 3)
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert checkpoint["epoch"] == 0
+    assert all(value.isfinite().all() for value in checkpoint["state_dict"].values() if value.is_floating_point())
+
+
+def test_training_stops_where_the_last_step_spoils_the_weights(tmp_path):
+    class SpoiledByItsLastStep(lightning.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if (trainer.current_epoch, batch_idx) == (1, 3):
+                pl_module.base.layers[1].weight.data[0, 0] = float("inf")
+
+    with pytest.raises(NonFiniteLoss, match=r"^base.layers.1.weight is not finite at the end of epoch 1: "):
+        fit(tmp_path, Dropped(), 3, more=[SpoiledByItsLastStep()])
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert checkpoint["epoch"] == 0
     assert all(value.isfinite().all() for value in checkpoint["state_dict"].values() if value.is_floating_point())

@@ -164,21 +164,20 @@ def main() -> None:
     output = arguments.output or Path(arguments.studies[0]) / "report"
     try:
         collection = report(arguments.studies, output, references=arguments.references)
+        for line in collection.left_out:
+            print(f"left out: {line}", file=sys.stderr)
+        for run in collection.unfinished:
+            print(f"{run.state}: {run.name} {run.detail}".rstrip(), file=sys.stderr)
+        print(f"{len(collection.done)} finished runs: {output / 'index.html'}")
         if arguments.wandb:
             from tna_lightning.report.dashboard import publish
 
             names = sorted({record["study"] for record in collection.done if record.get("study")})
-
             for address in publish(arguments.wandb, names, (output / "table.md").read_text()):
                 print(address)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    for line in collection.left_out:
-        print(f"left out: {line}", file=sys.stderr)
-    for run in collection.unfinished:
-        print(f"{run.state}: {run.name} {run.detail}".rstrip(), file=sys.stderr)
-    print(f"{len(collection.done)} finished runs: {output / 'index.html'}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,11 @@ from tna_lightning import runs
 
 # what a record of a finished run must hold to be put in a table
 NEEDED = ("results", "weights", "cost", "history", "data", "choices", "config", "seed")
+TYPES = {
+    **dict.fromkeys(("results", "weights", "cost", "history", "data", "choices", "environment"), dict),
+    "seed": int,
+    "study": (str, type(None)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,10 +78,17 @@ def collect(studies: Sequence[Path | str]) -> Collection:
 
     done: list[dict[str, Any]] = []
     for copies in found.values():
-        folder, record = next((copy for copy in copies if copy[1]["status"] == "done"), copies[0])
-        for other, _ in copies:
+        # the one that is done, and of these the one that still has its own name
+        folder, record = min(
+            copies, key=lambda copy: (copy[1]["status"] != "done", not copy[0].name.endswith(copy[1]["identity"][:8]))
+        )
+        for other, its in copies:
             if other is not folder:
-                left_out.append(f"run={str(other)!r}: the same run as {folder} (identity {record['identity'][:8]})")
+                line = f"run={str(other)!r}: the same run as {folder} (identity {record['identity'][:8]})"
+                if its["status"] == "done" and its["results"] != record["results"]:
+                    theirs, ours = (f"{100 * each['results']['test/acc']:.2f} %" for each in (its, record))
+                    line += f", WITH ANOTHER RESULT: {theirs}, and {ours} there"
+                left_out.append(line)
         if record["status"] == "done":
             done.append(record)
         else:
@@ -90,8 +102,11 @@ def _check(folder: Path, record: dict[str, Any]) -> None:
     absent = [key for key in NEEDED if key not in record]
     if absent:
         raise ValueError(f"run={str(folder)!r}: {runs.RECORD} says done, but has no {', '.join(absent)}")
-    if not isinstance(record["results"].get("test/acc"), int | float):
-        raise ValueError(f"run={str(folder)!r}: {runs.RECORD} has no test accuracy")
+    runs.refuse_types(folder, record, TYPES)
+    runs.refuse_types(folder, record["config"], {"data": dict, "trainer": dict})
+    accuracy = record["results"].get("test/acc")
+    if not isinstance(accuracy, int | float) or not 0 <= accuracy <= 1:
+        raise ValueError(f"run={str(folder)!r}: {runs.RECORD} has no test accuracy from 0 to 1, but {accuracy!r}")
 
 
 def _without_record(study: Path) -> Iterator[Path]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Sequence
 
-from tna_lightning.report.statistics import REFERENCES, Difference, Row, mean_and_deviation
+from tna_lightning.report.statistics import REFERENCES, Row, mean_and_deviation
 
 HEADINGS = (
     "data", "model", "neuron", "precision", "quantised", "baseline", "settings", "n", "test accuracy (%)", "to plain",
@@ -33,7 +34,7 @@ def cells(row: Row) -> list[str]:
         row.variant,
         str(len(row.records)),
         spread(row.mean, row.deviation),
-        difference(row.differences.get("plain")),
+        difference(row, "plain"),
         distillation(row),
         companion(row),
         _number(row.bits, ".2f"),
@@ -51,19 +52,24 @@ def spread(mean: float, deviation: float | None) -> str:
     return f"{mean:.2f}" if deviation is None else f"{mean:.2f} \N{PLUS-MINUS SIGN} {deviation:.2f}"
 
 
-def difference(value: Difference | None) -> str:
-    """``+0.53 [-0.10, +1.16]``; without an interval for one pair; empty where there is nothing to compare."""
+def difference(row: Row, reference: str | None) -> str:
+    """``+0.53 [-0.10, +1.16]``, and how many pairs where the row has more runs; empty where nothing is to compare.
+
+    A single pair has no interval.
+    """
+    value = row.differences.get(reference or "")
     if value is None:
         return ""
     if value.half_width is None:
         return f"{value.mean:+.2f} (1 pair)"
     low, high = value.mean - value.half_width, value.mean + value.half_width
-    return f"{value.mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+    pairs = "" if value.pairs == len(row.records) else f" ({value.pairs} pairs)"
+    return f"{value.mean:+.2f} [{low:+.2f}, {high:+.2f}]{pairs}"
 
 
 def distillation(row: Row) -> str:
     """The difference to the better distillation, which is named where it is not the one from a spiking teacher."""
-    text = difference(row.differences.get(row.distillation or ""))
+    text = difference(row, row.distillation)
     return f"{text} {row.distillation}" if text and row.distillation != "kd" else text
 
 
@@ -130,11 +136,8 @@ def as_latex(table: Sequence[Row]) -> str:
         words = [
             _escape(word) for word in (row.data, row.model, row.precision, row.quantized, row.baseline, row.variant)
         ]
-        to = [
-            f"${text}$" if (text := difference(row.differences.get(name))) else ""
-            for name in ("plain", row.distillation or "")
-        ]
-        to = [text.replace(" (1 pair)", "\\ (1\\ pair)") for text in to]
+        to = [f"${text}$" if (text := difference(row, name)) else "" for name in ("plain", row.distillation)]
+        to = [re.sub(r" \((\d+) (pairs?)\)", r"\\ (\1\\ \\mathrm{\2})", text) for text in to]
         to[1] += f" {_escape(row.distillation)}" if to[1] and row.distillation not in (None, "kd") else ""
         lines.append(" & ".join([*words, str(len(row.records)), accuracy, *to, *cells(row)[-3:]]) + " \\\\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
