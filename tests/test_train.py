@@ -84,7 +84,7 @@ def test_a_run_leaves_a_record_a_table_and_a_picture(done_run):
     assert told["file, with all else"] == f"{size:,} bytes"
     operations = f"{cost['synaptic_operations']:,.0f} AC, {cost['macs']:,.0f} MAC, about "
     assert told["operations an image"].startswith(operations)
-    assert told["dense, full precision"].startswith(f"{cost['dense_macs']:,.0f} MAC, about ")
+    assert told["dense, all time steps"].startswith(f"{cost['dense_macs']:,.0f} MAC, about ")
     assert record["companion_weights"]["quantized_share"] == 0
     assert record["companion_weights"]["schemes"] == {"float32": [layer["name"] for layer in weights["layers"]]}
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
