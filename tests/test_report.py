@@ -277,7 +277,7 @@ def test_a_study_that_is_not_there_is_refused(tmp_path):
 
 def test_tables_say_the_same(study):
     table = rows(collect([study]).done)
-    line = "| digits | convnet | lif | full |  | tna |  | 3 | 94.00 \u00b1 2.00 | +2.00 [-0.48, +4.48] |"
+    line = "| digits | convnet | lif | full | tna |  | 3 | 94.00 \u00b1 2.00 | +2.00 [-0.48, +4.48] |"
     assert line in as_markdown(table)
     (tna,) = [row for row in csv.DictReader(io.StringIO(as_csv(table))) if row["baseline"] == "tna"]
     assert float(tna["test_acc"]) == pytest.approx(94.0)

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from tna_lightning.report.statistics import REFERENCES, Row, mean_and_deviation
 
 HEADINGS = (
-    "data", "model", "neuron", "precision", "quantised", "baseline", "settings", "n", "test accuracy (%)", "to plain",
-    "to distillation", "companion (%)", "bits a weight", "kB", "zeros (%)", "firing rate", "AC (M)", "MAC (dense) (M)",
+    "data", "model", "neuron", "precision", "baseline", "settings", "n", "test accuracy (%)", "to plain",
+    "to distillation", "companion (%)", "quantised", "bits a weight", "kB", "zeros (%)", "firing rate", "AC (M)", "MAC (dense) (M)",
     "energy (dense) (uJ)",
 )  # fmt: skip
 LEGEND = (
@@ -29,7 +29,6 @@ def cells(row: Row) -> list[str]:
         row.model,
         row.neuron,
         row.precision,
-        row.quantized,
         row.baseline,
         row.variant,
         str(len(row.records)),
@@ -37,6 +36,7 @@ def cells(row: Row) -> list[str]:
         difference(row, "plain"),
         distillation(row),
         companion(row),
+        row.quantized,
         _number(row.bits, ".2f"),
         _number(row.average("weights", "bytes"), ".1f", 1e-3),
         _number(row.average("weights", "zero_share"), ".1f", 100),
