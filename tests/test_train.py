@@ -234,6 +234,15 @@ def test_a_teacher_of_another_shape_is_refused(done_run, tmp_path):
         (["logger=wandb", "logger.offline=perhaps"], "error: logger.offline='perhaps': must be true or false"),
         (["trainer.precision=third"], "error: trainer."),
         (["keep=best", "data.val_fraction=0"], "error: keep='best': needs validation images"),
+        (["init_from=3"], "error: init_from=3: must be the path of a run"),
+        (["quant=none", "+quant.skip=[stem]"], "error: quant={'skip': ['stem']}: quant=none has no settings"),
+        (["quant.quantizer.threshold=inf"], "error: quant.quantizer.threshold=inf: must be finite"),
+        (["quant.skip=[1]"], "error: quant.skip=[1]: must be a list of names of modules"),
+        (["quant.layer_quantizers=[stem]"], "error: quant.layer_quantizers=['stem']: must map names"),
+        (["cost.pj_per_mac=-1"], "error: cost.pj_per_mac=-1: must be 0 or more"),
+        (["study=../x"], "error: study='../x': must be a name"),
+        (["baseline=plain,tna"], "error: baseline=plain,tna: several values make a sweep; put -m before the settings"),
+        (["quant=ternary_ttq", "quant.growth_epochs=1"], "quant.growth_epochs=1: not with quantizer ternary_ttq"),
     ],
 )
 def test_bad_input_gets_one_clear_line(overrides, message, tmp_path, monkeypatch, capsys):
