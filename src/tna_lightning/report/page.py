@@ -26,7 +26,7 @@ p.note, figcaption { opacity: .75; margin: .3rem 0; font-size: .9rem; max-width:
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .4rem; text-align: left; border-bottom: 1px solid var(--line); }
 td { white-space: nowrap; } td.free { white-space: normal; min-width: 16rem; overflow-wrap: anywhere; }
-td.words { white-space: normal; min-width: 5rem; }
+td.words { white-space: normal; min-width: 11rem; }
 th { cursor: pointer; user-select: none; vertical-align: bottom; }
 th.number { text-align: right; }
 th[aria-sort=ascending]::after { content: " \\2191"; } th[aria-sort=descending]::after { content: " \\2193"; }
