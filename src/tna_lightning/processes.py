@@ -1,4 +1,4 @@
-"""Processes that are started for a run, and end with the one that started them."""
+"""Processes that end with the one that started them, on Linux: a killed sweep must leave no training on a GPU."""
 
 from __future__ import annotations
 
@@ -7,23 +7,38 @@ import os
 import signal
 import sys
 
-_PARENT = "TNA_LIGHTNING_PARENT"
+_PARENT, _SWEEP = "TNA_LIGHTNING_PARENT", "TNA_LIGHTNING_SWEEP"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def environment_of_child() -> dict[str, str]:
-    """This process's environment, for one that shall end when this one does (:func:`end_with_parent`)."""
+    """This process's environment, for one that calls :func:`end_with_parent`."""
     return {**os.environ, _PARENT: str(os.getpid())}
 
 
 def end_with_parent() -> None:
-    """Get a SIGTERM when the process ends that started this one with :func:`environment_of_child`; Linux only.
+    """Get a SIGTERM when the process ends that started this one with :func:`environment_of_child`.
 
-    A sweep that is killed must not leave a training behind that goes on holding a GPU: whoever trains gets the warning
-    that a cluster would send, saves and leaves. Processes further down, such as other ranks, are their parent's to end.
+    It is the warning that a cluster would send: whoever trains saves and leaves. Processes further down, such as other
+    ranks, are their parent's to end.
     """
-    parent = os.environ.get(_PARENT)
-    if parent is None or not sys.platform.startswith("linux") or parent != str(os.getppid()):
+    _end_with(os.environ.get(_PARENT))
+
+
+def begin_sweep() -> None:
+    """Let the workers that this process starts know that they are its sweep's (:func:`end_with_sweep`)."""
+    os.environ[_SWEEP] = str(os.getpid())
+
+
+def end_with_sweep() -> None:
+    """In a launcher's worker: get a SIGTERM when the sweep's process ends, unless the worker is detached from it."""
+    sweep = os.environ.get(_SWEEP)
+    if sweep == str(os.getppid()) and os.getsid(0) == os.getsid(os.getppid()):
+        _end_with(sweep)
+
+
+def _end_with(parent: str | None) -> None:
+    if parent != str(os.getppid()) or not sys.platform.startswith("linux"):
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != int(parent):  # it ended before it could be watched

@@ -35,7 +35,7 @@ from tna_lightning import runs
 from tna_lightning.config import explain
 from tna_lightning.console import leave, was_interrupted
 from tna_lightning.files import write_text
-from tna_lightning.processes import environment_of_child
+from tna_lightning.processes import begin_sweep, end_with_sweep, environment_of_child
 
 LOG = "output.log"
 
@@ -285,6 +285,7 @@ class SweepSummary(Callback):
         except ValueError as error:  # here, since Hydra makes a warning of any error in a callback
             leave(error)
         _sweep = self
+        begin_sweep()
         self.notes = (folder / ".sweeps" / uuid.uuid4().hex[:12]).absolute()
         self.notes.mkdir(parents=True)
         words = OverridesParser.create().parse_overrides(OmegaConf.select(config, "hydra.overrides.task"))
@@ -296,6 +297,7 @@ class SweepSummary(Callback):
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: D102
         global _notes, _same_in_all
         _notes, _same_in_all = self.notes, self.same_in_all
+        end_with_sweep()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: D102
         global _sweep

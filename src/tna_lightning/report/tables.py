@@ -12,8 +12,8 @@ from tna_lightning.report.statistics import REFERENCES, Row, mean_and_deviation
 
 HEADINGS = (
     "data", "model", "neuron", "precision", "baseline", "settings", "n", "test accuracy (%)", "to plain",
-    "to distillation", "companion (%)", "quantised", "bits a weight", "kB", "zeros (%)", "firing rate", "AC (M)", "MAC (dense) (M)",
-    "energy (dense) (uJ)",
+    "to distillation", "companion (%)", "quantised", "bits a weight", "kB", "zeros (%)", "firing rate", "AC (M)",
+    "MAC (dense) (M)", "energy (dense) (uJ)",
 )  # fmt: skip
 LEGEND = (
     "Quantised: which layers, and in brackets their share of the weights. AC and MAC: accumulates that spikes trigger "
