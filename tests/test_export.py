@@ -302,7 +302,7 @@ def test_a_record_that_lost_something_is_named(missing, run_folder):
     else:
         del record["config"]["data"]
     (run_folder / "run.json").write_text(json.dumps(record))
-    with pytest.raises(ValueError, match=rf"^run=.*: run.json is damaged or not the record of a run, .* {missing}"):
+    with pytest.raises(ValueError, match=rf"^run=.*: run.json is damaged.* {missing}"):
         export(run_folder, "packed")
 
 
