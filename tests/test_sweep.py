@@ -61,9 +61,7 @@ def test_a_sweep_does_what_is_missing_and_says_so(tmp_path):
     first = sweep(tmp_path, *command)
     assert first.returncode == 1, first.stdout + first.stderr
     assert re.fullmatch(r"done in \d+ s, accuracy \d+\.\d\d%", told(first)[0])
-    assert re.fullmatch(
-        r"failed in \d+ s \(NonFiniteLoss: .* is not finite .*; see .*output\.log\)", told(first)[1]
-    )
+    assert re.fullmatch(r"failed in \d+ s \(NonFiniteLoss: .* is not finite .*; see .*output\.log\)", told(first)[1])
     assert re.fullmatch(r"done in \d+ s, accuracy \d+\.\d\d%", told(first)[2])
     assert "4 jobs: 2 done, 2 failed." in first.stdout
     # a line names what its job does not share with the others
