@@ -1,4 +1,4 @@
-"""Runs through the real command line: killed, continued, starved of disk, evaluated, refused."""
+"""Runs through the real command line: the demo first, then killed, continued, starved of disk, evaluated, refused."""
 
 import csv
 import json
@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from tna_lightning import runs
+from tna_lightning.quantization.packing import load_packed
 
 SMALL = [
     "data.train_subset=240",
@@ -53,6 +54,24 @@ def wait_for_epochs(process, folder, epochs):
 
 def untimed(history):
     return {name: values for name, values in history.items() if "time" not in name}
+
+
+def test_the_demo_reaches_98_percent_with_every_weight_ternary(tmp_path):
+    command = [sys.executable, "-m", "tna_lightning", "resume=false", "trainer.enable_progress_bar=false"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    (folder,) = runs.find_runs(tmp_path / "runs")
+    record = runs.finished_record(folder)
+    assert record["results"]["test/acc"] >= 0.98
+    assert record["data"]["test_samples"] == 360
+    assert record["weights"]["quantized_share"] == 1.0
+    assert f"{record['results']['test/acc']:.2%}" in result.stdout
+    assert (folder / "curves.png").stat().st_size > 10_000
+    network = load_packed(folder / runs.NETWORK)
+    weights = [module.weight for module in network.modules() if getattr(module, "weight", None) is not None]
+    for weight in (weight for weight in weights if weight.ndim > 1):
+        for channel in weight:  # each channel of each layer: -s, 0, +s
+            assert len(channel.abs().unique()) <= 2
 
 
 @pytest.fixture(scope="module")
