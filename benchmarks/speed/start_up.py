@@ -52,6 +52,8 @@ def _first_steps(settings: Settings) -> dict[str, Callable[[], Run]]:
         "compile=none": lambda: _first_step(settings, "none", cold=False),
         "compile=neurons, cold": lambda: _first_step(settings, "neurons", cold=True),
         "compile=neurons, warm": lambda: _first_step(settings, "neurons", cold=False),
+        "compile=network, cold": lambda: _first_step(settings, "network", cold=True),
+        "compile=network, warm": lambda: _first_step(settings, "network", cold=False),
     }
 
 
@@ -76,6 +78,9 @@ COMPARISONS = {
         system_malloc=True,
         repetitions=3,
         warm_up=0,
-        ratios=(Ratio("cold over warm", ("compile=neurons, cold",), ("compile=neurons, warm",)),),
+        ratios=(
+            Ratio("neurons, cold over warm", ("compile=neurons, cold",), ("compile=neurons, warm",)),
+            Ratio("network, cold over warm", ("compile=network, cold",), ("compile=network, warm",)),
+        ),
     ),
 }

@@ -14,6 +14,9 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from torch import Tensor, nn
 
+from tna_lightning.models import compile_neurons
+from tna_lightning.models.neurons import has_compiler
+
 log = logging.getLogger(__name__)
 
 _WIDEST_BLOCK = 16  # channels in a vector of oneDNN's: 8 with AVX2, 16 with AVX-512
@@ -151,6 +154,22 @@ def build_network(spec: Mapping[str, Any], prefix: str = "", channels_last: bool
     elif channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's annotations
     return network
+
+
+def compile_network(network: nn.Module, how: str) -> None:
+    """Let torch.compile take nothing ("none"), the time loops ("neurons") or all of a network ("network").
+
+    The whole network is left to its neurons where there is no compiler, which they then say, and on a CPU where a layer
+    is unsafe in the layout that the compiler would choose (:func:`unsafe_channels_last`): one line in the log says so.
+    """
+    device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    unsafe = unsafe_channels_last(network) if device_type == "cpu" else None
+    if how == "network" and unsafe is not None:
+        log.warning("compile=network: the neurons alone are compiled, since %s has too few channels for it", unsafe)
+    if how == "network" and unsafe is None and has_compiler(device_type):
+        network.compile()
+    elif how != "none":
+        compile_neurons(network)
 
 
 def unsafe_channels_last(network: nn.Module) -> str | None:

@@ -28,9 +28,8 @@ from tna_lightning.callbacks.exact_resume import refuse_another_run
 from tna_lightning.callbacks.inspection import plot_inspection
 from tna_lightning.config import BAD_INPUT, check, read_config, write_config
 from tna_lightning.console import leave, print_record, quiet_lightning, was_interrupted
-from tna_lightning.factory import build, build_network, network_spec, under
+from tna_lightning.factory import build, build_network, compile_network, network_spec, under
 from tna_lightning.learner import TwinLearner
-from tna_lightning.models import compile_neurons
 from tna_lightning.processes import end_with_parent
 from tna_lightning.quantization.kept import weight_report
 from tna_lightning.quantization.packing import save_network
@@ -230,10 +229,7 @@ def build_learner(config: Mapping[str, Any], datamodule: Any) -> TwinLearner:
         if config["companion"]["weights"] not in ("random", "pretrained"):
             load_weights("companion.weights", companion, config["companion"]["weights"], neurons="same")
     for network in filter(None, (base, companion)):
-        if config["compile"] == "neurons":
-            compile_neurons(network)
-        elif config["compile"] == "network":
-            network.compile()
+        compile_network(network, config["compile"])
     optimizer, schedule = build("optimizer", config["optimizer"]), build("schedule", config["schedule"])
     with under("optimizer"):  # both are called when training starts: their errors are wanted now
         tried = optimizer([{"name": "tried", "params": [nn.Parameter(torch.zeros(1))]}])

@@ -10,7 +10,7 @@ import textwrap
 import pytest
 import torch
 
-from tna_lightning.models import LIF, compile_neurons, convnet, surrogates
+from tna_lightning.models import LIF, compile_neurons, convnet, resnet18, surrogates
 
 pytestmark = [
     pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler"),
@@ -149,15 +149,31 @@ def test_network_after_copy_with_compiled_neurons():
 
 
 @pytest.mark.slow
-def test_whole_network_compiles_without_a_break():
+@pytest.mark.parametrize("images", [torch.randn(5, 1, 8, 8), torch.randn(5, 3, 1, 8, 8)], ids=["images", "frames"])
+def test_whole_network_compiles_without_a_break(images):
+    torch.compiler.reset()  # after the other kind it would take every size for open, channels too, and fail
     network = convnet(1, 10, lambda: LIF(learn_beta=True), time_steps=3, width=0.25)
     whole = torch.compile(copy.deepcopy(network), fullgraph=True)
-    images = torch.randn(5, 1, 8, 8)
     torch.testing.assert_close(whole(images), network(images))
     for net in (network, whole):
         net(images).square().sum().backward()
     for parameter, other in zip(network.parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(other.grad / 2, parameter.grad / 2, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_whole_network_makes_no_masks_to_store_and_hardly_transposes():
+    """Inductor's convolutions are channels-last on a CPU: in another order, time loops take ten times as long."""
+    from torch._inductor.utils import run_and_get_code
+
+    network = resnet18(3, 10, LIF, time_steps=2, width=0.25)  # 16 channels at least
+    whole = torch.compile(network, fullgraph=True)
+    _, codes = run_and_get_code(lambda: whole(torch.randn(2, 3, 16, 16)).sum().backward())
+    assert len(codes) == 2  # forward and backward
+    for code in codes:
+        assert "bool*" not in code
+        neurons = [kernel for kernel in code.split("async_compile.cpp")[1:] if "_stack_" in kernel.split("=")[0]]
+        assert all("transpose" not in kernel for kernel in neurons)
 
 
 @pytest.mark.slow  # three processes that compile

@@ -260,9 +260,9 @@ def test_export_sees_plain_operations():
 
 @pytest.fixture
 def forget_compilers():
-    neurons._has_compiler.cache_clear()
+    neurons.has_compiler.cache_clear()
     yield
-    neurons._has_compiler.cache_clear()
+    neurons.has_compiler.cache_clear()
 
 
 @pytest.mark.usefixtures("forget_compilers")

@@ -112,7 +112,7 @@ class LIF(SpikingNeuron):
             return time_loop(current, beta, threshold, self.reset)
         if torch.compiler.is_compiling():  # the whole network: its compiler sees to layout and fusing
             return _TimeLoop.apply(current, beta, threshold, None, self.reset, self.surrogate, False)
-        compiled = self.compiled and not self.surrogate.is_random and _has_compiler(current.device.type)
+        compiled = self.compiled and not self.surrogate.is_random and has_compiler(current.device.type)
         order = [0, *sorted(range(1, current.ndim), key=current.stride, reverse=True)]  # as it lies in memory
         beta, threshold = (_flatten_parameter(parameter, current.shape, order) for parameter in (beta, threshold))
         spikes = _TimeLoop.apply(current, beta, threshold, order, self.reset, self.surrogate, compiled)
@@ -149,7 +149,7 @@ def time_loop(current: Tensor, beta: Tensor, threshold: Tensor, reset: str) -> T
     `time_loop_gradients`.
     """
     _, fired = _trajectory(current, beta, threshold, reset)
-    return torch.stack([step.to(current.dtype) for step in fired[1:]])
+    return _stack([step.to(current.dtype) for step in fired[1:]])
 
 
 def time_loop_gradients(
@@ -190,13 +190,25 @@ def time_loop_gradients(
         grad_current[t] = grad_membrane.to(current.dtype)
     grad_beta = beta_sum.sum_to_size(beta.shape).to(beta.dtype) if learn_beta else None
     grad_threshold = threshold_sum.sum_to_size(threshold.shape).to(threshold.dtype) if learn_threshold else None
-    return torch.stack(grad_current), grad_beta, grad_threshold
+    return _stack(grad_current), grad_beta, grad_threshold
+
+
+def _stack(steps: list[Tensor]) -> Tensor:
+    """Steps `[...]` as `[T, ...]`.
+
+    Inductor's convolutions on a CPU are channels-last, but it writes a stack of five dimensions in the usual order, and
+    transposes all around it. So while a whole network is compiled, the order of the stack is spelled out.
+    """
+    if steps[0].ndim == 4 and steps[0].device.type == "cpu" and torch.compiler.is_compiling():
+        return torch.stack([step.permute(0, 2, 3, 1) for step in steps]).permute(0, 1, 4, 2, 3)
+    return torch.stack(steps)
 
 
 def _trajectory(current: Tensor, beta: Tensor, threshold: Tensor, reset: str) -> tuple[list[Tensor], list[Tensor]]:
     """Membranes U[0] to U[T-1] before their reset, in float32 (float64 for float64), and whether S[-1] to S[T-1] fired.
 
-    U > theta is U - theta > 0 in IEEE arithmetic, and cheaper.
+    U > theta is U - theta > 0 in IEEE arithmetic; from the difference Inductor computes a spike again where it would
+    store and transpose masks otherwise, some ten times slower.
     """
     dtype = torch.float64 if current.dtype == torch.float64 else torch.float32
     membrane = torch.zeros_like(current[0], dtype=dtype)
@@ -209,7 +221,7 @@ def _trajectory(current: Tensor, beta: Tensor, threshold: Tensor, reset: str) ->
         if reset == "subtract":
             membrane = membrane - fired[-1] * threshold
         membranes.append(membrane)
-        fired.append(membrane > threshold)
+        fired.append(membrane - threshold > 0)
     return membranes, fired
 
 
@@ -340,7 +352,7 @@ def _remove_half_written(error: Exception) -> None:
 
 
 @cache
-def _has_compiler(device_type: str) -> bool:
+def has_compiler(device_type: str) -> bool:
     """Whether torch.compile can work for this kind of device; the log says what is missing, once."""
     missing = []
     if device_type == "cpu":
