@@ -209,6 +209,7 @@ COMPARISONS = {
             Ratio("ours over ReLU, neurons compiled, channels last", OURS[2:3], RELUS[2:3]),
             Ratio("ours over ReLU, fastest over fastest", OURS, RELUS),
             Ratio("spikingjelly over ours", SPIKINGJELLY[:1], OURS[:1]),
+            Ratio("spikingjelly over ours, ours with the network compiled", SPIKINGJELLY[:1], OURS[1:2]),
             Ratio("spikingjelly over ours, both with the network compiled", SPIKINGJELLY[1:2], OURS[1:2]),
             Ratio("spikingjelly over ours, both channels last", SPIKINGJELLY[2:], OURS[2:3]),
             Ratio("spikingjelly over ours, fastest over fastest", SPIKINGJELLY, OURS),
