@@ -18,8 +18,19 @@ def root(tmp_path_factory):
     return tmp_path_factory.mktemp("data")
 
 
-@pytest.mark.parametrize("baseline", ["plain", "tna", "kd", "mutual"])
-@pytest.mark.parametrize("model", ["vggsnn", "resnet18"])
+@pytest.mark.parametrize(
+    ("model", "baseline"),
+    [
+        ("vggsnn", "plain"),
+        ("resnet18", "tna"),
+        ("vggsnn", "kd"),
+        ("resnet18", "mutual"),
+        pytest.param("resnet18", "plain", marks=pytest.mark.slow),
+        pytest.param("vggsnn", "tna", marks=pytest.mark.slow),
+        pytest.param("resnet18", "kd", marks=pytest.mark.slow),
+        pytest.param("vggsnn", "mutual", marks=pytest.mark.slow),
+    ],
+)
 def test_event_frames_train_in_every_way_at_ternary_precision(tmp_path, monkeypatch, root, baseline, model):
     monkeypatch.chdir(tmp_path)
     overrides = ["data=digits_dvs", *TINY_CAMERA, f"data.root={root}", f"model={model}", "model.width=0.05"]
