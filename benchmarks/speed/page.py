@@ -200,7 +200,7 @@ def render(folder: Path) -> str:
         f"{described['date']}; {versions}; commit {commits}. `make bench` writes this page; here: {commands}.",
         "",
         "Each comparison is one process; contestants are warm and take turns in an order drawn anew every round. Times "
-        "are medians with quartiles; a ratio is that of the medians, with the quartiles of the ratios within a round. "
+        "are medians with quartiles, and so are the ratios, which are taken within each round. "
         "Peak memory is of one repetition, beyond what stays (weights, optimizer, inputs, compiled code), in a process "
         f"of its own: {PEAK[kind]}.",
         "",

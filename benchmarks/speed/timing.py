@@ -64,9 +64,8 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Spread:
-    """Ratio of the medians, with the quartiles of the ratios within each round."""
-    rounds = spread([above / below for above, below in zip(numerator, denominator, strict=True)])
-    return Spread(statistics.median(numerator) / statistics.median(denominator), rounds.lower, rounds.upper)
+    """Median and quartiles of the ratios within each round, so that a slow minute of the machine's counts for both."""
+    return spread([above / below for above, below in zip(numerator, denominator, strict=True)])
 
 
 def fastest(seconds: Mapping[str, Sequence[float]], names: Sequence[str]) -> str | None:

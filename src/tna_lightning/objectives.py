@@ -127,7 +127,8 @@ class TwinAugmentation(Objective):
 
     Args:
         match_weight: weight of the match term, at least 0. For a mean over classes multiply by K. The default is the
-            best of four decades by validation accuracy (experiments/results/evidence); the first author's is 0.005.
+            best of four values, a decade apart, by validation accuracy (experiments/results/evidence); the first
+            author's is 0.005.
         match_start_epoch: the match term is added from this epoch on (late matching).
         match: ``squared_error`` (the paper's), or ``kl``: ``KL(base || twin) + KL(twin || base)``.
         per_step_match: match every time step's logits, not their average; both networks then need the same T.
