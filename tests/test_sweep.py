@@ -117,11 +117,14 @@ def children(pid):
 
 @contextlib.contextmanager
 def begun(folder, *overrides):
-    """A sweep in a session of its own, of which one job has ended and another trains; it is killed in the end."""
+    """A sweep in a session of its own, of which a job trains; it is killed in the end."""
+    # a shell lets what it starts in the background ignore Ctrl-C, and so would the sweep if the tests are that
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(
         arguments("study=s", "baseline=plain", *overrides), cwd=folder, env=environment(), stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, start_new_session=True,
     ) as process:  # fmt: skip
+        signal.signal(signal.SIGINT, handler)
         try:
             while not any((path / runs.LAST_CHECKPOINT).exists() for path in working(folder)):
                 assert process.poll() is None, process.communicate()
