@@ -159,14 +159,13 @@ def build_network(spec: Mapping[str, Any], prefix: str = "", channels_last: bool
 def compile_network(network: nn.Module, how: str) -> None:
     """Let torch.compile take nothing ("none"), the time loops ("neurons") or all of a network ("network").
 
-    The whole network is left to its neurons where there is no compiler, which they then say, and on a CPU where a layer
-    is unsafe in the layout that the compiler would choose (:func:`unsafe_channels_last`): one line in the log says so.
+    The whole network is left to its neurons where there is no compiler, which they then say, and where a layer is
+    unsafe in the layout that the compiler would choose on a CPU (:func:`unsafe_channels_last`), which one line says.
     """
-    device_type = "cuda" if torch.cuda.is_available() else "cpu"
-    unsafe = unsafe_channels_last(network) if device_type == "cpu" else None
-    if how == "network" and unsafe is not None:
+    unsafe = unsafe_channels_last(network) if how == "network" else None
+    if unsafe is not None:
         log.warning("compile=network: the neurons alone are compiled, since %s has too few channels for it", unsafe)
-    if how == "network" and unsafe is None and has_compiler(device_type):
+    if how == "network" and unsafe is None and has_compiler("cuda" if torch.cuda.is_available() else "cpu"):
         network.compile()
     elif how != "none":
         compile_neurons(network)

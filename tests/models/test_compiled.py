@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -149,9 +150,11 @@ def test_network_after_copy_with_compiled_neurons():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("images", [torch.randn(5, 1, 8, 8), torch.randn(5, 3, 1, 8, 8)], ids=["images", "frames"])
-def test_whole_network_compiles_without_a_break(images):
+@pytest.mark.parametrize("shape", [(5, 1, 8, 8), (5, 3, 1, 8, 8)], ids=["images", "frames"])
+def test_whole_network_compiles_without_a_break(shape):
+    torch.manual_seed(0)
     torch.compiler.reset()  # after the other kind it would take every size for open, channels too, and fail
+    images = torch.randn(shape)
     network = convnet(1, 10, lambda: LIF(learn_beta=True), time_steps=3, width=0.25)
     whole = torch.compile(copy.deepcopy(network), fullgraph=True)
     torch.testing.assert_close(whole(images), network(images))
@@ -162,8 +165,8 @@ def test_whole_network_compiles_without_a_break(images):
 
 
 @pytest.mark.slow
-def test_whole_network_makes_no_masks_to_store_and_hardly_transposes():
-    """Inductor's convolutions are channels-last on a CPU: in another order, time loops take ten times as long."""
+def test_whole_network_stores_no_masks_and_transposes_at_its_ends_alone():
+    """Inductor's convolutions are channels-last on a CPU, so what lies in another order is transposed."""
     from torch._inductor.utils import run_and_get_code
 
     network = resnet18(3, 10, LIF, time_steps=2, width=0.25)  # 16 channels at least
@@ -172,8 +175,10 @@ def test_whole_network_makes_no_masks_to_store_and_hardly_transposes():
     assert len(codes) == 2  # forward and backward
     for code in codes:
         assert "bool*" not in code
-        neurons = [kernel for kernel in code.split("async_compile.cpp")[1:] if "_stack_" in kernel.split("=")[0]]
-        assert all("transpose" not in kernel for kernel in neurons)
+        kernels = dict(re.findall(r"^(cpp_fused\w*) = async_compile\.cpp_pybinding(.*?)^'''\)", code, re.M | re.S))
+        loops = [kernel for name, kernel in kernels.items() if "stack" in name and "batch_norm" in name]
+        assert loops
+        assert sum("transpose" in loop for loop in loops) <= 2 < len(loops)
 
 
 @pytest.mark.slow  # three processes that compile
