@@ -51,14 +51,19 @@ bench: $(BENCH)/.ready ## speed and memory beside ReLU and other libraries, into
 	$(BENCH)/bin/python -m benchmarks.speed
 
 .PHONY: lint
-lint: $(READY) ## format and lint checks
+lint: $(READY) ## format and lint checks, and that no room imports one above it
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
 
 .PHONY: format
 format: $(READY) ## format the code and mend what lint can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+.PHONY: conf
+conf: $(READY) ## conf/signatures anew, from the signatures of what takes the settings
+	$(BIN)/python -m tna_lightning.running.signatures
 
 .PHONY: type
 type: $(READY) ## static types

@@ -23,8 +23,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tna_lightning import runs
 from tna_lightning.files import write_text
+from tna_lightning.running.record import environment, find_runs, finished_record, now
 
 LAUNCHERS = {
     "basic": "(none)",
@@ -49,7 +49,7 @@ def sweep(launcher: str, epochs: int) -> tuple[float, str]:
         seconds = time.perf_counter() - started
         if told.returncode or f"{NUM_JOBS} jobs: {NUM_JOBS} done." not in told.stdout:
             sys.exit(f"{launcher}: {told.stdout}{told.stderr}")
-        records = [runs.finished_record(path) for path in runs.find_runs(folder)]
+        records = [finished_record(path) for path in find_runs(folder)]
     computed = {record["name"]: (record["results"], record["history"]) for record in records}
     return seconds, hashlib.sha256(json.dumps(computed, sort_keys=True).encode()).hexdigest()
 
@@ -58,7 +58,7 @@ def setup(epochs: int) -> dict[str, Any]:
     """What must be the same for measurements to be comparable."""
     from importlib.metadata import version
 
-    here = runs.environment()
+    here = environment()
     versions = here["versions"] | {plugin: version(plugin) for plugin in PLUGINS}
     del versions["tna-lightning"]
     cpu = f"{len(os.sched_getaffinity(0))} cores, {here['cpu']}"
@@ -116,11 +116,11 @@ def main() -> None:
             print(f"{launcher}: {seconds:.1f} s, results {digest[:16]}", flush=True)
             if measured["digest"] not in (None, digest):
                 sys.exit(f"{launcher}: other results than before ({measured['digest'][:16]}); nothing more is written")
-            git = runs.environment()["git"] or {"commit": "unknown", "dirty": False}
+            git = environment()["git"] or {"commit": "unknown", "dirty": False}
             commit = git["commit"][:10] + (" with changes" if git["dirty"] else "")
             measured["digest"] = digest
             measured["rounds"].setdefault(launcher, []).append(
-                {"seconds": seconds, "date": runs.now()[:10], "commit": commit}
+                {"seconds": seconds, "date": now()[:10], "commit": commit}
             )
             write_text(arguments.output, json.dumps(measured, indent=1) + "\n")
             write_text(arguments.output.with_suffix(".md"), table(measured))

@@ -33,8 +33,8 @@ def write(folder: Path) -> None:
     from torch import nn
 
     from tna_lightning.export import spikes_of
+    from tna_lightning.export.nir_graph import to_nir, write_nir
     from tna_lightning.models import LIF, convnet, resnet20
-    from tna_lightning.nir_graph import to_nir, write_nir
     from tna_lightning.quantization import Ternary, quantize_network
     from tna_lightning.quantization.folding import fold_batch_norm
 

@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tna_lightning.config import compose
-from tna_lightning.factory import build
-from tna_lightning.home import options
 from tna_lightning.learner import DEFAULT_OPTIMIZER
-from tna_lightning.train import build_learner
+from tna_lightning.running.config import compose
+from tna_lightning.running.factory import build
+from tna_lightning.running.home import options
+from tna_lightning.running.train import build_learner
 
 DEEPER = {"resnet18", "resnet19", "resnet20", "vgg16"}  # of the same blocks as resnet8 and vgg11
 WIDTH = {"convnet": 0.125}  # of the others' widest layer 16 channels are left

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tna_lightning.callbacks.cost import InferenceCost
+from tna_lightning.callbacks.inference_cost import InferenceCost
 from tna_lightning.cost import CostCounter, inference_cost
 from tna_lightning.models import LIF, build
 from tna_lightning.quantization import Ternary, quantize_network

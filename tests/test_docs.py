@@ -10,11 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from tna_lightning import runs
-from tna_lightning.config import compose
-from tna_lightning.factory import build
-from tna_lightning.home import GROUPS, options
 from tna_lightning.models import LIF, convnet
+from tna_lightning.running.config import compose
+from tna_lightning.running.factory import build
+from tna_lightning.running.home import GROUPS, options
+from tna_lightning.running.record import finished_record
 
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"(?:<!-- file: (?P<file>\S+) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)```", re.DOTALL)
@@ -46,7 +46,7 @@ def test_each_extension_trains_through_the_command_line(command, workshop):
     arguments += ["trainer.enable_progress_bar=false", f"hydra.run.dir={workshop / 'runs' / str(abs(hash(command)))}"]
     result = subprocess.run([sys.executable, *arguments], cwd=workshop, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    record = runs.finished_record(arguments[-1].partition("=")[2])
+    record = finished_record(arguments[-1].partition("=")[2])
     choice = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     (group,) = [group for group in ("model", "quant", "baseline", "data") if group in choice]
     assert record["choices"][group] == choice[group]

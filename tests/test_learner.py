@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from tna_lightning.console import quiet_lightning
 from tna_lightning.learner import TwinLearner, cosine, time_first
 from tna_lightning.models import LIF, convnet
 from tna_lightning.objectives import Distillation, Plain, TwinAugmentation
 from tna_lightning.quantization import TernaryTTQ, WeightQuantization
+from tna_lightning.running.console import quiet_lightning
 
 CLASSES, BATCH, SAMPLES = 7, 8, 48
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from tna_lightning.console import errors_from_hydra, leave
+from tna_lightning.running.console import errors_from_hydra, leave
 
 
 def main() -> None:
     """Run what the command line says; leave with 0 (done), 1 (a run failed) or 2 (bad input)."""
     if {"-h", "--help"} & set(sys.argv[1:]):
-        from tna_lightning.help import help_text
+        from tna_lightning.running.help import help_text
 
         print(help_text())
         return
@@ -19,14 +19,16 @@ def main() -> None:
         sys.argv.insert(1, flag)
     import hydra
 
-    from tna_lightning.home import home
-    from tna_lightning.sweep import job, running_sweep
+    from tna_lightning.running.home import home
+    from tna_lightning.running.task import job
 
     app = hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="config")(job)
     try:
         with errors_from_hydra():
             app()
     except (Exception, KeyboardInterrupt) as error:
+        from tna_lightning.running.sweep import running_sweep
+
         if sweep := running_sweep():
             sweep.broken_off(error)
         leave(error)

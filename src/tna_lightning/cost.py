@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tna_lightning.data.batch import Batch
 from tna_lightning.models import SpikingNeuron
 from tna_lightning.quantization.kept import network_bytes, weight_report
 from tna_lightning.quantization.parametrized import WEIGHTED
@@ -31,12 +32,12 @@ PJ_PER_AC = 0.9
 def inference_cost(
     network: nn.Module, batches: Iterable[Any], pj_per_mac: float = PJ_PER_MAC, pj_per_ac: float = PJ_PER_AC
 ) -> dict[str, Any]:
-    """Run a network on batches (inputs, or pairs that begin with inputs) and count; see :meth:`CostCounter.report`."""
+    """Run a network on batches (inputs alone, or as a data module yields them) and count; see :meth:`CostCounter.report`."""
     was_training = network.training
     network.eval()
     with CostCounter(network, pj_per_mac, pj_per_ac) as counter, torch.inference_mode():
         for batch in batches:
-            network(batch[0] if isinstance(batch, tuple | list) else batch)
+            network(batch if isinstance(batch, Tensor) else Batch.of(batch).x)
     network.train(was_training)
     return counter.report()
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import lightning
 
-from tna_lightning import runs
-from tna_lightning.console import leave, quiet_lightning, title
-from tna_lightning.factory import build_network, data_to_test, network_spec
 from tna_lightning.learner import TwinLearner
 from tna_lightning.quantization.packing import load_packed
+from tna_lightning.running.console import leave, quiet_lightning, title
+from tna_lightning.running.factory import build_network, data_to_test, network_spec
+from tna_lightning.running.record import NETWORK, finished_record
 
 
 def evaluate(folder: Path | str, data_root: str | None = None) -> dict[str, float]:
@@ -24,10 +24,10 @@ def evaluate(folder: Path | str, data_root: str | None = None) -> dict[str, floa
     Raises:
         ValueError: no finished run, or its data or its kept network are not what they were.
     """
-    config = runs.finished_record(folder)["config"]
+    config = finished_record(folder)["config"]
     datamodule = data_to_test(config, data_root)
     network = build_network(network_spec(config, datamodule), channels_last=config.get("channels_last", False))
-    load_packed(Path(folder) / runs.NETWORK, network)
+    load_packed(Path(folder) / NETWORK, network)
     with quiet_lightning():
         trainer = lightning.Trainer(
             accelerator=config["trainer"]["accelerator"],
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--data-root", help="where the data are, if not where they were in training")
     arguments = parser.parse_args()
     try:
-        record = runs.finished_record(arguments.run)
+        record = finished_record(arguments.run)
         results = evaluate(arguments.run, arguments.data_root)
     except Exception as error:
         leave(error)

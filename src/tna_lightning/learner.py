@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchmetrics.classification import MulticlassAccuracy
 
+from tna_lightning.data.batch import Batch
 from tna_lightning.models import LIF
 from tna_lightning.objectives import Losses, Objective, Plain, readout
 
@@ -148,14 +149,14 @@ class TwinLearner(lightning.LightningModule):
         """Logits of the base, averaged over time, ``[B, K]`` float32."""
         return readout(time_first(self.base(x)))
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:  # noqa: D102
-        return self._step("train", batch)
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:  # noqa: D102
+        return self._step("train", Batch.of(batch))
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:  # noqa: D102
-        self._step("val", batch)
+    def validation_step(self, batch: Any, batch_idx: int) -> None:  # noqa: D102
+        self._step("val", Batch.of(batch))
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:  # noqa: D102
-        self._step("test", batch)
+    def test_step(self, batch: Any, batch_idx: int) -> None:  # noqa: D102
+        self._step("test", Batch.of(batch))
 
     def losses(self, x: Tensor, target: Tensor) -> tuple[Losses, dict[str, Tensor]]:
         """One pass of a batch through both networks.
@@ -182,8 +183,8 @@ class TwinLearner(lightning.LightningModule):
             logits["companion"] = companion_logits.to(x.device)
         return self.objective(logits["base"], logits.get("companion"), target, self.current_epoch), logits
 
-    def _step(self, stage: str, batch: tuple[Tensor, Tensor]) -> Tensor:
-        x, target = batch
+    def _step(self, stage: str, batch: Batch) -> Tensor:
+        x, target = batch.x, batch.target
         losses, logits = self.losses(x, target)
         batch_size = len(target)
         for part, value in losses.items():

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from tna_lightning.callbacks import ExactResume, History, NonFiniteLoss, StopOnNonFiniteLoss
-from tna_lightning.checkpoints import AtomicCheckpointIO, savers
-from tna_lightning.console import quiet_lightning
 from tna_lightning.data import DigitsDataModule
 from tna_lightning.learner import TwinLearner
+from tna_lightning.running.checkpoints import AtomicCheckpointIO, savers
+from tna_lightning.running.console import quiet_lightning
 
 
 class Dropped(nn.Module):

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from tna_lightning.config import compose
 from tna_lightning.data import DigitsDVSDataModule, EventCamera
-from tna_lightning.train import train
+from tna_lightning.running.config import compose
+from tna_lightning.running.train import train
 
 TINY_CAMERA = ["data.camera.sensor=12", "data.camera.display=24", "data.camera.leg=4", "data.time_steps=3"]
 

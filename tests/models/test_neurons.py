@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from snntorch import surrogate as reference
 
-from tna_lightning.models import LIF, compile_neurons, neurons, surrogates
+from tna_lightning.models import LIF, compile_neurons, fused, surrogates
 from tna_lightning.models.surrogates import SURROGATES, get_surrogate
 
 RESETS = ["zero", "subtract", "none"]
@@ -260,9 +260,9 @@ def test_export_sees_plain_operations():
 
 @pytest.fixture
 def forget_compilers():
-    neurons.has_compiler.cache_clear()
+    fused.has_compiler.cache_clear()
     yield
-    neurons.has_compiler.cache_clear()
+    fused.has_compiler.cache_clear()
 
 
 @pytest.mark.usefixtures("forget_compilers")

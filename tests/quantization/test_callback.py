@@ -19,7 +19,7 @@ from tna_lightning.quantization import (
     weight_report,
 )
 from tna_lightning.quantization.parametrized import quantized_layers
-from tna_lightning.runs import precision_words
+from tna_lightning.running.record import precision_words
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers"),

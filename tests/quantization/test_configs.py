@@ -7,8 +7,8 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from tna_lightning.config import compose
 from tna_lightning.quantization import WeightQuantization
+from tna_lightning.running.config import compose
 
 CHOICES = {path.stem: path for path in (Path(__file__).parents[2] / "conf" / "quant").glob("*.yaml")}
 

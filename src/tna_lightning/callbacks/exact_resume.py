@@ -20,8 +20,8 @@ class ExactResume(Callback):
     networks' own draws, dropout for example. Lightning saves none of it.
 
     Args:
-        identity: the run's identity (:func:`tna_lightning.runs.identity`); a checkpoint that carries another one is
-            refused with a ValueError. None accepts any.
+        identity: the run's identity (:func:`tna_lightning.running.identity.identity`); a checkpoint that
+            carries another one is refused with a ValueError. None accepts any.
     """
 
     KEY = "tna_lightning"

@@ -13,6 +13,7 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from tna_lightning.data.batch import Batch
 from tna_lightning.files import write_text
 
 
@@ -49,7 +50,7 @@ class History(Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.train_samples += len(batch[1]) * trainer.world_size
+        self.train_samples += len(Batch.of(batch)) * trainer.world_size
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._stop_clock()

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
+from tna_lightning.data.batch import Batch
 from tna_lightning.models import SpikingNeuron
 from tna_lightning.quantization.kept import weight_report
 
@@ -35,7 +36,7 @@ class LayerCurves(Callback):
             return
         base: Any = pl_module.base
         with trainer.precision_plugin.val_step_context():
-            rates = firing_rates(base, batch[0])
+            rates = firing_rates(base, Batch.of(batch).x)
         zeros = {layer["name"]: layer["zeros"] / layer["weights"] for layer in weight_report(base)["layers"]}
         metrics = {f"firing_rate/{name}": rate for name, rate in rates.items()}
         metrics |= {f"zeros/{name}": share for name, share in zeros.items()}

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 _MODULES = {
+    "Batch": "batch",
     "CIFAR10DVSDataModule": "cifar10dvs",
     "CIFAR10SimDVSDataModule": "simulated",
     "CIFARDataModule": "cifar",
@@ -15,6 +16,7 @@ _MODULES = {
     "EventCamera": "camera",
     "EventDataModule": "events",
     "ImageDataModule": "images",
+    "Inputs": "batch",
 }
 
 __all__ = list(_MODULES)

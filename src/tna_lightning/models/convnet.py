@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tna_lightning.models.blocks import Network, NeuronFactory
 from tna_lightning.models.vgg import POOL, plain_network
 
@@ -10,9 +12,8 @@ def convnet(
     in_channels: int,
     num_classes: int,
     neuron: NeuronFactory,
-    time_steps: int = 4,
-    width: float = 1.0,
     pool: str = "avg",
+    **settings: Any,
 ) -> Network:
-    """Three convolutions of 32-64-64 channels, pooled after the second and third; arguments as for `plain_network`."""
-    return plain_network([32, 64, POOL, 64, POOL], in_channels, num_classes, neuron, time_steps, width, pool)
+    """Three convolutions of 32-64-64 channels, pooled after the second and third; settings as for `plain_network`."""
+    return plain_network([32, 64, POOL, 64, POOL], in_channels, num_classes, neuron, pool=pool, **settings)

@@ -1,34 +1,18 @@
-"""The leaky integrate-and-fire neuron: one pure time loop, and the module that holds its parameters.
+"""Spiking neurons: the base class of all, and the leaky integrate-and-fire neuron with its equations.
 
-Shapes: T time steps, B batch. A current `[T, B, ...]` gives spikes of the same shape, dtype and memory layout.
+Shapes: T time steps, B batch. A current `[T, B, ...]` gives spikes of the same shape, dtype and memory layout. The time
+loop that computes them stands in `fused.py`.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import logging
-import os
-import re
-import shutil
-import sysconfig
-from collections.abc import Callable
-from functools import cache
-from pathlib import Path
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.fx.experimental.proxy_tensor import make_fx
 
+from tna_lightning.models import fused
 from tna_lightning.models.surrogates import Surrogate, get_surrogate
 
-log = logging.getLogger(__name__)
-
 RESETS = ("zero", "subtract", "none")
-
-_TRACED_SIZE = 2**20  # N of the tensors that code is compiled with: large, so that it uses all threads
-_TOO_MANY = 2**31  # values for the 32-bit indices of code for CUDA
 
 
 class SpikingNeuron(nn.Module):
@@ -56,8 +40,9 @@ class LIF(SpikingNeuron):
         beta: decay of the membrane per time step, in [0, 1]; a tensor must broadcast against one time step `[B, ...]`,
             such as `[C, 1, 1]` for one value per channel.
         threshold: firing threshold, above 0; may be a tensor likewise.
-        reset: "zero", "subtract" or "none".
-        surrogate: name from `surrogates.SURROGATES`, or a `Surrogate` object such as `ATan(alpha=4.0)`.
+        reset: zero (hard), subtract (soft) or none.
+        surrogate: a name such as `atan`, `fast_sigmoid`, `triangular` or `sigmoid` (`surrogates.SURROGATES`), or a
+            `Surrogate` object such as `ATan(alpha=4.0)`.
         learn_beta: train `beta` (a parametric LIF).
         learn_threshold: train `threshold`.
 
@@ -107,16 +92,8 @@ class LIF(SpikingNeuron):
             raise ValueError(
                 f"current={list(current.shape)}: must have at least two dimensions and a step, [T, B, ...]"
             )
-        beta, threshold = self.beta.clamp(0, 1), self.threshold
-        if torch.compiler.is_exporting():  # inference: nothing but plain operations, T unrolled
-            return time_loop(current, beta, threshold, self.reset)
-        if torch.compiler.is_compiling():  # the whole network: its compiler sees to layout and fusing
-            return _TimeLoop.apply(current, beta, threshold, None, self.reset, self.surrogate, False)
-        compiled = self.compiled and not self.surrogate.is_random and has_compiler(current.device.type)
-        order = [0, *sorted(range(1, current.ndim), key=current.stride, reverse=True)]  # as it lies in memory
-        beta, threshold = (_flatten_parameter(parameter, current.shape, order) for parameter in (beta, threshold))
-        spikes = _TimeLoop.apply(current, beta, threshold, order, self.reset, self.surrogate, compiled)
-        return _unflatten(spikes, current.shape, order)
+        compiled = self.compiled and not self.surrogate.is_random
+        return fused.lif(current, self.beta.clamp(0, 1), self.threshold, self.reset, self.surrogate, compiled)
 
     def extra_repr(self) -> str:
         """The settings, for `print(network)`."""
@@ -140,228 +117,3 @@ def compile_neurons(network: nn.Module, enabled: bool = True) -> None:
     for module in network.modules():
         if isinstance(module, LIF):
             module.compiled = enabled
-
-
-def time_loop(current: Tensor, beta: Tensor, threshold: Tensor, reset: str) -> Tensor:
-    """Spikes `[T, ...]` of neurons driven by `current` `[T, ...]`; the equations stand at `LIF`.
-
-    `beta` and `threshold` broadcast against one time step. No gradient passes through these spikes: see
-    `time_loop_gradients`.
-    """
-    _, fired = _trajectory(current, beta, threshold, reset)
-    return _stack([step.to(current.dtype) for step in fired[1:]])
-
-
-def time_loop_gradients(
-    current: Tensor,
-    beta: Tensor,
-    threshold: Tensor,
-    grad_spikes: Tensor,
-    reset: str,
-    surrogate: Surrogate,
-    learn_beta: bool,
-    learn_threshold: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Gradients of a loss with respect to current, beta and threshold: backpropagation through time, written out.
-
-    With g[t] = dL/dU[t], s'(u) the derivative of the surrogate, and K[t] = 1 - S[t] where reset="zero", else 1:
-
-        g[t] = dL/dS[t] s'(U[t] - theta) + beta K[t] g[t+1]
-        dL/dI[t] = g[t]
-        dL/dbeta = sum over t of g[t] K[t-1] U[t-1]
-        dL/dtheta = - sum over t of dL/dS[t] s'(U[t] - theta), and - sum of g[t] S[t-1] where reset="subtract"
-    """
-    membranes, fired = _trajectory(current, beta, threshold, reset)
-    grad_current = [grad_spikes] * len(membranes)
-    grad_membrane = torch.zeros_like(membranes[0])
-    beta_sum = torch.zeros_like(grad_membrane) if learn_beta else grad_membrane
-    threshold_sum = torch.zeros_like(grad_membrane) if learn_threshold else grad_membrane
-    for t in reversed(range(len(membranes))):
-        if reset == "zero":
-            grad_membrane = grad_membrane.masked_fill(fired[t + 1], 0)
-        if learn_beta:
-            beta_sum = beta_sum + grad_membrane * membranes[t]
-        through_spike = surrogate.backward(membranes[t] - threshold, grad_spikes[t].to(grad_membrane.dtype))
-        grad_membrane = through_spike + beta * grad_membrane
-        if learn_threshold:
-            threshold_sum = threshold_sum - through_spike
-        if learn_threshold and reset == "subtract":
-            threshold_sum = threshold_sum - grad_membrane * fired[t]
-        grad_current[t] = grad_membrane.to(current.dtype)
-    grad_beta = beta_sum.sum_to_size(beta.shape).to(beta.dtype) if learn_beta else None
-    grad_threshold = threshold_sum.sum_to_size(threshold.shape).to(threshold.dtype) if learn_threshold else None
-    return _stack(grad_current), grad_beta, grad_threshold
-
-
-def _stack(steps: list[Tensor]) -> Tensor:
-    """Steps `[...]` as `[T, ...]`.
-
-    Inductor's convolutions on a CPU are channels-last, but it writes a stack of five dimensions in the usual order, and
-    transposes all around it. So while a whole network is compiled, the order of the stack is spelled out.
-    """
-    if steps[0].ndim == 4 and steps[0].device.type == "cpu" and torch.compiler.is_compiling():
-        return torch.stack([step.permute(0, 2, 3, 1) for step in steps]).permute(0, 1, 4, 2, 3)
-    return torch.stack(steps)
-
-
-def _trajectory(current: Tensor, beta: Tensor, threshold: Tensor, reset: str) -> tuple[list[Tensor], list[Tensor]]:
-    """Membranes U[0] to U[T-1] before their reset, in float32 (float64 for float64), and whether S[-1] to S[T-1] fired.
-
-    U > theta is U - theta > 0 in IEEE arithmetic; from the difference Inductor computes a spike again where it would
-    store and transpose masks otherwise, which takes longer than the loop (benchmarks/results).
-    """
-    dtype = torch.float64 if current.dtype == torch.float64 else torch.float32
-    membrane = torch.zeros_like(current[0], dtype=dtype)
-    membranes: list[Tensor] = []
-    fired = [membrane > threshold]  # none, unless a learned threshold fell below 0, as in snntorch
-    for step in current.unbind(0):
-        if reset == "zero":
-            membrane = membrane.masked_fill(fired[-1], 0)
-        membrane = beta * membrane + step.to(dtype)
-        if reset == "subtract":
-            membrane = membrane - fired[-1] * threshold
-        membranes.append(membrane)
-        fired.append(membrane - threshold > 0)
-    return membranes, fired
-
-
-class _TimeLoop(torch.autograd.Function):
-    """`time_loop` forward, `time_loop_gradients` backward, each eager or compiled as one function.
-
-    The current is all that is kept in between, in its own dtype: membranes and spikes follow from it exactly, and
-    computing them again costs a fused loop no memory traffic, where bits for spikes alone would not give the membrane.
-
-    With the `order` of the dimensions in memory, the loops see the current as `[T, N]`, and such are the spikes. Done
-    in here, not around it, this spares autograd nodes that take longer than the loop itself over a small batch.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        current: Tensor,
-        beta: Tensor,
-        threshold: Tensor,
-        order: list[int] | None,
-        reset: str,
-        surrogate: Surrogate,
-        compiled: bool,
-    ) -> Tensor:
-        ctx.save_for_backward(current, beta, threshold)
-        ctx.settings = order, reset, surrogate, compiled
-        flat = current if order is None else _flatten(current, order)
-        return _call(compiled, time_loop, (flat, beta, threshold), (reset,))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_spikes: Tensor) -> tuple[Tensor | None, ...]:
-        current, beta, threshold = ctx.saved_tensors
-        order, reset, surrogate, compiled = ctx.settings
-        _, learn_beta, learn_threshold, *_ = ctx.needs_input_grad
-        flat = current if order is None else _flatten(current, order)
-        settings = reset, surrogate, learn_beta, learn_threshold
-        gradients = _call(compiled, time_loop_gradients, (flat, beta, threshold, grad_spikes), settings)
-        grad_current, grad_beta, grad_threshold = gradients
-        if order is not None:
-            grad_current = _unflatten(grad_current, current.shape, order)
-        grad_beta = None if grad_beta is None else grad_beta.view(beta.shape)
-        grad_threshold = None if grad_threshold is None else grad_threshold.view(threshold.shape)
-        return grad_current, grad_beta, grad_threshold, None, None, None, None
-
-
-def _flatten(current: Tensor, order: list[int]) -> Tensor:
-    """A current as `[T, N]`: a view where it is dense or one for all steps."""
-    return (current if order == sorted(order) else current.permute(order)).flatten(1)
-
-
-def _flatten_parameter(parameter: Tensor, shape: torch.Size, order: list[int]) -> Tensor:
-    """A parameter for such a current: one value, or `[N]`."""
-    if parameter.numel() == 1:
-        return parameter if parameter.ndim == 0 else parameter.reshape(())
-    return parameter.expand(shape[1:]).permute([dim - 1 for dim in order[1:]]).reshape(-1)
-
-
-def _unflatten(flat: Tensor, shape: torch.Size, order: list[int]) -> Tensor:
-    """`[T, N]` in the shape and memory order of the current."""
-    if order == sorted(order):  # the common case without operations that do nothing, a few microseconds each
-        return flat.view(shape)
-    return flat.view([shape[dim] for dim in order]).permute([order.index(dim) for dim in range(len(order))])
-
-
-def _call(compiled: bool, function: Callable[..., Any], tensors: tuple[Tensor, ...], settings: tuple[Any, ...]) -> Any:
-    """`function(*tensors, *settings)`, compiled or not; compiled, the tensors are of shape `[T, N]`, `[N]` or `[1]`."""
-    if not compiled or tensors[0].numel() >= _TOO_MANY:
-        return function(*tensors, *settings)
-    # of a float64 without dimensions, tracing would make a symbol for its value, which the compiler refuses
-    tensors = tuple(tensor.view(1) if tensor.ndim == 0 else tensor for tensor in tensors)
-    tensors = tuple(tensor if tensor.stride() == (0, 1) else tensor.contiguous() for tensor in tensors)
-    kinds = tuple((tensor.dtype, tensor.ndim, len(tensor) == 1 or tensor.stride() == (0, 1)) for tensor in tensors)
-    key = settings, len(tensors[0]), kinds, tensors[0].device, torch.get_num_threads()
-    return _compiled(function, *key)(*tensors)
-
-
-@cache
-def _compiled(
-    function: Callable[..., Any],
-    settings: tuple[Any, ...],
-    time_steps: int,
-    kinds: tuple[tuple[torch.dtype, int, bool], ...],
-    device: torch.device,
-    num_threads: int,
-) -> Callable[..., Any]:
-    """`function` with these settings as code of Inductor, the compiler behind torch.compile, for tensors of any N.
-
-    torch.compile would find its code by examining, at every call, the arguments and all that the function refers to:
-    longer than the loop itself takes over a small batch. Here nothing can differ but what the key holds.
-
-    Args:
-        function: a time loop.
-        settings: its arguments after the tensors.
-        time_steps: T.
-        kinds: of each tensor, the dtype, the number of dimensions, and whether it is one value for all neurons
-            or one row for all steps.
-        device: of the tensors.
-        num_threads: of torch, for which code on a CPU is written.
-    """
-    with torch.inference_mode(False), torch.no_grad():
-        examples = []
-        for dtype, ndim, is_one in kinds:
-            shape = (time_steps, _TRACED_SIZE)[2 - ndim :]
-            example = torch.empty(shape, dtype=dtype, device=device)
-            examples.append(example[:1].expand((*shape[:-1], -1)) if is_one else example)
-        graph = make_fx(lambda *tensors: function(*tensors, *settings), tracing_mode="symbolic")(*examples)
-        symbolic = [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")]
-        try:
-            return torch._inductor.compile(graph, symbolic)
-        except (ImportError, torch._inductor.exc.InductorError) as error:
-            _remove_half_written(error)
-            return _compiled.__wrapped__(function, settings, time_steps, kinds, device, num_threads)
-
-
-def _remove_half_written(error: Exception) -> None:
-    """Take a library that cannot be loaded out of torch's cache on disk, or raise the error again if that is not it.
-
-    A process that is killed while the C++ compiler writes leaves half a file, which torch would load ever after.
-    """
-    from torch._inductor.runtime.cache_dir_utils import cache_dir  # here, since it imports much
-
-    found = re.search(r"(/\S+\.so): ", str(error))
-    if found is None or not Path(found[1]).is_relative_to(cache_dir()) or not Path(found[1]).is_file():
-        raise error
-    log.warning("%s: cut short by a process that was killed; compiled again", found[1])
-    Path(found[1]).unlink()
-
-
-@cache
-def has_compiler(device_type: str) -> bool:
-    """Whether torch.compile can work for this kind of device; the log says what is missing, once."""
-    missing = []
-    if device_type == "cpu":
-        if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++")):
-            missing.append("a C++ compiler (g++ or clang++)")
-        if not Path(sysconfig.get_path("include"), "Python.h").is_file():
-            missing.append("Python.h (package python3-dev)")
-    elif importlib.util.find_spec("triton") is None:
-        missing.append("triton")
-    if missing:
-        log.warning("Neurons run uncompiled on %s: %s not found", device_type, " and ".join(missing))
-    return not missing

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from tna_lightning.models.blocks import BasicBlock, ConvNorm, Network, NeuronFactory, scaled
@@ -11,54 +13,44 @@ def resnet8(
     in_channels: int,
     num_classes: int,
     neuron: NeuronFactory,
-    time_steps: int = 4,
-    width: float = 1.0,
-    stem_stride: int = 1,
+    **settings: Any,
 ) -> Network:
-    """ResNet-8 (arXiv 1512.03385 with n = 1): one block a stage, 16-32-64 channels; arguments as for `resnet`."""
-    return resnet([16, 32, 64], [1, 1, 1], in_channels, num_classes, neuron, time_steps, width, stem_stride)
+    """ResNet-8 (arXiv 1512.03385 with n = 1): one block a stage, 16-32-64 channels; settings as for `resnet`."""
+    return resnet([16, 32, 64], [1, 1, 1], in_channels, num_classes, neuron, **settings)
 
 
 def resnet18(
     in_channels: int,
     num_classes: int,
     neuron: NeuronFactory,
-    time_steps: int = 4,
-    width: float = 1.0,
-    stem_stride: int = 1,
+    **settings: Any,
 ) -> Network:
-    """ResNet-18 (arXiv 1512.03385): stages of 2-2-2-2 blocks, 64-128-256-512 channels; arguments as for `resnet`."""
-    return resnet([64, 128, 256, 512], [2, 2, 2, 2], in_channels, num_classes, neuron, time_steps, width, stem_stride)
+    """ResNet-18 (arXiv 1512.03385): stages of 2-2-2-2 blocks, 64-128-256-512 channels; settings as for `resnet`."""
+    return resnet([64, 128, 256, 512], [2, 2, 2, 2], in_channels, num_classes, neuron, **settings)
 
 
 def resnet19(
     in_channels: int,
     num_classes: int,
     neuron: NeuronFactory,
-    time_steps: int = 4,
-    width: float = 1.0,
-    stem_stride: int = 1,
+    **settings: Any,
 ) -> Network:
     """ResNet-19 of tdBN (arXiv 2011.05280): stages of 3-3-2 blocks, 128-256-512 channels, then 256 hidden neurons.
 
     The hidden layer is a 1 x 1 convolution of the one pixel left, with batch norm like all the others: without the norm
-    its neurons are silent at first and SGD hardly wakes them. Arguments as for `resnet`.
+    its neurons are silent at first and SGD hardly wakes them. Settings as for `resnet`.
     """
-    return resnet(
-        [128, 256, 512], [3, 3, 2], in_channels, num_classes, neuron, time_steps, width, stem_stride, num_hidden=256
-    )
+    return resnet([128, 256, 512], [3, 3, 2], in_channels, num_classes, neuron, num_hidden=256, **settings)
 
 
 def resnet20(
     in_channels: int,
     num_classes: int,
     neuron: NeuronFactory,
-    time_steps: int = 4,
-    width: float = 1.0,
-    stem_stride: int = 1,
+    **settings: Any,
 ) -> Network:
-    """ResNet-20 (arXiv 1512.03385): stages of 3-3-3 blocks, 16-32-64 channels; arguments as for `resnet`."""
-    return resnet([16, 32, 64], [3, 3, 3], in_channels, num_classes, neuron, time_steps, width, stem_stride)
+    """ResNet-20 (arXiv 1512.03385): stages of 3-3-3 blocks, 16-32-64 channels; settings as for `resnet`."""
+    return resnet([16, 32, 64], [3, 3, 3], in_channels, num_classes, neuron, **settings)
 
 
 def resnet(
@@ -67,8 +59,8 @@ def resnet(
     in_channels: int,
     num_classes: int,
     neuron: NeuronFactory,
-    time_steps: int,
-    width: float,
+    time_steps: int = 4,
+    width: float = 1.0,
     stem_stride: int = 1,
     num_hidden: int | None = None,
 ) -> Network:
@@ -80,7 +72,7 @@ def resnet(
         in_channels: channels of the input.
         num_classes: K.
         neuron: gives a new neuron for each layer.
-        time_steps: T of a static image.
+        time_steps: T of a static image; event frames bring their own.
         width: multiplies the channels of every layer, and the hidden neurons.
         stem_stride: 2 halves the pixels in the stem already, which costs a quarter of the operations.
         num_hidden: hidden neurons, fully connected, between the average pool and the classifier.

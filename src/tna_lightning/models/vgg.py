@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from tna_lightning.models.blocks import ConvNorm, Network, NeuronFactory, pooling, scaled
@@ -13,24 +15,20 @@ def vgg11(
     in_channels: int,
     num_classes: int,
     neuron: NeuronFactory,
-    time_steps: int = 4,
-    width: float = 1.0,
-    pool: str = "max",
+    **settings: Any,
 ) -> Network:
-    """VGG-11: 8 convolutions 64-128-256-256-512-512-512-512 and one linear layer; arguments as for `plain_network`."""
+    """VGG-11: 8 convolutions 64-128-256-256-512-512-512-512 and one linear layer; settings as for `plain_network`."""
     plan: list[int | str] = [64, POOL, 128, POOL, 256, 256, POOL, 512, 512, POOL, 512, 512, POOL]
-    return plain_network(plan, in_channels, num_classes, neuron, time_steps, width, pool)
+    return plain_network(plan, in_channels, num_classes, neuron, **settings)
 
 
 def vgg16(
     in_channels: int,
     num_classes: int,
     neuron: NeuronFactory,
-    time_steps: int = 4,
-    width: float = 1.0,
-    pool: str = "max",
+    **settings: Any,
 ) -> Network:
-    """VGG-16: 13 convolutions of 64 to 512 channels and one linear layer; arguments as for `plain_network`."""
+    """VGG-16: 13 convolutions of 64 to 512 channels and one linear layer; settings as for `plain_network`."""
     plan: list[int | str] = [
         64,
         64,
@@ -51,24 +49,23 @@ def vgg16(
         512,
         POOL,
     ]
-    return plain_network(plan, in_channels, num_classes, neuron, time_steps, width, pool)
+    return plain_network(plan, in_channels, num_classes, neuron, **settings)
 
 
 def vggsnn(
     in_channels: int,
     num_classes: int,
     neuron: NeuronFactory,
-    time_steps: int = 4,
-    width: float = 1.0,
     pool: str = "avg",
+    **settings: Any,
 ) -> Network:
     """VGGSNN of TET (arXiv 2202.11946): 64-128, 256-256, 512-512, 512-512, each pair followed by pooling.
 
     Meant for event frames of 2 x 48 x 48, of which 512 x 3 x 3 features reach the linear layer, as in the paper's code;
-    other sizes are pooled to 3 x 3. Arguments as for `plain_network`; events bring their own T.
+    other sizes are pooled to 3 x 3. Settings as for `plain_network`; events bring their own T.
     """
     plan: list[int | str] = [64, 128, POOL, 256, 256, POOL, 512, 512, POOL, 512, 512, POOL]
-    return plain_network(plan, in_channels, num_classes, neuron, time_steps, width, pool, pool_size=3)
+    return plain_network(plan, in_channels, num_classes, neuron, pool=pool, pool_size=3, **settings)
 
 
 def plain_network(
@@ -76,9 +73,9 @@ def plain_network(
     in_channels: int,
     num_classes: int,
     neuron: NeuronFactory,
-    time_steps: int,
-    width: float,
-    pool: str,
+    time_steps: int = 4,
+    width: float = 1.0,
+    pool: str = "max",
     pool_size: int = 1,
 ) -> Network:
     """3 x 3 convolutions with norm and neuron in the order of `plan`, average pool, linear classifier.
@@ -88,9 +85,9 @@ def plain_network(
         in_channels: channels of the input.
         num_classes: K.
         neuron: gives a new neuron for each layer.
-        time_steps: T of a static image.
+        time_steps: T of a static image; event frames bring their own.
         width: multiplies the channels of every layer.
-        pool: "avg" or "max".
+        pool: `avg` or `max`.
         pool_size: pixels along each side that reach the classifier.
 
     Raises:

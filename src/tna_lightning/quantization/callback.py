@@ -25,11 +25,11 @@ class WeightQuantization(lightning.Callback):
 
     Args:
         quantizer: prototype, see :mod:`tna_lightning.quantization.quantizers`; each weight gets its own copy.
-        network: ``"base"``, ``"companion"`` (a twin or peer that trains along; a frozen one is refused) or ``"both"``.
+        network: ``base``, ``companion`` (a twin or peer that trains along; a frozen one is refused) or ``both``.
         companion_quantizer: the companion's own scheme; by default ``quantizer``.
-        skip: names of modules left at full precision with all they contain, such as ``stem`` and ``classifier``.
+        skip: names of modules left at full precision with all they contain, such as ``[stem, classifier]``.
         layer_quantizers: names of modules with a scheme of their own, in every network that is quantised.
-        start_epoch: training sees full-precision weights before this epoch.
+        start_epoch: training sees full-precision weights before this epoch, counted from 0.
         growth_epochs: from ``start_epoch`` on, the share of each layer's weights that training sees quantised grows
             epoch by epoch, the largest magnitudes first, to all of them after this many epochs.
 

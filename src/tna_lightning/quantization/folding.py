@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -135,38 +135,3 @@ def _conv_norm_pairs(network: nn.Module) -> Iterator[tuple[Any, Any, Any]]:
             for index in range(len(parent) - 1):
                 if isinstance(parent[index], nn.Conv2d) and isinstance(parent[index + 1], nn.BatchNorm2d):
                     yield parent, index, index + 1
-
-
-@torch.inference_mode()
-def compare_spikes(network: nn.Module, other: nn.Module, batches: Iterable[Tensor]) -> dict[str, int]:
-    """Run two networks of the same neurons, in eval mode, on the same inputs and compare.
-
-    Returns:
-        ``images``, ``chances`` (neurons times steps times images), ``spikes`` of the first network, ``differing``
-        (chances where only one of the two spikes), and ``predictions_differing`` (images whose class is another).
-    """
-    from tna_lightning.models import SpikingNeuron
-
-    counts = {"images": 0, "chances": 0, "spikes": 0, "differing": 0, "predictions_differing": 0}
-    traces: list[list[Tensor]] = [[], []]
-    handles = [
-        module.register_forward_hook(lambda module, inputs, output, trace=trace: trace.append(output))
-        for net, trace in zip((network, other), traces, strict=True)
-        for module in net.modules()
-        if isinstance(module, SpikingNeuron)
-    ]
-    try:
-        for x in batches:
-            predictions = [net(x).float().mean(0).argmax(1) for net in (network, other)]
-            counts["images"] += len(x)
-            counts["predictions_differing"] += int((predictions[0] != predictions[1]).sum())
-            for spikes, other_spikes in zip(*traces, strict=True):
-                counts["chances"] += spikes.numel()
-                counts["spikes"] += int((spikes != 0).sum())
-                counts["differing"] += int((spikes != other_spikes).sum())
-            for trace in traces:
-                trace.clear()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return counts

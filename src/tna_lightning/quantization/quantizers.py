@@ -150,7 +150,7 @@ class Quantizer(nn.Module):
     :meth:`initial_scale`, reads :attr:`scale` in :meth:`quantize`, and says in :meth:`with_gradient` what flows back.
 
     Args:
-        per: weights that share a scale: ``"channel"``, those of one output channel, or ``"layer"``, all.
+        per: weights that share a scale: ``channel``, those of one output channel, or ``layer``, all.
 
     Attributes:
         name: the scheme's name in tables and files.
@@ -233,7 +233,12 @@ class Quantizer(nn.Module):
 
 
 class Ternary(Quantizer):
-    """Ternary weights {-s, 0, +s} by threshold, :func:`twn`; zeros are about 42 % of Gaussian weights at 0.7."""
+    """Ternary weights {-s, 0, +s} by threshold, :func:`twn`; zeros are about 42 % of Gaussian weights at 0.7.
+
+    Args:
+        threshold: weights below this share of the mean magnitude become 0.
+        per: weights that share a scale: ``channel`` or ``layer``.
+    """
 
     name = "ternary"
     bits = 2
@@ -253,6 +258,10 @@ class TernaryTTQ(Quantizer):
 
     Gradients (arXiv 1612.01064): ``dw = g`` times ``Wp``, 1 or ``Wn`` where the code is +1, 0 or -1;
     ``dWp`` = sum of ``g`` over positive codes; ``dWn`` = minus the sum of ``g`` over negative ones.
+
+    Args:
+        threshold: weights below this share of the largest magnitude become 0.
+        per: weights that share the two scales: ``channel`` or ``layer``.
     """
 
     name = "ternary_ttq"
@@ -300,9 +309,9 @@ class Uniform(Quantizer):
 
     Args:
         bits: 2 to 8.
-        scale: ``"max"``, the step is ``max|w| / q``; or ``"learned"`` (LSQ, arXiv 1902.08153), it starts at
+        scale: ``max``, the step is ``max|w| / q``; or ``learned`` (LSQ, arXiv 1902.08153), it starts at
             ``2 mean|w| / sqrt(q)`` and is trained.
-        per: weights that share a step.
+        per: weights that share a step: ``channel`` or ``layer``.
     """
 
     def __init__(self, bits: int, scale: str = "max", per: str = "channel") -> None:

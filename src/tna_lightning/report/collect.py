@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tna_lightning import runs
+from tna_lightning.running.record import CONFIG, RECORD, find_runs, is_active, read_record, refuse_types
 
 # what a record of a finished run must hold to be put in a table
 NEEDED = ("results", "weights", "cost", "history", "data", "choices", "config", "seed")
@@ -61,9 +61,9 @@ def collect(studies: Sequence[Path | str]) -> Collection:
     for study in map(Path, studies):
         if not study.is_dir():
             raise FileNotFoundError(f"study={str(study)!r}: no such folder")
-        for folder in runs.find_runs(study):
+        for folder in find_runs(study):
             try:
-                record = runs.read_record(folder)
+                record = read_record(folder)
                 _check(folder, record)
             except (ValueError, OSError) as error:
                 left_out.append(str(error))
@@ -71,10 +71,10 @@ def collect(studies: Sequence[Path | str]) -> Collection:
             if all(folder.resolve() != other.resolve() for other, _ in found[record["identity"]]):
                 found[record["identity"]].append((folder, record))
         for folder in _without_record(study):
-            if (folder / runs.CONFIG).exists():
-                unfinished.append(Unfinished(folder.name, "running" if runs.is_active(folder) else "not started"))
+            if (folder / CONFIG).exists():
+                unfinished.append(Unfinished(folder.name, "running" if is_active(folder) else "not started"))
             else:
-                left_out.append(f"run={str(folder)!r}: no run folder, it has no {runs.RECORD}")
+                left_out.append(f"run={str(folder)!r}: no run folder, it has no {RECORD}")
 
     done: list[dict[str, Any]] = []
     for copies in found.values():
@@ -101,24 +101,24 @@ def _check(folder: Path, record: dict[str, Any]) -> None:
         return
     absent = [key for key in NEEDED if key not in record]
     if absent:
-        raise ValueError(f"run={str(folder)!r}: {runs.RECORD} says done, but has no {', '.join(absent)}")
-    runs.refuse_types(folder, record, TYPES)
-    runs.refuse_types(folder, record["config"], {"data": dict, "trainer": dict})
+        raise ValueError(f"run={str(folder)!r}: {RECORD} says done, but has no {', '.join(absent)}")
+    refuse_types(folder, record, TYPES)
+    refuse_types(folder, record["config"], {"data": dict, "trainer": dict})
     accuracy = record["results"].get("test/acc")
     if not isinstance(accuracy, int | float) or not 0 <= accuracy <= 1:
-        raise ValueError(f"run={str(folder)!r}: {runs.RECORD} has no test accuracy from 0 to 1, but {accuracy!r}")
+        raise ValueError(f"run={str(folder)!r}: {RECORD} has no test accuracy from 0 to 1, but {accuracy!r}")
 
 
 def _without_record(study: Path) -> Iterator[Path]:
     """Folders directly in the study in which there is no record at any depth, but for the report's own."""
     for folder in sorted(study.iterdir()):
         is_ours = folder.name == "report" or folder.name.startswith(".")
-        if folder.is_dir() and not is_ours and next(folder.rglob(runs.RECORD), None) is None:
+        if folder.is_dir() and not is_ours and next(folder.rglob(RECORD), None) is None:
             yield folder
 
 
 def _unfinished(folder: Path, record: dict[str, Any]) -> Unfinished:
     if record["status"] == "failed":
         return Unfinished(folder.name, "failed", str(record.get("error", "")).partition("\n")[0])
-    is_running = record["status"] == "running" and runs.is_active(folder)
+    is_running = record["status"] == "running" and is_active(folder)
     return Unfinished(folder.name, "running" if is_running else "cut off", f"since {record.get('started', 'unknown')}")

@@ -8,7 +8,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tna_lightning import runs
+from tna_lightning.running.identity import identity, identity_config
+from tna_lightning.running.record import precision_words
 
 # the order in which a reader looks for them; what is not here follows in alphabetical order
 BASELINES = ("plain", "plain_twice", "kd", "kd_ann", "mutual", "tna")
@@ -94,9 +95,9 @@ class Row:
 
     @property
     def quantized(self) -> str:
-        """Which layers are, see :func:`tna_lightning.runs.precision_words`; empty where the records name no layers."""
+        """Which layers are, see :func:`tna_lightning.precision_words`; empty where the records name no layers."""
         weights = self.records[0]["weights"]
-        return runs.precision_words(weights) if "layers" in weights else ""
+        return precision_words(weights) if "layers" in weights else ""
 
     @property
     def bits(self) -> float | None:
@@ -222,7 +223,7 @@ def _partner_key(record: Record, *, any_seed: bool = False) -> str:
     config["trainer"] = {key: value for key, value in config.get("trainer", {}).items() if key != "max_epochs"}
     if any_seed:
         config |= {"seed": None, "data": config["data"] | {"seed": None}}
-    return runs.identity(config)
+    return identity(config)
 
 
 def _variants(alike: Sequence[Record]) -> list[str]:
@@ -236,7 +237,7 @@ def _variants(alike: Sequence[Record]) -> list[str]:
         for record in alike
     ]
     chosen = sorted({group for choices in companions for group in choices})
-    flat = [runs.identity_config(record["config"]) for record in alike]
+    flat = [identity_config(record["config"]) for record in alike]
     keys = sorted(
         key
         for key in {key for config in flat for key in config}

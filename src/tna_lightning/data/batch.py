@@ -1,0 +1,91 @@
+"""What a data module says of its inputs, and what it yields: plain torch.
+
+Letters: T time steps, B batch, C channels, H and W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data._utils.collate import default_collate_fn_map
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a network is built for.
+
+    Attributes:
+        channels: C.
+        height: H.
+        width: W.
+        time_steps: T of event frames; None for static images, which a network repeats as often as it likes.
+        num_classes: K.
+    """
+
+    channels: int
+    height: int
+    width: int
+    time_steps: int | None
+    num_classes: int
+
+
+@dataclass
+class Batch:
+    """Samples and what is known of them. Not frozen: Lightning moves a batch to its device by setting the fields.
+
+    Attributes:
+        x: images ``[B, C, H, W]``, or event frames ``[B, T, C, H, W]``.
+        target: class indices ``[B]`` (int64), or class probabilities ``[B, K]``.
+        index: the samples' numbers in their set, int64 ``[B]``.
+        weight: one number a sample, ``[B]``; None weighs all alike.
+    """
+
+    x: Tensor
+    target: Tensor
+    index: Tensor | None = None
+    weight: Tensor | None = None
+
+    @classmethod
+    def of(cls, batch: Any) -> Batch:
+        """A batch from what a data module yields: itself, or a pair of inputs and targets.
+
+        Raises:
+            ValueError: it is neither.
+        """
+        if isinstance(batch, Batch):
+            return batch
+        if isinstance(batch, Sequence) and len(batch) == 2:
+            return cls(*batch)
+        raise ValueError(
+            f"batch={type(batch).__name__}: a data module must yield tna_lightning.data.Batch or (x, target)"
+        )
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def pin_memory(self) -> Batch:
+        """The same in page-locked memory, for a :class:`~torch.utils.data.DataLoader` with ``pin_memory=True``."""
+        values = (getattr(self, field.name) for field in fields(self))
+        return Batch(*(None if value is None else value.pin_memory() for value in values))
+
+    def mean(self, losses_B: Tensor) -> Tensor:
+        """The mean over B of weight times loss, a scalar; not divided by the sum of the weights."""
+        return losses_B.mean() if self.weight is None else (self.weight * losses_B).mean()
+
+
+def _collate(samples: Sequence[Batch], *, collate_fn_map: Any = None) -> Batch:
+    """Samples of a data set that are a :class:`Batch` each, without its first dimension, as one."""
+    columns = [[getattr(sample, field.name) for sample in samples] for field in fields(Batch)]
+    return Batch(
+        *(
+            None if column[0] is None else torch.stack([torch.as_tensor(value) for value in column])
+            for column in columns
+        )
+    )
+
+
+default_collate_fn_map[Batch] = _collate  # torch's way to teach its default_collate a new type

@@ -1,0 +1,40 @@
+"""The door: ``python -m tna_lightning.export RUN --format packed|onnx|nir``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import tna_lightning.export
+from tna_lightning.export.checking import ExportMismatch
+from tna_lightning.export.run import SUFFIXES, export
+from tna_lightning.running.console import leave
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tna_lightning.export", description=(tna_lightning.export.__doc__ or "").split("\n\n")[0]
+    )
+    parser.add_argument("run", help="a finished run's folder")
+    parser.add_argument("--format", required=True, choices=SUFFIXES)
+    parser.add_argument("--output", help="the file to write (default: network-exported.* in the run's folder)")
+    parser.add_argument("--fold", action="store_true", help="fold batch norm into scales and biases (nir always does)")
+    parser.add_argument("--images", type=int, help="check with so many images of the test set (default: all)")
+    parser.add_argument("--data-root", help="where the data are, if not where they were in training")
+    arguments = parser.parse_args()
+    try:
+        path, counts = export(
+            arguments.run, arguments.format, arguments.output, arguments.fold, arguments.images, arguments.data_root
+        )
+    except ExportMismatch as error:
+        sys.exit(f"error: {error}")
+    except Exception as error:
+        leave(error)
+    print(f"{path}: {path.stat().st_size:,} bytes")
+    compared = f", {counts['spikes_differing']:,} of {counts['spikes']:,} spikes" if counts["spikes"] else ""
+    print(f"checked on {counts['images']:,} images: {counts['predictions_differing']:,} predictions{compared} differ")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""A NIR graph, checked: the same spikes and predictions by NIR's equations; batch norm is folded, as NIR has none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from tna_lightning.export.checking import check, peek, require
+from tna_lightning.export.nir_graph import NIRRunner, to_nir, write_nir
+from tna_lightning.files import replacing
+from tna_lightning.quantization.folding import fold_batch_norm
+
+
+def export_nir(network: nn.Module, path: Path | str, batches: Iterable[Tensor]) -> dict[str, int]:
+    """Write a NIR graph, see :mod:`tna_lightning.export.nir_graph`, and check it by NIR's equations.
+
+    Arguments and result as for :func:`~tna_lightning.export.export_packed`.
+
+    Raises:
+        ExportMismatch: as there.
+        ValueError: NIR cannot say what the network does.
+    """
+    require("nir")
+    first, batches = peek(batches)
+    with replacing(path) as temporary:
+        write_nir(temporary, to_nir(fold_batch_norm(network), tuple(first.shape[-3:])))
+        runner = NIRRunner(temporary)
+
+        def run(x: Tensor) -> tuple[Tensor, list[Tensor]]:
+            time_steps = getattr(network, "time_steps", 1)
+            logits = runner(x.expand(time_steps, *x.shape) if x.ndim == 4 else x.transpose(0, 1))
+            return logits, list(runner.spikes.values())
+
+        return check(network, run, batches)

@@ -1,0 +1,96 @@
+"""The kept network of a finished run, in one of the formats."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tna_lightning.data.batch import Batch
+from tna_lightning.export.nir import export_nir
+from tna_lightning.export.onnx import export_onnx
+from tna_lightning.export.packed import export_packed
+from tna_lightning.quantization.folding import fold_batch_norm
+from tna_lightning.quantization.packing import load_packed
+from tna_lightning.running.factory import build_network, data_to_test, network_spec
+from tna_lightning.running.record import NETWORK, finished_record
+
+OURS = ("tna_lightning.models.", "torch.nn.ReLU")  # what load_packed builds from a file
+SUFFIXES = {"packed": "safetensors", "onnx": "onnx", "nir": "nir"}
+
+
+def export(
+    folder: Path | str,
+    format: str,
+    output: Path | str | None = None,
+    fold: bool = False,
+    num_images: int | None = None,
+    data_root: str | None = None,
+) -> tuple[Path, dict[str, int]]:
+    """Export the kept network of a finished run.
+
+    Args:
+        folder: the run's folder.
+        format: ``"packed"``, ``"onnx"`` or ``"nir"``.
+        output: the file, which must not be there yet; by default ``network-exported`` in the run's folder, replaced.
+        fold: fold batch norm into scales and biases (NIR always does).
+        num_images: check with so many images of the test set; by default all.
+        data_root: where the data are, if not where they were in training.
+
+    Returns:
+        The file and the counts of :func:`check`.
+
+    Raises:
+        ValueError: no finished run, no such format, a format that cannot say what the network does, a file that is
+            there already, or fewer than one image.
+        ExportMismatch: the check failed; nothing is left at ``output``.
+    """
+
+    if format not in SUFFIXES:
+        raise ValueError(f"format={format!r}: must be one of {', '.join(SUFFIXES)}")
+    if num_images is not None and num_images < 1:
+        raise ValueError(f"images={num_images!r}: must be at least 1")
+    config = finished_record(folder)["config"]
+    if output is not None:
+        _check_output(output)
+    datamodule = data_to_test(config, data_root)
+    spec = network_spec(config, datamodule)
+    network = load_packed(Path(folder) / NETWORK, build_network(spec))
+    datamodule.prepare_data()
+    datamodule.setup("test")
+    path = Path(output) if output is not None else Path(folder) / f"network-exported.{SUFFIXES[format]}"
+    batches = _first_images(datamodule, num_images)
+    if format == "packed":
+        # a network of the user's own cannot be built from the file alone, and is given to whoever reads it
+        is_ours = all(str(spec[part].get("_target_")).startswith(OURS) for part in ("model", "neuron"))
+        rebuild = None if is_ours else lambda: build_network(spec)
+        return path, export_packed(network, path, batches, spec, fold, rebuild)
+    if format == "onnx":
+        return path, export_onnx(fold_batch_norm(network) if fold else network, path, batches)
+    return path, export_nir(network, path, batches)
+
+
+def _check_output(output: Path | str) -> None:
+    path = Path(output)
+    if path.is_dir():
+        raise ValueError(f"output={str(output)!r}: is a folder; name a file in it")
+    if path.exists():  # the run's own record and network among them
+        raise ValueError(f"output={str(output)!r}: is there already; remove it, or name another file")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ValueError(f"output={str(output)!r}: there is no folder {path.parent} to write to")
+
+
+def _first_images(datamodule: Any, count: int | None) -> Iterator[Tensor]:
+    """The test inputs as networks take them, on the CPU."""
+    seen = 0
+    for batch in datamodule.test_dataloader():
+        x = Batch.of(batch).x
+        if count is not None:
+            x = x[: count - seen]
+        if len(x) == 0:
+            return
+        seen += len(x)
+        yield datamodule.prepare(x).cpu()

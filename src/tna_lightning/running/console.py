@@ -1,0 +1,144 @@
+"""What a person sees in the terminal."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tna_lightning.running.record import precision_words
+
+FULL_ERROR, SET_BY_US = "HYDRA_FULL_ERROR", "TNA_LIGHTNING_SET_FULL_ERROR"
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Without Lightning's notes on devices and tips, and without warnings that are none of the user's concern."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            # Lightning 2.6 under torch 2.13, at every fit
+            warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.. is deprecated.*")
+            # a short epoch is nothing to warn of: metrics are logged by epoch
+            warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+            # a teacher stays in eval mode
+            warnings.filterwarnings("ignore", message=".*in eval mode at the start of training")
+            # a run that goes on finds its own checkpoints
+            warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+def was_interrupted(error: BaseException) -> bool:
+    """Whether an error comes from Ctrl-C; Lightning turns that into a ``SystemExit``."""
+    return isinstance(error, KeyboardInterrupt) or (
+        isinstance(error, SystemExit) and isinstance(error.__context__ or error.__cause__, KeyboardInterrupt)
+    )
+
+
+def leave(error: BaseException) -> NoReturn:
+    """End the process over an error: one clear line, and status 2 for bad input, 1 for what went wrong on the way.
+
+    Ctrl-C is no error of anybody's: it leaves with 130.
+
+    An error that is our own keeps its traceback, as does any if the user has set ``HYDRA_FULL_ERROR=1``.
+    """
+    from tna_lightning.running.config import BAD_INPUT, explain
+
+    if was_interrupted(error):
+        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    line = explain(error)
+    if line is None or (os.environ.get(FULL_ERROR) == "1" and SET_BY_US not in os.environ):
+        raise error
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(2 if isinstance(error, BAD_INPUT) else 1)
+
+
+@contextmanager
+def errors_from_hydra() -> Iterator[None]:
+    """Make Hydra hand errors on to us, instead of printing many lines of its own and leaving."""
+    if os.environ.get(FULL_ERROR) == "1":
+        yield
+        return
+    before = os.environ.pop(FULL_ERROR, None)
+    os.environ |= {FULL_ERROR: "1", SET_BY_US: "1"}  # processes that are started meanwhile must know as well
+    try:
+        yield
+    finally:
+        del os.environ[FULL_ERROR], os.environ[SET_BY_US]
+        if before is not None:
+            os.environ[FULL_ERROR] = before
+
+
+def print_record(record: Mapping[str, Any], folder: Path | str) -> None:
+    """The table at the end of a run."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title(record), title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in summary_rows(record):
+        table.add_row(name, value)
+    table.add_row("folder", str(folder))
+    Console(soft_wrap=True).print(table)
+
+
+def title(record: Mapping[str, Any]) -> str:
+    """One line that names what was trained: choices and seed."""
+    choices = record.get("choices", {})
+    words = [
+        f"{group}={choices[group]}" for group in ("data", "model", "neuron", "baseline", "quant") if group in choices
+    ]
+    simulated = " (simulated events)" if record.get("data", {}).get("simulated") else ""
+    return f"{' '.join(words)} seed={record['seed']}{simulated}"
+
+
+def summary_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Name and value of each line of the final table."""
+    results, weights, cost = record["results"], record["weights"], record["cost"]
+    yield "base, test accuracy", _accuracies(results, "")
+    if "test/companion_acc" in results:
+        yield "companion, test accuracy", _accuracies(results, "companion_")
+    if "val/acc" in results:
+        yield (
+            "base, validation accuracy",
+            f"{results['val/acc']:.2%} (epoch {results['kept_epoch'] + 1} of {record['epochs']} is kept)",
+        )
+    yield "weights", f"{weights['weights']:,}, quantised: {precision_words(weights)}"
+    if "companion_weights" in record:
+        companion = record["companion_weights"]
+        yield "companion's weights", f"{companion['weights']:,}, {', '.join(companion['schemes'])}"
+    smaller = weights["bytes_float32"] / weights["bytes"]
+    than_float32 = f" ({smaller:.1f} times smaller than float32)" if smaller > 1 else ""
+    yield "weights, as kept", f"{weights['bytes']:,} bytes{than_float32}"
+    yield "file, with all else", f"{weights['bytes_file']:,} bytes"
+    yield "zero weights", f"{weights['zero_share']:.1%}"
+    if cost["firing_rate"] is not None:  # neurons that spike
+        yield "mean firing rate", f"{cost['firing_rate']:.3f} spikes a neuron and step"
+    # AC: accumulates that spikes trigger, MAC: multiply-accumulates
+    counts = f"{cost['synaptic_operations']:,.0f} AC, {cost['macs']:,.0f} MAC"
+    yield "operations an image", f"{counts}, about {cost['energy_uj']:#.3g} uJ"
+    yield "dense, all time steps", f"{cost['dense_macs']:,.0f} MAC, about {cost['energy_dense_uj']:#.3g} uJ"
+    if "ann_macs" in cost:  # older records have none
+        yield "ANN of the same shape", f"{cost['ann_macs']:,.0f} MAC, about {cost['energy_ann_uj']:#.3g} uJ"
+    yield "training speed", f"{record['train_images_per_s']:,.0f} images/s on {record['device']}"
+    epochs = "1 epoch" if record["epochs"] == 1 else f"{record['epochs']} epochs"
+    yield "wall time", f"{record['wall_time_s']:.0f} s for {epochs}"
+
+
+def _accuracies(results: Mapping[str, float], prefix: str) -> str:
+    top1, top5 = results[f"test/{prefix}acc"], results.get(f"test/{prefix}acc_top5")
+    return f"{top1:.2%}" + (f" (top-5 {top5:.2%})" if top5 is not None else "")

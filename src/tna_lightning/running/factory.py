@@ -1,0 +1,184 @@
+"""Objects from config nodes, with errors that name the key."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
+from torch import Tensor, nn
+
+from tna_lightning.models import compile_neurons
+from tna_lightning.models.fused import has_compiler
+
+log = logging.getLogger(__name__)
+
+_WIDEST_BLOCK = 16  # channels in a vector of oneDNN's: 8 with AVX2, 16 with AVX-512
+
+
+def build(key: str, node: Mapping[str, Any], **arguments: Any) -> Any:
+    """Instantiate a config node with a ``_target_``.
+
+    Args:
+        key: where the node stands in the config.
+        node: the node; ``arguments`` are passed on beside what it holds.
+
+    Raises:
+        ValueError: the constructor refused a value; the message begins with the key, ``neuron.beta=1.5: must ...``.
+    """
+    _check_types(key, node)
+    try:
+        return instantiate(node, _convert_="all", **arguments)
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, ValueError | FileNotFoundError):
+            inner = re.search(r"^full_key: (.+)$", str(error), re.MULTILINE)
+            raise type(cause)(f"{key}.{inner[1] + '.' if inner else ''}{cause}") from error
+        if isinstance(cause, TypeError | ImportError | InstantiationException):
+            # a target that does not exist, or a setting that it does not take
+            raise ValueError(f"{key}={node.get('_target_')}: {' '.join(str(cause).split())}") from error
+        raise cause from None
+
+
+def _check_types(key: str, node: Mapping[str, Any]) -> None:
+    """Refuse numbers, strings, booleans and nulls that the target's annotations do not allow.
+
+    A constructor compares its arguments before it knows their types, and its TypeError would not name the setting.
+    """
+    try:
+        target: Any = get_object(node["_target_"])
+        if isinstance(target, type):
+            target = next(vars(base)["__init__"] for base in target.__mro__ if "__init__" in vars(base))
+        hints = get_type_hints(target)
+    except Exception:  # what cannot be imported or annotated is instantiate's to report
+        return
+    for name, value in node.items():
+        if isinstance(value, Mapping) and "_target_" in value:
+            _check_types(f"{key}.{name}", value)
+        elif name in hints and isinstance(value, bool | int | float | str | None):
+            hint = hints[name]
+            members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+            if all(_refuses(member, value) for member in members):
+                allowed = " or ".join(_type_name(member) for member in members)
+                raise ValueError(f"{key}.{name}={value!r}: must be {allowed}")
+
+
+def _refuses(hint: Any, value: bool | float | str | None) -> bool:
+    """Whether a value from YAML cannot be of this type; a type that is not understood refuses nothing."""
+    if hint in (bool, str):
+        return not isinstance(value, hint)
+    if hint is int:
+        return not isinstance(value, int) or isinstance(value, bool)
+    if hint is float:
+        return not isinstance(value, int | float) or isinstance(value, bool)
+    if hint is type(None):
+        return value is not None
+    return hint is Tensor or get_origin(hint) in (list, tuple, dict, Sequence, Mapping)
+
+
+def _type_name(hint: Any) -> str:
+    names: dict[Any, str] = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "a string",
+        type(None): "null",
+        list: "a list",
+        tuple: "a list",
+        Sequence: "a list",
+        dict: "a mapping",
+        Mapping: "a mapping",
+    }
+    return names.get(get_origin(hint) or hint, getattr(hint, "__name__", str(hint)))
+
+
+@contextmanager
+def under(key: str) -> Iterator[None]:
+    """Put the key before the message of an error: ``quant.skip=...`` where the callback says ``skip=...``."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"{key}.{error}") from error
+    except TypeError as error:
+        raise ValueError(f"{key}: {error}") from error
+
+
+def data_to_test(config: Mapping[str, Any], data_root: str | None = None) -> Any:
+    """The data module of a finished run, at another place than in training if ``data_root`` says so.
+
+    Raises:
+        ValueError: these data have no root.
+    """
+    data = config["data"]
+    if data_root is not None and "root" not in data:
+        raise ValueError(f"data-root={data_root!r}: must be left out, these data come from no folder")
+    return build("data", data if data_root is None else {**data, "root": data_root})
+
+
+def network_spec(config: Mapping[str, Any], datamodule: Any) -> dict[str, Any]:
+    """The JSON-able description from which a network is rebuilt: model, neuron, channels and classes."""
+    return {
+        "model": config["model"],
+        "neuron": config["neuron"],
+        "in_channels": datamodule.in_channels,
+        "num_classes": datamodule.num_classes,
+    }
+
+
+def build_network(spec: Mapping[str, Any], prefix: str = "", channels_last: bool = False) -> nn.Module:
+    """The network of a spec (:func:`network_spec`); ``prefix`` is put before the key in errors.
+
+    With ``channels_last`` its convolutions work on ``[N, H, W, C]`` in memory: they sum in another order, so logits
+    differ in the last bits, and now and then a spike. A network with a layer that is unsafe so keeps the usual layout,
+    and one line in the log says which (:func:`unsafe_channels_last`).
+    """
+    neuron = build(f"{prefix}neuron", spec["neuron"])
+    with under(f"{prefix}neuron"):
+        neuron()  # a refused value is reported under its own key, not as the model's
+    network: nn.Module = build(
+        f"{prefix}model",
+        spec["model"],
+        neuron=neuron,
+        in_channels=spec["in_channels"],
+        num_classes=spec["num_classes"],
+    )
+    unsafe = unsafe_channels_last(network) if channels_last else None
+    if unsafe is not None:
+        log.warning("%schannels_last=true: left out, since %s has too few channels for it", prefix, unsafe)
+    elif channels_last:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's annotations
+    return network
+
+
+def compile_network(network: nn.Module, how: str) -> None:
+    """Let torch.compile take nothing ("none"), the time loops ("neurons") or all of a network ("network").
+
+    The whole network is left to its neurons where there is no compiler, which they then say, and where a layer is
+    unsafe in the layout that the compiler would choose on a CPU (:func:`unsafe_channels_last`), which one line says.
+    """
+    unsafe = unsafe_channels_last(network) if how == "network" else None
+    if unsafe is not None:
+        log.warning("compile=network: the neurons alone are compiled, since %s has too few channels for it", unsafe)
+    if how == "network" and unsafe is None and has_compiler("cuda" if torch.cuda.is_available() else "cpu"):
+        network.compile()
+    elif how != "none":
+        compile_neurons(network)
+
+
+def unsafe_channels_last(network: nn.Module) -> str | None:
+    """Name of a convolution that must not be trained in channels-last layout on a CPU, or None.
+
+    The weight gradient of a strided 1 x 1 convolution with fewer input channels than a vector holds is written past its
+    end by oneDNN (uxlfoundation/oneDNN#6035, seen with torch 2.13.0): the process crashes, hangs or computes wrongly.
+    """
+    for name, module in network.named_modules():
+        is_strided_point = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.stride != (1, 1)
+        if is_strided_point and module.in_channels // module.groups < _WIDEST_BLOCK:
+            return name
+    return None

@@ -1,0 +1,42 @@
+"""What ``--help`` prints: every group with its choices, and examples. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from tna_lightning.running.home import GROUPS, default_choices, options
+
+EXAMPLES = """\
+python -m tna_lightning
+    the demo: a twin on scikit-learn's digits, every weight of the base ternary
+python -m tna_lightning model=resnet19 data=cifar100 quant=ternary
+    the paper's setting; data.root=DIR says where the images are or shall be
+python -m tna_lightning data=cifar10 baseline=kd model@companion.model=resnet19 neuron@companion.neuron=relu
+    distillation from a larger ANN, which is trained first and cached
+python -m tna_lightning -m baseline=plain,kd,mutual,tna quant=none,ternary seed=0,1,2
+    a sweep: one folder a run; the same command again does only what is missing
+python -m tna_lightning data=cifar10 objective.match_weight=0.05 epochs=100 logger=wandb
+    other settings, with curves on Weights & Biases"""
+
+
+def help_text() -> str:
+    """The whole text."""
+    lines = [
+        "Train spiking networks with Twin Network Augmentation, keep a ternary SNN.",
+        "",
+        "usage: python -m tna_lightning [GROUP=CHOICE ...] [KEY=VALUE ...] [-m]",
+        "",
+        "Groups and their choices (* is the default):",
+    ]
+    defaults = default_choices()
+    for group in GROUPS:
+        lines.append(f"\n  {group}")
+        for choice, description in options(group).items():
+            mark = "*" if defaults.get(group) == choice else " "
+            lines.append(f"   {mark} {choice:<18} {description}")
+    lines += ["", "Examples:", ""]
+    lines += [f"  {line}" for line in EXAMPLES.splitlines()]
+    lines += [
+        "",
+        "A companion is built like the base unless model@companion.model or neuron@companion.neuron names another.",
+        "--cfg job prints every setting of the command as it stands. HYDRA_FULL_ERROR=1 shows tracebacks.",
+    ]
+    return "\n".join(lines)

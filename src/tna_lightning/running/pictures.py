@@ -1,0 +1,145 @@
+"""The two pictures of a run: its learning curves, and its kept network layer by layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from tna_lightning.quantization.kept import kept_weights, weight_report
+from tna_lightning.quantization.parametrized import weighted_layers
+
+History = Mapping[str, Sequence[float | int | None]]
+
+# base and companion in two colours that stay apart for the colour-blind (Okabe and Ito)
+COLORS = {"base": "#0072B2", "companion": "#D55E00", "match": "#009E73"}
+
+
+def plot_curves(history: History, path: Path | str, title: str = "") -> None:
+    """Save accuracy and loss over epochs, training dashed and validation solid, as PNG.
+
+    Args:
+        history: columns by metric name, as :meth:`tna_lightning.callbacks.History.columns` gives them.
+        path: the file to write.
+        title: stands above the picture.
+    """
+    from matplotlib.figure import Figure  # not pyplot: no backend is chosen and no global state is left
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    accuracy, loss = figure.subplots(1, 2)
+    figure.suptitle(title, fontsize=10)
+    epochs = history["epoch"]
+
+    def curve(axes: Any, name: str, scale: float = 1.0, **style: Any) -> None:
+        if name in history:
+            values = [float("nan") if value is None else scale * value for value in history[name]]
+            axes.plot(epochs, values, **style)
+
+    for network, prefix in (("base", ""), ("companion", "companion_")):
+        color = COLORS[network]
+        for axes, quantity, scale in ((accuracy, "acc", 100), (loss, "cross_entropy", 1)):
+            curve(axes, f"val/{prefix}{quantity}", scale, color=color, label=f"{network}, validation")
+            curve(axes, f"train/{prefix}{quantity}", scale, color=color, linestyle="--", label=f"{network}, training")
+    curve(loss, "train/match", color=COLORS["match"], linestyle=":", label="match term, training")
+    accuracy.set(xlabel="epoch", ylabel="accuracy (%)")
+    loss.set(xlabel="epoch", ylabel="cross-entropy; match term")
+    loss.set_ylim(bottom=0)
+    for axes in (accuracy, loss):
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
+# blue below and orange above zero, as Okabe and Ito's colours, which stay apart for the colour-blind; darker outwards
+CODE_COLORS = {
+    **{"-3": "#003B5C", "-2": "#0072B2", "-1": "#7FB8DA"},
+    "0": "#DDDDDD",
+    **{"1": "#F0AE7C", "2": "#D55E00", "3": "#7A3600"},
+}
+COLUMNS, NUM_BINS = 6, 41
+
+
+def plot_inspection(
+    network: nn.Module, neuron_layers: Sequence[Mapping[str, Any]], path: Path | str, title: str = ""
+) -> None:
+    """Save the picture as PNG: a histogram for each layer, code shares by layer, firing rate by layer of neurons.
+
+    Args:
+        network: as trained, so that it still has its full-precision weights; or one from
+            :func:`~tna_lightning.quantization.load_packed`, which only has the quantised ones.
+        neuron_layers: of :meth:`tna_lightning.cost.CostCounter.report`.
+        path: the file to write.
+        title: stands above the picture.
+    """
+    from matplotlib.figure import Figure  # not pyplot: no backend is chosen and no global state is left
+
+    report = weight_report(network)["layers"]
+    num_rows = math.ceil(len(report) / COLUMNS)
+    figure = Figure(figsize=(13, 1.5 * num_rows + 3.6), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    subfigures: Any = figure.subfigures(2, 1, height_ratios=[1.5 * num_rows, 3.2])
+    top, bottom = subfigures
+    _histograms(top, network, num_rows)
+    codes, rates = bottom.subplots(1, 2, width_ratios=[max(4, len(report)), max(4, len(neuron_layers))])
+    _code_shares(codes, report)
+    if neuron_layers:
+        rates.bar(range(len(neuron_layers)), [layer["firing_rate"] for layer in neuron_layers], color="#009E73")
+        rates.set(ylabel="spikes a neuron and step", title="firing rate")
+        _name_bars(rates, [layer["name"] for layer in neuron_layers])
+    else:  # an ANN
+        rates.set_axis_off()
+    figure.savefig(path, dpi=110)
+
+
+def _histograms(figure: Any, network: nn.Module, num_rows: int) -> None:
+    grid = figure.subplots(num_rows, COLUMNS, squeeze=False).flatten()
+    layers = zip(weighted_layers(network), kept_weights(network), strict=True)
+    for axes, ((name, before, _), (_, after, kept)) in zip(grid, layers, strict=False):
+        values, quantized = (weight.detach().float().flatten().cpu().numpy() for weight in (before, after))
+        limit = max(np.abs(values).max(), np.abs(quantized).max()) or 1.0
+        edges = np.linspace(-limit, limit, NUM_BINS + 1)
+        axes.hist(values, edges, color="#999999", label="full precision")
+        if kept is not None:
+            axes.hist(quantized, edges, histtype="step", color="#D55E00", label="quantised")
+        axes.set_title(f"{name}: {'float' if kept is None else kept.scheme}", fontsize=7)
+        axes.set_yscale("log")  # a quantised weight stands in a few bins, high above the others
+        axes.tick_params(labelsize=6)
+    for axes in grid[sum(1 for _ in weighted_layers(network)) :]:
+        axes.set_axis_off()
+    grid[0].legend(fontsize=6)
+
+
+def _code_shares(axes: Any, report: Sequence[Mapping[str, Any]]) -> None:
+    """Stacked shares of all codes up to three bits; of other layers the zeros alone, hatched and said to be so."""
+    labelled: set[str] = set()
+    for position, layer in enumerate(report):
+        if "code_shares" not in layer:
+            label = "" if "zeros" in labelled else "zeros alone (float, or 4 bits and more)"
+            labelled.add("zeros")
+            axes.bar(
+                position,
+                layer["zeros"] / layer["weights"],
+                color="white",
+                edgecolor="#555555",
+                hatch="///",
+                label=label,
+            )
+            continue
+        bottom = 0.0
+        for code, share in layer["code_shares"].items():
+            label = "" if code in labelled else f"code {code}"
+            labelled.add(code)
+            axes.bar(position, share, bottom=bottom, color=CODE_COLORS[code], label=label)
+            bottom += share
+    axes.set(ylabel="share of the weights", ylim=(0, 1), title="codes")
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    _name_bars(axes, [layer["name"] for layer in report])
+
+
+def _name_bars(axes: Any, names: Sequence[str]) -> None:
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)

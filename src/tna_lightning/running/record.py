@@ -1,0 +1,281 @@
+"""A run's folder and its record, and how others find and read it.
+
+A run folder holds ``config.yaml`` (resolved), ``checkpoints/``, ``metrics.csv``, ``curves.png``, the kept network in
+``network.safetensors`` and the record in ``run.json``. Everything that reports reads ``run.json`` and nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from tna_lightning.files import write_text
+from tna_lightning.running.identity import differences, identity
+
+RECORD_FORMAT = 1
+RECORD = "run.json"
+CONFIG = "config.yaml"
+NETWORK = "network.safetensors"
+LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
+
+
+def read_record(folder: Path | str) -> dict[str, Any]:
+    """The ``run.json`` of a run folder.
+
+    Raises:
+        ValueError: there is none, or it is no record; the message names the file.
+    """
+    path = Path(folder) / RECORD
+    try:
+        record = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"run={str(folder)!r}: no run folder, it has no {RECORD}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"run={str(folder)!r}: {RECORD} is damaged ({error})") from None
+    if not isinstance(record, dict) or not isinstance(record.get("format"), int):
+        raise ValueError(f"run={str(folder)!r}: {RECORD} is not the record of a run")
+    if record["format"] > RECORD_FORMAT:
+        raise ValueError(
+            f"run={str(folder)!r}: {RECORD} has format {record['format']}, this version reads up to {RECORD_FORMAT}"
+        )
+    _refuse_missing(folder, "", record, {"status", "identity", "config"})
+    refuse_types(folder, record, {"status": str, "identity": str, "config": dict})
+    return record
+
+
+def refuse_types(folder: Path | str, record: Mapping[str, Any], types: Mapping[str, Any]) -> None:
+    """Refuse a record whose entries, where they are there, are not of these types.
+
+    Raises:
+        ValueError: one is not; the message names the folder and the entry.
+    """
+    for key, kind in types.items():
+        if key in record and (not isinstance(record[key], kind) or isinstance(record[key], bool)):
+            raise ValueError(f"run={str(folder)!r}: {RECORD} is damaged, its {key} is {str(record[key])[:40]!r}")
+
+
+def _refuse_missing(folder: Path | str, prefix: str, found: Any, wanted: set[str]) -> None:
+    missing = sorted(wanted - found.keys() if isinstance(found, Mapping) else wanted)
+    if missing:
+        raise ValueError(
+            f"run={str(folder)!r}: {RECORD} is damaged or not the record of a run, it has no {prefix}{missing[0]}"
+        )
+
+
+def finished_record(folder: Path | str) -> dict[str, Any]:
+    """The record of a run that is done.
+
+    Raises:
+        ValueError: as :func:`read_record`, or the run is not done.
+    """
+    record = read_record(folder)
+    if record["status"] != "done":
+        raise ValueError(f"run={str(folder)!r}: the run is {record['status']}, not done")
+    _refuse_missing(folder, "", record, {"seed", "results"})
+    _refuse_missing(folder, "config.", record["config"], {"data", "model", "neuron", "trainer"})
+    return record
+
+
+def precision_words(weights: Mapping[str, Any]) -> str:
+    """What of a network is quantised, from its record's ``weights``, by name and by share of the weights.
+
+    ``all``, ``none`` or ``all but stem, classifier (99.8 %)``: the modules that hold no quantised layer. Where schemes
+    differ, those of the fewer weights follow: ``all; stem: int8``.
+    """
+    schemes = {layer["name"]: layer["scheme"] if layer["is_quantized"] else None for layer in weights["layers"]}
+    quantized = [scheme for scheme in schemes.values() if scheme is not None]
+    if not quantized:
+        return "none"
+    words = "all"
+    if len(quantized) < len(schemes):
+        words += f" but {_modules(schemes, None)} ({100 * weights['quantized_share']:.1f} %)"
+    sizes = dict.fromkeys(quantized, 0)
+    for layer in weights["layers"]:
+        if layer["is_quantized"]:
+            sizes[layer["scheme"]] += layer["weights"]
+    others = sorted(sizes, key=lambda scheme: -sizes[scheme])[1:]
+    return "; ".join([words, *(f"{_modules(schemes, scheme)}: {scheme}" for scheme in others)])
+
+
+def _modules(schemes: Mapping[str, str | None], scheme: str | None) -> str:
+    """The modules whose layers are all of this scheme, each as large as it can be."""
+    others = [name for name, each in schemes.items() if each != scheme]
+    return ", ".join(dict.fromkeys(_outermost(name, others) for name, each in schemes.items() if each == scheme))
+
+
+def _outermost(layer: str, others: Sequence[str]) -> str:
+    """The largest module around a layer that holds none of the others."""
+    parts = layer.split(".")
+    around = (".".join(parts[:count]) for count in range(1, len(parts) + 1))
+    return next(name for name in around if not any(f"{other}.".startswith(f"{name}.") for other in others))
+
+
+def find_runs(root: Path | str) -> Iterator[Path]:
+    """Folders under ``root`` (itself included) that hold a ``run.json``, in order; hidden folders are left out."""
+    for path in sorted(Path(root).rglob(RECORD)):
+        if not any(part.startswith(".") for part in path.relative_to(root).parts):
+            yield path.parent
+
+
+def remove_if_empty(folder: Path) -> None:
+    """What Hydra made for a run that was refused before anything was written."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def is_active(folder: Path | str) -> bool:
+    """Whether some process is working in this run folder now."""
+    path = Path(folder) / ".lock"
+    if not path.exists() or not os.access(path, os.W_OK):  # nobody works here, or nobody can
+        return False
+    try:
+        with FileLock(path).acquire(blocking=False):
+            return False
+    except Timeout:
+        return True
+
+
+class Run:
+    """One run's folder and record, while it is being written.
+
+    Args:
+        folder: where the run lives; made if absent.
+        config: the resolved config as plain containers.
+    """
+
+    def __init__(self, folder: Path | str, config: Mapping[str, Any]) -> None:
+        self.folder = Path(folder)
+        self.config = dict(config)
+        self.identity = identity(config)
+        self.record: dict[str, Any] = {
+            "format": RECORD_FORMAT,
+            "status": "running",
+            "name": self.folder.name,
+            "identity": self.identity,
+            "study": config.get("study"),
+            "choices": config.get("choices", {}),
+            "seed": config.get("seed"),
+            "started": now(),
+            "config": self.config,
+            "environment": environment(),
+        }
+
+    def previous(self) -> dict[str, Any] | None:
+        """The record that stands in the folder, or None.
+
+        Raises:
+            ValueError: it belongs to another config; the message names the settings that differ.
+        """
+        if not (self.folder / RECORD).exists():
+            return None
+        try:
+            record = read_record(self.folder)
+        except ValueError as error:
+            raise ValueError(f"{error}; move it away, or resume=false puts the folder aside and starts over") from None
+        if record["identity"] != self.identity:
+            changed = differences(record.get("config", {}), self.config)
+            raise ValueError(
+                f"resume=true: {self.folder} holds a run of another config ({'; '.join(changed[:5])}"
+                f"{', ...' if len(changed) > 5 else ''}); choose another folder or resume=false"
+            )
+        return record
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the folder's lock, so that no two processes train the same run at once.
+
+        Without a record it leaves no lock, and no folder that holds nothing else.
+
+        Raises:
+            ValueError: another process holds it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            # not at once: is_active holds the lock for a moment to see whether it is free
+            with FileLock(self.folder / ".lock").acquire(timeout=2):
+                try:
+                    yield
+                finally:
+                    if not (self.folder / RECORD).exists():
+                        (self.folder / ".lock").unlink()
+                        if not any(self.folder.iterdir()):
+                            self.folder.rmdir()
+        except Timeout:
+            raise ValueError(f"run={str(self.folder)!r}: another process is training this run now") from None
+
+    def put_aside(self) -> None:
+        """Move what the folder holds to ``.replaced/`` beside it: a run is only ever replaced, never lost."""
+        if not any((self.folder / name).exists() for name in (RECORD, LAST_CHECKPOINT)):
+            return
+        aside = self.folder.parent / ".replaced"
+        number = 1
+        while (target := aside / f"{self.folder.name}.{number}").exists():
+            number += 1
+        target.mkdir(parents=True)
+        for path in self.folder.iterdir():
+            if path.name != ".lock":
+                path.rename(target / path.name)
+
+    def write(self, **entries: Any) -> dict[str, Any]:
+        """Add entries to the record, write it atomically and return it."""
+        record = self.record | entries
+        # first the text: entries that cannot be written must not stay in the record and spoil the next one
+        text = json.dumps(record, indent=1, allow_nan=False)
+        write_text(self.folder / RECORD, text + "\n")
+        self.record = record
+        return record
+
+
+def now() -> str:
+    """The time in UTC to the second, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, git commit and host of this process, for the record."""
+    import torch
+
+    packages = ("tna-lightning", "torch", "lightning", "torchmetrics", "hydra-core", "numpy")
+    return {
+        "python": platform.python_version(),
+        "versions": {package: importlib.metadata.version(package) for package in packages}
+        | {"torch": torch.__version__},
+        "git": _git_state(),
+        "platform": platform.platform(terse=True),
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit of the code that runs, and whether the tree differs from it; None outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        here = Path(__file__).parent
+        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        # an installed package may lie inside some other project's checkout: only a tracked file is ours
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

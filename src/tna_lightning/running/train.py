@@ -1,0 +1,332 @@
+"""The composition root: a config becomes data, networks, learner, callbacks and trainer, and ends as a run record.
+
+``python -m tna_lightning.running.train FOLDER`` trains the ``config.yaml`` that stands in a run's folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import nn
+
+from tna_lightning.callbacks import ExactResume, History, LayerCurves, StopOnNonFiniteLoss
+from tna_lightning.callbacks.exact_resume import refuse_another_run
+from tna_lightning.callbacks.inference_cost import InferenceCost
+from tna_lightning.learner import TwinLearner
+from tna_lightning.quantization.kept import weight_report
+from tna_lightning.quantization.packing import save_network
+from tna_lightning.running import checkpoints, companions, loggers
+from tna_lightning.running.config import BAD_INPUT, check, read_config, write_config
+from tna_lightning.running.console import leave, print_record, quiet_lightning, was_interrupted
+from tna_lightning.running.factory import build, build_network, compile_network, network_spec, under
+from tna_lightning.running.pictures import plot_curves, plot_inspection
+from tna_lightning.running.processes import end_with_parent
+from tna_lightning.running.record import LAST_CHECKPOINT, NETWORK, Run, now
+from tna_lightning.running.sync_batchnorm import SyncBatchNorm
+from tna_lightning.running.weights import digest, load_weights, weights_file
+
+log = logging.getLogger(__name__)
+
+
+def train(config: Mapping[str, Any], folder: Path | str) -> dict[str, Any]:
+    """Train what the resolved config says, in this folder, and return the run's record.
+
+    A run that is done is not repeated and one that was cut off is continued, unless ``config["resume"]`` is false.
+    Bad input is refused before anything is written; a run that fails on the way says so in its record.
+
+    Raises:
+        ValueError: a setting is not allowed; ``key=value: what is allowed``.
+        NonFiniteLoss: the loss became NaN or infinite.
+    """
+    check(config)
+    _cost(config)
+    run = Run(folder, config)
+    if _rank() != 0:  # a further process of a run on several devices: the first one keeps the records
+        return _done_before(run) or _train(run, _prepare(run))
+    with run.claimed():
+        if previous := _done_before(run):
+            log.info("done already, on %s: %s (resume=false trains it again)", previous["finished"], run.folder)
+            for line in _changed_since(previous, config):
+                log.warning(line)
+            return previous
+        prepared = None
+        try:
+            prepared = _prepare(run)
+            _begin(run)
+            return run.write(**_train(run, prepared), status="done", finished=now())
+        except BaseException as error:
+            if prepared is None:
+                if isinstance(error, BAD_INPUT):
+                    raise
+                _begin(run)
+            if was_interrupted(error):
+                run.write(status="interrupted", finished=now(), error="KeyboardInterrupt")
+                raise KeyboardInterrupt from None
+            status = "failed" if isinstance(error, Exception) else "interrupted"
+            run.write(status=status, finished=now(), error=f"{type(error).__name__}: {error}")
+            raise
+
+
+def _done_before(run: Run) -> dict[str, Any] | None:
+    """The record of a run that is not to be repeated; every process of a run on several devices finds the same."""
+    previous = run.previous() if run.config["resume"] else None
+    return previous if previous is not None and previous["status"] == "done" else None
+
+
+def _sources(config: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """The files that hold a run's first weights, by setting, with their SHA-256."""
+    named = {"init_from": config["init_from"], "companion.weights": (config["companion"] or {}).get("weights")}
+    files = {
+        key: weights_file(key, source) for key, source in named.items() if source not in (None, "random", "pretrained")
+    }
+    return {key: {"file": str(path), "sha256": digest(path)} for key, path in files.items()}
+
+
+def _changed_since(previous: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
+    """What a run that is done was given, and is no more so, though its identity does not show it."""
+    for key, source in previous.get("sources", {}).items():
+        path = Path(source["file"])
+        if not path.is_file() or digest(path) != source["sha256"]:
+            yield f"{key}: {path} has changed since; the run above had other weights from there"
+    if (previous["config"].get("cost") or {}) != (config["cost"] or {}):
+        yield f"cost={config['cost']}: the energies above were counted with {previous['config'].get('cost')}"
+
+
+def _begin(run: Run) -> None:
+    if not run.config["resume"]:
+        run.put_aside()
+    write_config(run.config, run.folder)
+    run.write(sources=_sources(run.config))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepared:
+    """What a run is made of; all that a setting may get wrong has been tried."""
+
+    datamodule: Any
+    learner: TwinLearner
+    trainer: lightning.Trainer
+    history: History
+    cost: InferenceCost
+    kept: ModelCheckpoint
+    logger: Any
+    ckpt_path: Path | None
+
+
+def _prepare(run: Run) -> _Prepared:
+    config = run.config
+    ckpt_path = _checkpoint(run)
+    lightning.seed_everything(config["seed"], workers=True, verbose=False)
+    datamodule = build("data", config["data"])
+    if _rank() == 0:
+        with under("data"):  # the trainer asks for both again
+            datamodule.prepare_data()
+            datamodule.setup("fit")
+    learner = build_learner(config, datamodule)
+
+    kept, savers = checkpoints.savers(run.folder / "checkpoints", config["keep"])
+    history = History(run.folder / "metrics.csv")
+    cost = _cost(config)
+    callbacks: list[Callback] = [history, StopOnNonFiniteLoss(), ExactResume(run.identity), cost, *savers]
+    quantization = build("quant", config["quant"]) if config["quant"] else None
+    if quantization is not None:
+        callbacks.append(quantization)
+    if config["logger"]:
+        callbacks.append(LayerCurves())
+
+    on_cpu = config["trainer"]["accelerator"] == "cpu" or not torch.cuda.is_available()
+    syncs_on_cpu = config["trainer"]["sync_batchnorm"] and on_cpu
+    with quiet_lightning():
+        trainer = build_trainer(
+            config["trainer"],
+            callbacks=callbacks,
+            logger=False,
+            plugins=[checkpoints.AtomicCheckpointIO(), *([SyncBatchNorm()] if syncs_on_cpu else [])],
+            sync_batchnorm=config["trainer"]["sync_batchnorm"] and not syncs_on_cpu,
+            num_sanity_val_steps=0,
+            limit_val_batches=1.0 if config["data"].get("val_fraction", 1) else 0,
+            enable_model_summary=False,
+            default_root_dir=run.folder,
+        )
+    if quantization is not None:
+        with under("quant"):
+            quantization.check(learner, trainer.max_epochs)
+    logger = build("logger", config["logger"]) if config["logger"] else None
+    return _Prepared(datamodule, learner, trainer, history, cost, kept, logger, ckpt_path)
+
+
+def _train(run: Run, prepared: _Prepared) -> dict[str, Any]:
+    config, datamodule, learner, trainer = run.config, prepared.datamodule, prepared.learner, prepared.trainer
+    history = prepared.history
+    if learner.companion is not None and config["companion"]["weights"] == "pretrained":
+        with isolate_rng():  # this run draws the same whether its companion is trained here and now or was before
+            weights = companions.pretrained_weights(config, train)
+            lightning.seed_everything(config["seed"], workers=True, verbose=False)  # in the environment, too
+        load_weights("companion.weights", learner.companion, weights, neurons="same")
+    with loggers.opened(run, prepared.logger) as logger, quiet_lightning():
+        trainer.logger = logger
+        trainer.fit(learner, datamodule=datamodule, ckpt_path=prepared.ckpt_path, weights_only=True)
+        training = {  # before the test, which restores the callbacks of the kept epoch with its weights
+            "epochs": len(history.rows),
+            "wall_time_s": history.wall_seconds,
+            "train_images_per_s": history.train_samples / history.train_seconds,
+            "history": history.columns(),
+        }
+        results = _kept_epoch(history, prepared.kept)
+        kept_path = prepared.kept.best_model_path
+        trainer.test(learner, datamodule=datamodule, ckpt_path=kept_path, weights_only=True, verbose=False)
+        if not trainer.is_global_zero:
+            return {}
+
+        results |= {name: float(value) for name, value in trainer.callback_metrics.items() if "test/" in name}
+        save_network(run.folder / NETWORK, learner.base, network_spec(config, datamodule))
+        record = {
+            "device": device_name(trainer),
+            "data": datamodule.describe(),
+            "split_hash": datamodule.split_hash,
+            "results": results,
+            "weights": weight_report(learner.base) | {"bytes_file": (run.folder / NETWORK).stat().st_size},
+            "cost": prepared.cost.result,
+            **training,
+        }
+        if learner.companion is not None:
+            record["companion_weights"] = _by_scheme(weight_report(learner.companion))
+        plot_curves(record["history"], run.folder / "curves.png", title=run.folder.name)
+        plot_inspection(
+            learner.base, record["cost"]["neuron_layers"], run.folder / "weights.png", title=run.folder.name
+        )
+        loggers.log_summary(
+            logger,
+            record["results"] | {"weights": record["weights"], "cost": record["cost"]},
+            [run.folder / "curves.png", run.folder / "weights.png"],
+        )
+        return record
+
+
+def build_learner(config: Mapping[str, Any], datamodule: Any) -> TwinLearner:
+    """The networks with their first weights; a companion that has to be pretrained has random ones.
+
+    The base is drawn first, so that it is the same in all baselines.
+    """
+    base = build_network(network_spec(config, datamodule), channels_last=config["channels_last"])
+    if config["init_from"] is not None:
+        load_weights("init_from", base, config["init_from"])
+    companion = None
+    if config["companion"] is not None:
+        spec = network_spec(companions.companion_networks(config), datamodule)
+        companion = build_network(spec, prefix="companion.", channels_last=config["channels_last"])
+        if config["companion"]["weights"] not in ("random", "pretrained"):
+            load_weights("companion.weights", companion, config["companion"]["weights"], neurons="same")
+    for network in filter(None, (base, companion)):
+        compile_network(network, config["compile"])
+    optimizer, schedule = build("optimizer", config["optimizer"]), build("schedule", config["schedule"])
+    with under("optimizer"):  # both are called when training starts: their errors are wanted now
+        tried = optimizer([{"name": "tried", "params": [nn.Parameter(torch.zeros(1))]}])
+    with under("schedule"):
+        schedule(tried, max(1, config["epochs"]), 1)
+    return TwinLearner(
+        base,
+        companion,
+        build("objective", config["objective"]),
+        num_classes=datamodule.num_classes,
+        freeze_companion=companion is not None and config["companion"]["freeze"],
+        companion_device=config["trainer"].get("twin_device") if companion is not None else None,
+        companion_stream=config["trainer"].get("twin_stream", False),
+        optimizer=optimizer,
+        schedule=schedule,
+    )
+
+
+def _cost(config: Mapping[str, Any]) -> InferenceCost:
+    cost: InferenceCost = build(
+        "cost", {"_target_": "tna_lightning.callbacks.inference_cost.InferenceCost", **(config["cost"] or {})}
+    )
+    return cost
+
+
+def build_trainer(node: Mapping[str, Any], **arguments: Any) -> lightning.Trainer:
+    """The trainer of the node ``trainer``, without what there concerns the twin and is the learner's."""
+    of_twin = ("twin_device", "twin_stream")
+    return build("trainer", {key: value for key, value in node.items() if key not in of_twin}, **arguments)
+
+
+def _checkpoint(run: Run) -> Path | None:
+    """Where training goes on from: what ``ckpt_path`` says, else the folder's last checkpoint, if there is one."""
+    asked, resume = run.config["ckpt_path"], run.config["resume"]
+    if asked in (None, "last"):
+        last = run.folder / LAST_CHECKPOINT
+        path = last if resume and last.is_file() else None  # else what is there is put aside
+    else:
+        path = Path(asked)
+    if asked is not None and not (path and path.is_file()):
+        raise ValueError(f"ckpt_path={asked!r}: there is no checkpoint {path or ''}".rstrip())
+    if path is None:
+        return None
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"ckpt_path={str(path)!r}: cut short or no checkpoint; resume=false starts over")
+    refuse_another_run(torch.load(path, map_location="meta", weights_only=True), path, run.identity)
+    return path
+
+
+def _by_scheme(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The short form of a weight report: totals, and the names of the layers at each precision."""
+    schemes: dict[str, list[str]] = {}
+    for layer in report["layers"]:
+        schemes.setdefault(layer["scheme"], []).append(layer["name"])
+    return {key: report[key] for key in ("weights", "quantized_share")} | {"schemes": schemes}
+
+
+def _kept_epoch(history: History, kept: ModelCheckpoint) -> dict[str, Any]:
+    """Validation results of the epoch whose weights are kept, and its number."""
+    row = history.rows[-1]
+    if kept.monitor is not None:  # max takes the first of several equals, as ModelCheckpoint does
+        row = max(history.rows, key=lambda row: row["val/acc"] or 0.0)
+    return {name: value for name, value in row.items() if name.startswith("val/")} | {"kept_epoch": row["epoch"]}
+
+
+def _rank() -> int:
+    """This process's number among those of a run on several devices."""
+    return int(getattr(rank_zero_only, "rank", 0) or 0)
+
+
+def device_name(trainer: lightning.Trainer) -> str:
+    """Number and name of the devices that a trainer works on."""
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return name if trainer.world_size == 1 else f"{trainer.world_size} x {name}"
+
+
+def run_and_report(config: Mapping[str, Any], folder: Path) -> None:
+    """Train and print the table at the end."""
+    record = train(config, folder)
+    if _rank() == 0:
+        print_record(record, folder)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Train the config that stands in a run's folder."""
+    if len(arguments) != 1:
+        sys.exit("usage: python -m tna_lightning.running.train FOLDER   (a run's folder, with its config.yaml)")
+    end_with_parent()
+    folder = Path(arguments[0])
+    logging.basicConfig(stream=sys.stdout, format="%(message)s")
+    logging.getLogger("tna_lightning").setLevel(logging.INFO)
+    try:
+        run_and_report(read_config(folder), folder)
+    except (Exception, KeyboardInterrupt) as error:
+        leave(error)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,109 @@
+"""Weights of an earlier run into a network."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tna_lightning.models import SpikingNeuron
+from tna_lightning.quantization.packing import decoded_state
+from tna_lightning.quantization.parametrized import plain_state_dict
+from tna_lightning.running.record import NETWORK, finished_record
+
+NEURON_CONSTANTS = ("beta", "threshold")
+
+
+def weights_file(key: str, source: Path | str) -> Path:
+    """The file that ``source`` stands for: itself, or the kept network of the run in that folder.
+
+    Raises:
+        ValueError: there is no such file, or the run is not done.
+    """
+    path = Path(source)
+    if path.is_dir():
+        try:
+            finished_record(path)
+        except ValueError as error:
+            raise ValueError(_named(key, source, error)) from None
+        path = path / NETWORK
+    if not path.is_file():
+        raise ValueError(f"{key}={str(source)!r}: neither a run's folder nor a .safetensors or .ckpt file")
+    return path
+
+
+def digest(path: Path) -> str:
+    """SHA-256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_weights(key: str, network: nn.Module, source: Path | str, neurons: str = "own") -> None:
+    """Copy the base network of an earlier run into ``network``, which must have the same shape.
+
+    Args:
+        key: the setting that named the source, for errors.
+        network: is filled in place.
+        source: a run's folder, a kept network (``.safetensors``) or a checkpoint (``.ckpt``). A kept network's weights
+            are as they were deployed, a checkpoint's are the full-precision copies.
+        neurons: what becomes of the neurons' fixed decay and threshold. ``"own"``: the network's own stay, so that a
+            spiking network may start from an ANN's weights or from another decay. ``"same"``: the source's must be
+            equal, since it is to be the very network that was trained. Learned ones are weights, and are copied.
+
+    Raises:
+        ValueError: there is no such file, or it holds a network of another shape, or of other neurons.
+    """
+    path = weights_file(key, source)
+    try:
+        state = checkpoint_weights(path) if path.suffix == ".ckpt" else decoded_state(path)[0]
+        network.load_state_dict(_with_neurons(network, state, neurons))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()
+        raise ValueError(f"{key}={str(source)!r}: fits another network ({reason})") from None
+    except ValueError as error:
+        raise ValueError(_named(key, source, error)) from None
+
+
+def _with_neurons(network: nn.Module, state: Mapping[str, Tensor], neurons: str) -> dict[str, Tensor]:
+    """The state with the network's own fixed constants of its neurons, and with none for other activations."""
+    state = dict(state)
+    own = network.state_dict()
+    learned = {name for name, _ in network.named_parameters()}
+    modules = dict(network.named_modules())
+    for name in [*own, *state]:
+        module, _, constant = name.rpartition(".")
+        if constant not in NEURON_CONSTANTS or name in learned:
+            continue
+        if neurons == "same":
+            if name in own and name in state and not torch.equal(own[name], state[name].to(own[name])):
+                there, here = _words(state[name]), _words(own[name])
+                raise ValueError(f"neurons: {name} is {there} there and {here} here; they must be the same")
+        elif isinstance(modules.get(module), SpikingNeuron):
+            state[name] = own[name]
+        else:  # an activation without a memory stands where the source has a neuron
+            state.pop(name, None)
+    return state
+
+
+def _words(value: Tensor) -> str:
+    return f"{value.item():g}" if value.numel() == 1 else f"of shape {list(value.shape)}"
+
+
+def _named(key: str, source: Path | str, error: ValueError) -> str:
+    """The error of what was read, under the setting that named it."""
+    return f"{key}={str(source)!r}: {str(error).partition(': ')[2]}"
+
+
+def checkpoint_weights(path: Path) -> dict[str, Tensor]:
+    """The base network's full-precision state in a checkpoint of :class:`tna_lightning.learner.TwinLearner`."""
+    try:
+        checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True)
+        state = {name: value for name, value in checkpoint["state_dict"].items() if name.startswith("base.")}
+    except (RuntimeError, KeyError, EOFError, OSError, TypeError, AttributeError, pickle.UnpicklingError):
+        raise ValueError(f"path={str(path)!r}: cut short, or no checkpoint of a TwinLearner") from None
+    return plain_state_dict({name.removeprefix("base."): value for name, value in state.items()})

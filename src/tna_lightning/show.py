@@ -1,0 +1,169 @@
+"""A look at a data set: ``python -m tna_lightning.show data=cifar10dvs`` saves one picture and prints figures."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tna_lightning.data.loading import BatchedDataModule
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ON, OFF = (0.835, 0.369, 0.0), (0.0, 0.447, 0.698)  # orange and blue that the colour-blind tell apart (Okabe and Ito)
+MOST_ROWS = 20  # with more classes, one sample of each
+MOST_COLUMNS = 10
+
+
+def event_colors(frames: Tensor) -> np.ndarray:
+    """Counts ``[..., 2, H, W]`` (OFF, ON) as colours ``[..., H, W, 3]``: white for none, orange for ON, blue for OFF.
+
+    Full colour stands for the 99th percentile of all counts above zero, so that frames can be compared.
+    """
+    counts = frames.float()
+    seen = counts[counts > 0]
+    full = float(np.quantile(seen.numpy(), 0.99)) if len(seen) else 1.0
+    off, on = (counts / full).clamp(0, 1).unbind(-3)
+    absorbed = on[..., None] * (1 - torch.tensor(ON)) + off[..., None] * (1 - torch.tensor(OFF))
+    return (1 - absorbed).clamp(0, 1).numpy()
+
+
+def image_colors(images: Tensor) -> np.ndarray:
+    """uint8 images ``[..., C, H, W]`` as colours ``[..., H, W, 3]``; one channel becomes grey."""
+    return images.float().div(255).movedim(-3, -1).expand(*images.shape[:-3], *images.shape[-2:], 3).numpy()
+
+
+def picture(data: BatchedDataModule, title: str) -> Figure:
+    """Training samples by class, a row each: several images, or the frames of one recording; needs ``setup``.
+
+    With more than 20 classes, one image of each.
+    """
+    x = data.train_set.inputs
+    members = _by_class(data)
+    first = torch.stack([indices[0] for indices in members])
+    if x.ndim == 5:
+        steps = torch.linspace(0, x.shape[1] - 1, min(x.shape[1], MOST_COLUMNS)).round().long()
+        panels = event_colors(data.prepare(x[first])[:, steps])
+        shown = "a recording of each class over time; orange ON, blue OFF"
+        figure, axes = _grid(panels.shape[0], panels.shape[1], data.class_names)
+        for axis, step in zip(axes[0], steps.tolist(), strict=True):
+            axis.set_title(f"frame {step + 1}", fontsize=8)
+    elif len(members) <= MOST_ROWS:
+        columns = min(MOST_COLUMNS, *(len(indices) for indices in members))
+        panels = image_colors(torch.stack([x[indices[:columns]] for indices in members]))
+        shown = "training images by class"
+        figure, axes = _grid(panels.shape[0], panels.shape[1], data.class_names)
+    else:
+        panels = image_colors(x[first])
+        shown = "one training image of each class"
+        side = int(np.ceil(len(members) ** 0.5))
+        figure, axes = _grid(int(np.ceil(len(members) / side)), side)
+        for axis, name in zip(axes.flat, data.class_names, strict=False):
+            axis.set_title(name, fontsize=7)
+    flat = panels.reshape(-1, *panels.shape[-3:])
+    for axis, panel in zip(axes.flat, flat, strict=False):
+        axis.imshow(panel, interpolation="nearest")
+    for axis in axes.flat[len(flat) :]:
+        axis.set_axis_off()
+    separator = ": " if figure.get_figwidth() > 8 else "\n"
+    figure.suptitle(f"{title}{separator}{shown}", fontsize=9)
+    return figure
+
+
+def _grid(rows: int, columns: int, row_names: Sequence[str] = ()) -> tuple[Figure, np.ndarray]:
+    from matplotlib.figure import Figure  # not pyplot: no backend is chosen and no global state is left
+
+    figure = Figure(figsize=(columns + 1.2, 1.1 * rows + 0.6), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_color("0.8")
+    for axis, name in zip(axes[:, 0], row_names, strict=False):
+        axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+    return figure, axes
+
+
+def figures(data: BatchedDataModule) -> Iterator[tuple[str, str]]:
+    """Names and values of what is worth knowing of a data set; needs ``setup``."""
+    described = data.describe()
+    x = data.train_set.inputs
+    yield "samples", ", ".join(f"{described[f'{split}_samples']:,} {split}" for split in ("train", "val", "test"))
+    counts = torch.bincount(data.train_set.targets[data.train_set.subset], minlength=data.num_classes)
+    yield "training samples of a class", f"{counts.min():,} to {counts.max():,} in {data.num_classes} classes"
+    yield "split hash", described["split_hash"][:16]
+    yield "shape of a sample", " x ".join(map(str, x.shape[1:]))
+    if x.ndim == 4:
+        channels = x[data.train_set.subset].double().div(255).movedim(1, -1).flatten(0, 2)
+        yield "mean of each channel", ", ".join(f"{value:.4f}" for value in channels.mean(0).tolist())
+        yield "deviation of each channel", ", ".join(f"{value:.4f}" for value in channels.std(0).tolist())
+        return
+    stats = [stats for stats in data.cache.stats if not stats.error]  # type: ignore[attr-defined]
+    events = np.array([recording.events for recording in stats])
+    seconds = np.array([recording.duration_us for recording in stats]) / 1e6
+    on = sum(recording.on_events for recording in stats) / max(1, events.sum())
+    height, width = data.sensor  # type: ignore[attr-defined]
+    rate = events.sum() / max(seconds.sum(), 1e-9) / height / width
+    yield "events of a recording", f"mean {events.mean():,.0f}, from {events.min():,} to {events.max():,}; {on:.1%} ON"
+    yield "duration of a recording", f"mean {seconds.mean():.3f} s, from {seconds.min():.3f} to {seconds.max():.3f} s"
+    yield "firing rate of a pixel", f"{rate:.1f} events a second ({width} x {height} pixels)"
+    subset = data.train_set.subset[:500]
+    frames = x[subset]
+    active = (frames > 0).float()
+    yield "active cells of a frame", f"{active.mean():.1%} ({frames.float().mean():.2f} events a cell and polarity)"
+    over_time = ", ".join(f"{share:.0%}" for share in active.mean(dim=(0, 2, 3, 4)).tolist())
+    yield "active cells over time", over_time
+    yield "saturated cells", f"{described['saturated_cells']:,} of {x.numel():,}"
+    yield "bad recordings", str(len(described["bad_recordings"]))
+
+
+def _by_class(data: BatchedDataModule) -> list[Tensor]:
+    subset = data.train_set.subset
+    labels = data.train_set.targets[subset]
+    return [subset[labels == label] for label in range(data.num_classes)]
+
+
+def show(data: BatchedDataModule, title: str, path: Path) -> None:
+    """Save the picture of a data set and print its figures."""
+    from rich.console import Console
+    from rich.table import Table
+
+    data.prepare_data()
+    data.setup("fit")
+    picture(data, title).savefig(path, dpi=150)
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for name, value in figures(data):
+        table.add_row(name, value)
+    table.add_row("picture", str(path))
+    Console(soft_wrap=True).print(table)
+
+
+def main() -> None:
+    """The command line."""
+    from tna_lightning.running.config import compose
+    from tna_lightning.running.console import leave
+    from tna_lightning.running.factory import build
+
+    parser = argparse.ArgumentParser(prog="python -m tna_lightning.show", description=__doc__)
+    parser.add_argument("overrides", nargs="*", help="as for training: data=cifar10dvs data.root=DIR data.time_steps=5")
+    parser.add_argument("--out", type=Path, help="the picture; by default <data>.png in this folder")
+    arguments = parser.parse_args()
+    try:
+        config: dict[str, Any] = compose(arguments.overrides)
+        name = config["choices"]["data"]
+        data = build("data", config["data"])
+        title = f"{name} (SIMULATED events)" if getattr(data, "simulated", False) else name
+        show(data, title, arguments.out or Path(f"{name}.png"))
+    except Exception as error:
+        leave(error)
+
+
+if __name__ == "__main__":
+    main()

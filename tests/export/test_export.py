@@ -1,0 +1,347 @@
+"""Exports compute what the kept network computes, or are refused and leave nothing behind."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import nir
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+import tna_lightning.export.__main__ as door
+from tna_lightning.export import (
+    ExportMismatch,
+    check,
+    export,
+    export_nir,
+    export_onnx,
+    export_packed,
+    packed,
+    spikes_of,
+)
+from tna_lightning.export.nir_graph import DT, NIRRunner, to_nir, write_nir
+from tna_lightning.models import LIF, build
+from tna_lightning.quantization import Ternary, load_packed, quantize_network, save_network
+from tna_lightning.quantization.folding import fold_batch_norm
+from tna_lightning.quantization.packing import read_packed
+
+
+def make_spec(model="convnet", width=0.25, time_steps=3, **neuron):
+    return {
+        "model": {"_target_": f"tna_lightning.models.{model}", "width": width, "time_steps": time_steps},
+        "neuron": {"_target_": "tna_lightning.models.LIF", **neuron},
+        "in_channels": 1,
+        "num_classes": 10,
+    }
+
+
+def make_network(spec):
+    torch.manual_seed(0)
+    network = build(spec)
+    quantize_network(network, Ternary())
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.constant_(module.bias, 0.5)
+    for _ in range(5):
+        network(torch.randn(32, 1, 8, 8))
+    return network.eval()
+
+
+@pytest.fixture
+def batches():
+    torch.manual_seed(1)
+    return [torch.randn(size, 1, 8, 8) for size in (32, 7)]
+
+
+# ---- packed ----------------------------------------------------------------------------------------------------------
+
+
+def test_packed_is_the_network_to_the_bit_and_folded_within_tolerance(tmp_path, batches):
+    spec = make_spec("resnet20")
+    network = make_network(spec)
+    counts = export_packed(network, tmp_path / "plain.safetensors", batches, spec)
+    assert counts["images"] == 39
+    assert counts["predictions_differing"] == 0
+    assert torch.equal(load_packed(tmp_path / "plain.safetensors")(batches[0]), network(batches[0]))
+    counts = export_packed(network, tmp_path / "folded.safetensors", batches, spec, fold=True)
+    assert counts["spikes"] > 5000
+    assert counts["spikes_differing"] <= 1e-4 * counts["spikes"]
+    assert not any("norm" in name for name in read_packed(tmp_path / "folded.safetensors")[0])
+
+
+def test_a_mismatch_is_an_error_and_leaves_no_file(tmp_path, batches, monkeypatch):
+    spec = make_spec()
+    network = make_network(spec)
+    path = tmp_path / "network.safetensors"
+    path.write_text("what was there before")
+
+    def damaged(temporary, _):
+        loaded = load_packed(temporary)
+        loaded.classifier.bias.data[0] += 10
+        return loaded
+
+    monkeypatch.setattr("tna_lightning.export.packed.load_packed", damaged)
+    with pytest.raises(ExportMismatch, match=r"^logits differ by up to 10 from the network's"):
+        export_packed(network, path, batches, spec)
+    with pytest.raises(ExportMismatch, match=r"of 39 predictions and 0 of .* spikes differ"):
+        export_packed(network, path, batches, spec, fold=True)
+    assert path.read_text() == "what was there before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_spikes_beyond_the_tolerance_are_a_mismatch(batches):
+    network = make_network(make_spec())
+
+    def one_spike_too_many(x):
+        logits, spikes = spikes_of(network, x)
+        spikes[0] = spikes[0].clone()
+        spikes[0].view(-1)[:40] = 1 - spikes[0].view(-1)[:40]
+        return logits, spikes
+
+    with pytest.raises(ExportMismatch, match=r"0 of 39 predictions and 80 of"):
+        check(network, one_spike_too_many, batches)
+    with pytest.raises(ExportMismatch, match="no image"):
+        check(network, one_spike_too_many, [])
+
+
+# ---- ONNX ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("events", [False, True])
+def test_onnx_runs_any_batch_with_the_same_logits(events, tmp_path, batches):
+    spec = make_spec(width=0.1, time_steps=2)
+    network = fold_batch_norm(make_network(spec))
+    if events:
+        batches = [torch.stack([x, -x], 1) for x in batches]
+    path = tmp_path / "network.onnx"
+    assert export_onnx(network, path, batches)["images"] == 39
+
+    model = onnx.load(path)
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 20)]
+    session = onnxruntime.InferenceSession(path)
+    assert session.get_inputs()[0].shape[0] == "batch"
+    assert session.get_outputs()[0].shape == [2, "batch", 10]
+    for size in (1, 2, 5):
+        x = batches[0][:size]
+        (logits,) = session.run(None, {"x": x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(logits), network(x), rtol=1e-5, atol=1e-5)
+
+
+# ---- NIR -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "neuron",
+    [{"beta": 0.5}, {"beta": 0.9, "threshold": 0.7}, {"beta": 1.0}, {"beta": 0.0}, {"beta": 1.0, "reset": "subtract"}],
+)
+def test_nir_gives_the_same_spikes(neuron, tmp_path, batches):
+    network = make_network(make_spec("resnet20", **neuron))
+    counts = export_nir(network, tmp_path / "network.nir", batches)
+    assert counts["images"] == 39
+    assert counts["spikes"] > 3000
+
+
+def test_nir_gives_the_same_spikes_for_events(tmp_path, batches):
+    network = make_network(make_spec())
+    counts = export_nir(network, tmp_path / "network.nir", [torch.stack([x, -x, x], 1) for x in batches])
+    assert counts["spikes"] > 1000
+
+
+def test_nir_nodes_have_the_parameters_of_the_network(tmp_path, batches):
+    network = make_network(make_spec("resnet20", beta=0.75, threshold=0.5))
+    folded = fold_batch_norm(network)
+    export_nir(network, tmp_path / "network.nir", batches)
+    graph = nir.read(tmp_path / "network.nir")
+    kinds = [type(node).__name__ for node in graph.nodes.values()]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {
+        "Input": 1,
+        "Conv2d": 21,
+        "LIF": 19,
+        "AvgPool2d": 1,
+        "Flatten": 1,
+        "Affine": 1,
+        "Output": 1,
+    }
+    neuron = graph.nodes["body_0"]
+    assert neuron.tau.shape == (4, 8, 8)
+    assert neuron.tau.min() == neuron.tau.max() == pytest.approx(4 * DT)
+    assert neuron.r.max() == pytest.approx(4)
+    assert neuron.v_threshold.max() == 0.5
+    assert neuron.v_reset.max() == 0
+    stem = folded.stem.conv
+    weight = torch.from_numpy(graph.nodes["stem_conv"].weight)
+    torch.testing.assert_close(weight, (stem.weight * stem.scale.view(-1, 1, 1, 1)).detach())
+    # the sum of a block: an identity shortcut adds the spikes themselves, another its convolution
+    into = {target: {s for s, t in graph.edges if t == target} for _, target in graph.edges}
+    assert into["body_1_neuron2"] == {"body_1_conv2_conv", "body_0"}
+    assert into["body_4_neuron2"] == {"body_4_conv2_conv", "body_4_shortcut_conv"}
+
+
+def test_a_soft_reset_is_written_as_the_version_whose_neurons_subtract(tmp_path):
+    network = fold_batch_norm(make_network(make_spec(beta=1.0, reset="subtract")))
+    write_nir(tmp_path / "network.nir", to_nir(network, (1, 8, 8)))
+    with h5py.File(tmp_path / "network.nir") as file:
+        assert file["version"][()] == b"1.0.4"
+        neuron = file["node/nodes/body_0"]
+        assert neuron["type"][()] == b"IF"
+        assert "v_reset" not in neuron
+
+
+def test_runner_follows_nirs_equations(tmp_path):
+    shape = (1,)
+    values = {"tau": 2 * DT, "r": 3.0, "v_leak": 0.25, "v_threshold": 1.0, "v_reset": 0.125}
+    neuron = nir.LIF(**{name: torch.full(shape, value).double().numpy() for name, value in values.items()})
+    graph = nir.NIRGraph.from_list(nir.Input({"input": shape}), neuron, nir.Output({"output": shape}))
+    nir.write(tmp_path / "one.nir", graph)
+    runner = NIRRunner(tmp_path / "one.nir")
+    # v = v + (0.25 - v + 3 I) / 2 from 0: 0.875; 1.3125 > 1, so 0.125; then 0.9375; 1.34375 > 1
+    current = torch.tensor([0.5, 0.5, 0.5, 0.5]).view(4, 1, 1)
+    assert runner(current).flatten().tolist() == [0, 1, 0, 1]
+    # 0.125 + (0.25 - 0.125 + 3 * 0.54) / 2 = 0.9975 stays below, where a reset to 0 would give 0.935
+    assert runner(torch.tensor([0.5, 0.5, 0.545]).view(3, 1, 1)).flatten().tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (make_spec(reset="subtract"), r"^network.body.0: reset='subtract' with beta < 1 cannot be said in NIR"),
+        (make_spec(reset="none"), r"^network.body.0: .* reset='none' cannot be said"),
+        (make_spec("vgg11", width=0.05), r"^network.body.1.0: NIR has no node for MaxPool2d"),
+        ({**make_spec(), "neuron": {"_target_": "torch.nn.ReLU"}}, r"^network.body.0: NIR has no node for ReLU"),
+    ],
+)
+def test_what_nir_cannot_say_is_a_clear_error(spec, message, tmp_path, batches):
+    with pytest.raises(ValueError, match=message):
+        export_nir(make_network(spec), tmp_path / "network.nir", batches)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pooling_with_a_rest_is_refused():
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AvgPool2d(2, ceil_mode=True))
+    with pytest.raises(ValueError, match=r"^network.1: 5 x 5 pixels leave a rest"):
+        to_nir(network, (1, 7, 7))
+    assert to_nir(network, (1, 8, 8)).nodes["output"].output_type["output"].tolist() == [2, 3, 3]
+
+
+def test_neurons_of_two_kinds_are_refused():
+    mixed = nn.Sequential(LIF(beta=1.0), LIF(beta=1.0, reset="subtract"))
+    with pytest.raises(ValueError, match=r"^network: some neurons reset to zero and some by subtraction"):
+        to_nir(mixed, (2,))
+    with pytest.raises(ValueError, match=r"^network.0: some neurons leak and some do not"):
+        to_nir(nn.Sequential(LIF(beta=torch.tensor([1.0, 0.5]))), (2,))
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    spec = make_spec()
+    network = make_network(spec)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    save_network(folder / "network.safetensors", network, spec)
+    config = {
+        "data": {"_target_": "tna_lightning.data.DigitsDataModule", "seed": 0},
+        "model": spec["model"],
+        "neuron": {**spec["neuron"], "_partial_": True},
+        "trainer": {},
+    }
+    record = {"format": 1, "status": "done", "identity": "0", "config": config, "seed": 0, "results": {}, "weights": {}}
+    (folder / "run.json").write_text(json.dumps(record))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("format", "name"),
+    [
+        ("packed", "network-exported.safetensors"),
+        ("onnx", "network-exported.onnx"),
+        ("nir", "network-exported.nir"),
+    ],
+)
+def test_a_run_is_exported_and_checked_on_its_test_set(format, name, run_folder):
+    path, counts = export(run_folder, format, fold=True)
+    assert path == run_folder / name
+    assert counts["images"] == 360
+    assert counts["spikes"] > 10_000 or format == "onnx"  # whose session gives logits alone
+    _, counts = export(run_folder, format, num_images=40)
+    assert counts["images"] == 40
+    assert sorted(file.name for file in run_folder.iterdir()) == sorted([name, "network.safetensors", "run.json"])
+
+
+def test_nothing_that_is_there_is_overwritten(run_folder, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    refused = {
+        run_folder / "run.json": "is there already",
+        run_folder / "network.safetensors": "is there already",
+        tmp_path / "mine.txt": "is there already",
+        tmp_path: "is a folder",
+        "": "is a folder",
+        tmp_path / "mine.txt" / "out": "there is no folder",
+        tmp_path / "none" / "out": "there is no folder",
+    }
+    before = sorted(tmp_path.rglob("*"))
+    for output, reason in refused.items():
+        with pytest.raises(ValueError, match=rf"^output=.*: {reason}"):
+            export(run_folder, "packed", output, num_images=10)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+    for count in (0, -3):
+        with pytest.raises(ValueError, match=f"^images={count}: must be at least 1"):
+            export(run_folder, "packed", num_images=count)
+    with pytest.raises(ValueError, match=r"^data-root='x': must be left out"):
+        export(run_folder, "packed", data_root="x")
+    with pytest.raises(ValueError, match=r"^run=.*: no run folder"):
+        export(run_folder / "run.json", "packed")
+
+
+@pytest.mark.parametrize("missing", ["results", "config.data", "config"])
+def test_a_record_that_lost_something_is_named(missing, run_folder):
+    record = json.loads((run_folder / "run.json").read_text())
+    if missing == "config":
+        record["config"] = None
+    elif missing == "results":
+        del record["results"]
+    else:
+        del record["config"]["data"]
+    (run_folder / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=rf"^run=.*: run.json is damaged.* {missing}"):
+        export(run_folder, "packed")
+
+
+def test_the_command_says_what_it_wrote_or_why_not(run_folder, tmp_path):
+    command = [sys.executable, "-m", "tna_lightning.export"]
+    options = ["--format", "packed", "--output", str(tmp_path / "out.safetensors"), "--images", "10"]
+    done = subprocess.run([*command, str(run_folder), *options], capture_output=True, text=True, check=True)
+    size = (tmp_path / "out.safetensors").stat().st_size
+    assert done.stdout.splitlines()[0] == f"{tmp_path / 'out.safetensors'}: {size:,} bytes"
+    assert done.stdout.splitlines()[1].startswith("checked on 10 images: 0 predictions")
+    failed = subprocess.run([*command, str(tmp_path / "none"), *options], capture_output=True, text=True)
+    assert failed.returncode == 2
+    assert failed.stderr.count("\n") == 1
+    assert "none" in failed.stderr
+
+
+def test_a_mismatch_is_one_line_and_leaves_no_file(run_folder, monkeypatch, capsys):
+    load = packed.load_packed
+
+    def spoiled(path, *arguments):
+        network = load(path, *arguments)
+        if Path(path).parent != run_folder or Path(path).name != "network.safetensors":  # what was written, read back
+            network.classifier.bias.data[3] += 1
+        return network
+
+    monkeypatch.setattr(packed, "load_packed", spoiled)
+    monkeypatch.setattr(sys, "argv", ["export", str(run_folder), "--format", "packed", "--images", "10"])
+    before = sorted(run_folder.iterdir())
+    with pytest.raises(SystemExit) as left:
+        door.main()
+    # a string is what the interpreter prints to stderr before it leaves with status 1
+    assert left.value.code == "error: logits differ by up to 1 from the network's"
+    assert sorted(run_folder.iterdir()) == before

@@ -1,0 +1,487 @@
+"""Reports: found runs, statistics against closed forms, and the files."""
+
+import copy
+import csv
+import io
+import json
+import math
+import re
+import subprocess
+import sys
+from xml.etree import ElementTree
+
+import pytest
+from scipy import stats
+
+from tna_lightning.report.__main__ import report
+from tna_lightning.report.collect import collect
+from tna_lightning.report.page import page
+from tna_lightning.report.plots import figures, learning_curves
+from tna_lightning.report.references import published
+from tna_lightning.report.statistics import missing, paired_difference, rows
+from tna_lightning.report.tables import HEADINGS, as_csv, as_latex, as_markdown, cells
+from tna_lightning.running.home import home
+from tna_lightning.running.identity import folder_name, identity
+from tna_lightning.running.record import Run
+
+
+def record(baseline="tna", quant="none", seed=0, accuracy=0.9, *, simulated=False, match_weight=None, **entries):
+    choices = {"data": "digits", "model": "convnet", "neuron": "lif", "baseline": baseline, "quant": quant}
+    objective = {"_target_": f"x.{baseline}"} | ({} if match_weight is None else {"match_weight": match_weight})
+    config = {
+        "seed": seed,
+        "epochs": 2,
+        "data": {"_target_": "x.Digits", "seed": seed},
+        "quant": {} if quant == "none" else {"quantizer": quant},
+        "objective": objective,
+        "companion": None if baseline == "plain" else {"freeze": baseline == "kd", "seed": seed},
+        "choices": choices,
+    }
+    results = {"test/acc": accuracy, "val/acc": accuracy - 0.01}
+    if baseline != "plain":
+        results["test/companion_acc"] = accuracy + 0.01
+    return {
+        "format": 1,
+        "status": "done",
+        "name": folder_name(config),
+        "identity": identity(config),
+        "study": "study",
+        "choices": choices,
+        "seed": seed,
+        "config": config,
+        "data": {"name": "digits", "simulated": simulated, "train_samples": 9, "val_samples": 1, "test_samples": 2},
+        "results": results,
+        "weights": {
+            "weights": 1000,
+            "bytes": 250 if quant == "ternary" else 4000,
+            "zero_share": 0.4,
+            "bytes_float32": 4000,
+        },
+        "cost": {
+            "firing_rate": 0.1,
+            "synaptic_operations": 123_456,
+            "macs": 78_900_000,
+            "energy_uj": 2.0,
+            "dense_macs": 8_888_000_000,
+            "energy_dense_uj": 40_884.8,
+            "pj_per_mac": 4.6,
+            "pj_per_ac": 0.9,
+        },
+        "history": {"epoch": [0, 1], "val/acc": [accuracy - 0.2, accuracy - 0.01]},
+        "epochs": 2,
+        "device": "cpu",
+    } | entries
+
+
+def write(folder, *records):
+    for content in records:
+        path = folder / content["name"] / "run.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+
+
+PLAIN, TNA = (0.90, 0.91, 0.95), (0.92, 0.94, 0.96)
+
+
+@pytest.fixture
+def study(tmp_path):
+    folder = tmp_path / "study"
+    for seed in range(3):
+        write(folder, record("plain", seed=seed, accuracy=PLAIN[seed]), record("tna", seed=seed, accuracy=TNA[seed]))
+    write(folder, record("kd", "ternary", seed=0, accuracy=0.8))
+    return folder
+
+
+def test_rows_hold_mean_deviation_and_paired_interval(study):
+    plain, tna, kd = rows(collect([study]).done)
+    assert (plain.baseline, tna.baseline, kd.baseline, kd.precision) == ("plain", "tna", "kd", "ternary")
+    assert tna.mean == pytest.approx(94.0)
+    assert tna.deviation == pytest.approx(2.0)  # of 92, 94, 96
+    assert kd.deviation is None
+    assert tna.seeds == [0, 1, 2]
+    difference = tna.differences["plain"]  # pairs 2, 3, 1: mean 2, standard deviation 1
+    assert (difference.mean, difference.pairs) == (pytest.approx(2.0), 3)
+    assert difference.half_width == pytest.approx(4.30265 / math.sqrt(3), rel=1e-5)  # t(0.975, 2) = 4.30265
+    assert "kd" not in tna.differences  # distillation was run at another precision
+    assert kd.bits == pytest.approx(2.0)
+
+
+def test_a_difference_over_fewer_pairs_than_runs_says_so(tmp_path):
+    write(tmp_path, *(record("plain", seed=seed, accuracy=PLAIN[seed]) for seed in (0, 1)))
+    write(tmp_path, *(record("tna", seed=seed, accuracy=TNA[seed]) for seed in (0, 1, 2)))
+    _, tna = table = rows(collect([tmp_path]).done)
+    assert cells(tna)[HEADINGS.index("to plain")] == "+2.50 [-3.85, +8.85] (2 pairs)"
+    assert "$+2.50 [-3.85, +8.85]\\ (2\\ \\mathrm{pairs})$" in as_latex(table)
+
+
+DAMAGE = {
+    **{key: "x" for key in ("results", "weights", "cost", "data", "choices", "environment", "seed")},
+    **{"history": [], "identity": ["x"], "config": None, "study": [], "results.test/acc": math.nan},
+    **{"config.data": "x", "config.trainer": [], "status": None},
+}
+
+
+@pytest.mark.parametrize("key", [*DAMAGE, "percent"])
+def test_a_damaged_record_is_named_and_left_out(key, study):
+    damaged = record("mutual", seed=0, config={**record("mutual")["config"], "trainer": {}})
+    if key == "percent":
+        damaged["results"] = {"test/acc": 97.2}
+    elif "." in key:
+        damaged[key.partition(".")[0]][key.partition(".")[2]] = DAMAGE[key]
+    else:
+        damaged[key] = DAMAGE[key]
+    write(study, damaged)
+    collection = report([study], study / "report")
+    assert len(collection.done) == 7
+    (line,) = collection.left_out
+    assert line.startswith(f"run={str(study / damaged['name'])!r}: run.json ")
+
+
+def test_copies_that_disagree_are_said_to(study):
+    first = record("tna", seed=0, accuracy=TNA[0])
+    path = study / "aaa" / "run.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(first | {"results": first["results"] | {"test/acc": 0.5}}))
+    collection = collect([study])
+    assert sorted(each["results"]["test/acc"] for each in collection.done if each["choices"]["baseline"] == "tna") == [
+        *TNA
+    ]
+    (line,) = collection.left_out
+    assert "aaa" in line
+    assert "WITH ANOTHER RESULT: 50.00 %, and 92.00 % there" in line
+
+
+def test_the_better_distillation_is_chosen_on_validation_images(tmp_path):
+    for seed in (0, 1):
+        write(tmp_path, record("plain", seed=seed, accuracy=0.5), record("tna", seed=seed, accuracy=0.9 + 0.01 * seed))
+        for name, test, val in (("kd", 0.88, 0.7), ("kd_ann", 0.80, 0.8)):  # the test set prefers the other one
+            write(tmp_path, record(name, seed=seed, accuracy=test, results={"test/acc": test, "val/acc": val}))
+    table = {row.baseline: row for row in rows(collect([tmp_path]).done)}
+    assert {row.distillation for row in table.values()} == {"kd_ann"}
+    assert table["tna"].differences["kd_ann"].mean == pytest.approx(10.5)
+    assert "kd_ann" not in table["kd_ann"].differences
+    column = HEADINGS.index("to distillation")
+    assert cells(table["tna"])[column] == "+10.50 [+4.15, +16.85] kd_ann"
+    assert cells(table["kd_ann"])[column] == ""
+    assert "+16.85] kd_ann |" in as_markdown([table["tna"]])
+    (tna,) = [line for line in csv.DictReader(io.StringIO(as_csv([table["tna"]])))]
+    assert tna["better_distillation"] == "kd_ann"
+    assert (float(tna["kd_difference"]), float(tna["kd_ann_difference"])) == (pytest.approx(2.5), pytest.approx(10.5))
+    assert "+16.85]$ kd\\_ann & " in as_latex([table["tna"]])
+
+
+def test_no_distillation_is_the_better_one_without_validation_images(tmp_path):
+    write(tmp_path, *(record(name, results={"test/acc": 0.5}) for name in ("kd", "kd_ann", "plain")))
+    table = rows(collect([tmp_path]).done)
+    assert [row.distillation for row in table] == [None, None, None]
+    assert table[0].differences.keys() == {"kd", "kd_ann"}
+
+
+def test_the_companions_accuracy_has_its_deviation(study):
+    (line,) = [line for line in as_markdown(rows(collect([study]).done)).splitlines() if "| tna |" in line]
+    assert "| 95.00 \u00b1 2.00 |" in line
+
+
+def test_interval_agrees_with_scipy():
+    values = [0.3, -0.2, 1.1, 0.4]
+    low, high = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    difference = paired_difference(values)
+    assert difference.mean - difference.half_width == pytest.approx(low)
+    assert difference.mean + difference.half_width == pytest.approx(high)
+
+
+def test_pairs_are_of_one_seed_only(tmp_path):
+    write(tmp_path, record("plain", seed=0, accuracy=0.5), record("plain", seed=1, accuracy=0.9))
+    write(tmp_path, record("tna", seed=1, accuracy=0.91), record("tna", seed=2, accuracy=0.99))
+    difference = rows(collect([tmp_path]).done)[1].differences["plain"]
+    assert (difference.mean, difference.half_width, difference.pairs) == (pytest.approx(1.0), None, 1)
+
+
+def test_other_settings_make_rows_of_their_own_and_seeds_do_not(tmp_path):
+    weights = (0.001, 0.05)
+    write(tmp_path, *(record(seed=seed, match_weight=weight) for seed in (0, 1) for weight in weights))
+    write(tmp_path, record("plain", seed=0), record("plain", seed=1))
+    table = rows(collect([tmp_path]).done)
+    assert [(row.label, len(row.records)) for row in table] == [
+        ("plain", 2),
+        ("tna match_weight=0.001", 2),
+        ("tna match_weight=0.05", 2),
+    ]
+    assert all(row.differences["plain"].pairs == 2 for row in table[1:])
+
+
+def test_what_is_not_done_is_listed(study):
+    failed = record("mutual", seed=0) | {"status": "failed", "error": "NonFiniteLoss: the loss is not finite\nmore"}
+    cut_off = record("mutual", seed=1) | {"status": "running", "started": "yesterday"}
+    write(study, failed, cut_off)
+    running = record("mutual", seed=2)
+    (study / "ready").mkdir()
+    (study / "ready" / "config.yaml").write_text("seed: 0\n")
+    with Run(study / running["name"], running["config"]).claimed():
+        write(study, running | {"status": "running"})
+        unfinished = {run.name: (run.state, run.detail) for run in collect([study]).unfinished}
+    assert unfinished == {
+        failed["name"]: ("failed", "NonFiniteLoss: the loss is not finite"),
+        cut_off["name"]: ("cut off", "since yesterday"),
+        running["name"]: ("running", "since unknown"),
+        "ready": ("not started", ""),
+    }
+
+
+def test_the_gaps_of_the_grid_are_named(study):
+    collection = collect([study])
+    lacking = missing(rows(collection.done), ["digits-convnet-lif-plain-ternary-s1-0123abcd"])
+    assert lacking == [
+        "digits convnet lif plain ternary: seed 0, 2",
+        "digits convnet lif kd full: seed 0, 1, 2",
+        "digits convnet lif kd ternary: seed 1, 2",
+        "digits convnet lif tna ternary: seed 0, 1, 2",
+    ]
+
+
+def test_what_cannot_be_read_is_named_and_left_out(study):
+    before = rows(collect([study]).done)
+    (study / "cut").mkdir()
+    (study / "cut" / "run.json").write_text('{"status": "done", "ident')
+    (study / "notes").mkdir()
+    twice = record("tna", seed=0, accuracy=0.1) | {"name": "twice"}
+    write(study, twice)
+    lacking = record("tna", seed=7) | {"name": "lacking"}
+    del lacking["weights"]
+    write(study, lacking)
+    nothing = record("tna", seed=8) | {"name": "nothing", "results": {}}
+    write(study, nothing)
+    collection = collect([study])
+    assert [row.mean for row in rows(collection.done)] == [row.mean for row in before]
+    assert sorted(line.partition(": ")[2].split("(")[0].strip() for line in collection.left_out) == [
+        "no run folder, it has no run.json",
+        "run.json has no test accuracy from 0 to 1, but None",
+        "run.json is damaged",
+        "run.json says done, but has no weights",
+        f"the same run as {study / record('tna', seed=0)['name']}",
+    ]
+
+
+def test_a_finished_copy_counts_rather_than_a_failed_one(tmp_path):
+    write(tmp_path / "a", record(seed=0) | {"status": "failed"})
+    write(tmp_path / "b", record(seed=0, accuracy=0.7))
+    collection = collect([tmp_path])
+    assert [done["results"]["test/acc"] for done in collection.done] == [0.7]
+    assert not collection.unfinished
+    assert "the same run as" in collection.left_out[0]
+
+
+def test_a_study_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"study='.*nowhere': no such folder"):
+        collect([tmp_path / "nowhere"])
+
+
+def test_tables_say_the_same(study):
+    table = rows(collect([study]).done)
+    line = "| digits | convnet | lif | full | tna |  | 3 | 94.00 \u00b1 2.00 | +2.00 [-0.48, +4.48] |"
+    assert line in as_markdown(table)
+    (tna,) = [row for row in csv.DictReader(io.StringIO(as_csv(table))) if row["baseline"] == "tna"]
+    assert float(tna["test_acc"]) == pytest.approx(94.0)
+    assert float(tna["plain_low"]) == pytest.approx(-0.4841, abs=1e-4)
+    assert (tna["seeds"], tna["plain_pairs"], tna["kd_pairs"]) == ("0 1 2", "3", "")
+    line = (
+        "digits & convnet & full &  & tna &  & 3 & $94.00 \\pm 2.00$ & $+2.00 [-0.48, +4.48]$ &  & 0.123 & 78.9 (8888) "
+    )
+    assert line + "& 2.00 (40885) \\\\" in as_latex(table)
+
+
+def test_tables_say_which_layers_are_quantised_and_what_dense_costs(tmp_path):
+    names = ("stem.conv", "body.0.conv1.conv", "body.0.shortcut.conv", "body.1.conv", "classifier")
+    stem = "stem.conv"
+
+    def layers_of(scheme, is_quantized, others=None):
+        """As in a record: each layer with as many weights, `others` with a scheme of their own."""
+        words = {name: (others or {}).get(name, scheme) if is_quantized(name) else "float32" for name in names}
+        return [
+            {"name": name, "is_quantized": is_quantized(name), "scheme": words[name], "weights": 200} for name in names
+        ]
+
+    hidden = layers_of("ternary", lambda name: name.startswith("body"))
+    most = layers_of("int4", lambda name: name != "body.0.shortcut.conv")
+    mixed = layers_of("ternary", lambda name: name != "classifier", {stem: "int8"})
+    alike = [layers_of("binary", lambda _, value=value: value) for value in (True, False)]
+    weights = {"weights": 1000, "bytes": 300, "bytes_float32": 4000, "zero_share": 0.4}
+    layouts = {
+        "ternary_hidden": (hidden, 0.9977),
+        "int4": (most, 0.5),
+        "ternary": (mixed, 0.8),
+        "binary": (alike[0], 1),
+        "none": (alike[1], 0),
+    }
+    for quant, (layers, share) in layouts.items():
+        write(tmp_path, record("plain", quant, weights=weights | {"quantized_share": share, "layers": layers}))
+    table = rows(collect([tmp_path]).done)
+    assert {row.precision: row.quantized for row in table} == {
+        "full": "none",
+        "binary": "all",
+        "ternary_hidden": "all but stem, classifier (99.8 %)",
+        "int4": "all but body.0.shortcut (50.0 %)",
+        "ternary": "all but classifier (80.0 %); stem: int8",
+    }
+    (hidden_row,) = [row for row in csv.DictReader(io.StringIO(as_csv(table))) if row["precision"] == "ternary_hidden"]
+    assert hidden_row["quantized"] == "all but stem, classifier (99.8 %)"
+    assert float(hidden_row["quantized_share"]) == 0.9977
+    expected = {"synaptic_operations": 123_456, "macs": 78.9e6, "dense_macs": 8.888e9, "energy_dense_uj": 40_884.8}
+    assert {name: float(hidden_row[name]) for name in expected} == expected
+    assert "| 0.123 | 78.9 (8888) | 2.00 (40885) |" in as_markdown(table)
+    assert "all but stem, classifier (99.8 \\%)" in as_latex(table)
+    assert "all but stem, classifier (99.8 %)" in page("", table, collect([tmp_path]), [], [], [], [])
+
+
+def test_latex_escapes_what_it_must(tmp_path):
+    write(tmp_path, record(quant="ternary_ttq"))
+    assert "ternary\\_ttq" in as_latex(rows(collect([tmp_path]).done))
+
+
+def test_simulated_data_are_called_so_everywhere(tmp_path):
+    write(tmp_path / "s", record(simulated=True, data={"simulated": True, "test_samples": 2, "note": "a stand-in"}))
+    report([tmp_path / "s"], tmp_path / "out")
+    for name in ("table.md", "table.csv", "table.tex", "index.html"):
+        assert "digits (simulated)" in (tmp_path / "out" / name).read_text(), name
+    assert "SIMULATED events, no recordings of a camera; a stand-in" in (tmp_path / "out" / "table.md").read_text()
+
+
+@pytest.fixture
+def written(study, tmp_path):
+    write(study, *(record(match_weight=weight, seed=seed) for weight in (0.0, 0.05) for seed in (0, 1)))
+    report([study], tmp_path / "report", references=True)
+    return tmp_path / "report"
+
+
+def test_report_writes_tables_plots_and_a_page(written):
+    plots = {"curves", "accuracy_bits", "accuracy_bytes", "match_weight"}
+    expected = {"table.md", "table.csv", "table.tex", "index.html"}
+    expected |= {f"{name}.{kind}" for name in plots for kind in ("png", "svg")}
+    assert {path.name for path in written.iterdir()} == expected  # all runs cost the same energy: no such plot
+    for path in written.glob("*.svg"):
+        assert ElementTree.parse(path).getroot().tag.endswith("svg")
+    for path in written.glob("*.png"):
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_plots_show_the_rows(tmp_path):
+    for seed in (0, 1):
+        for weight, accuracy in ((0.001, 0.90), (0.01, 0.94)):
+            energy = {"cost": {"firing_rate": 0.1, "energy_uj": 1.0 + 100 * weight}}
+            write(tmp_path, record(seed=seed, match_weight=weight, accuracy=accuracy + 0.02 * seed, **energy))
+        write(tmp_path, record("plain", "ternary", seed=seed, accuracy=0.8 + 0.02 * seed))
+    plots = {name: figure for name, _, figure in figures(rows(collect([tmp_path]).done))}
+    assert plots.keys() == {"curves", "accuracy_bits", "accuracy_bytes", "accuracy_energy", "match_weight"}
+
+    (axes,) = plots["match_weight"].axes
+    (line,) = [line for line in axes.lines if len(line.get_xdata()) == 2 and line.get_marker() == "o"]
+    assert line.get_xdata() == pytest.approx([0.001, 0.01])
+    assert line.get_ydata() == pytest.approx([91.0, 95.0])
+
+    (axes,) = plots["accuracy_energy"].axes
+    points = {(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines if line.get_marker() in ("o", "s")}
+    assert sorted(points) == [(pytest.approx(x), pytest.approx(y)) for x, y in ((1.1, 91.0), (2.0, 81.0), (2.0, 95.0))]
+
+    panels = {axes.get_title(): axes for axes in plots["curves"].axes}
+    band = panels["digits, ternary"].collections[0].get_paths()[0].vertices  # around 80 % and 82 % at the end
+    middle, deviation = 80.0, math.sqrt(2.0)
+    assert max(y for x, y in band if x == 2) == pytest.approx(middle + deviation)
+    assert min(y for x, y in band if x == 2) == pytest.approx(middle - deviation)
+
+
+def test_the_match_term_has_a_panel_for_each_kind(tmp_path):
+    for seed, terms in ((0, [0.4, 0.2]), (1, [0.6, 0.4])):
+        for baseline, match in (("tna", "squared_error"), ("kd", "kl"), ("mutual", None)):
+            content = record(baseline, seed=seed)
+            content["config"]["objective"] |= {} if match is None else {"match": match}
+            content |= {"identity": identity(content["config"])}
+            write(tmp_path, content | {"history": content["history"] | {"train/match": terms}})
+        write(tmp_path, record("plain", seed=seed))
+    figure = dict((name, figure) for name, _, figure in figures(rows(collect([tmp_path]).done)))["match_term"]
+    drawn = {axes.get_ylabel(): [line.get_label() for line in axes.lines] for axes in figure.axes}
+    assert drawn == {"match term (squared error)": ["tna"], "match term (KL divergence)": ["kd", "mutual"]}
+    (line,) = figure.axes[[*drawn].index("match term (squared error)")].lines
+    assert line.get_xdata() == pytest.approx([1, 2])
+    assert line.get_ydata() == pytest.approx([0.5, 0.3])
+
+
+def test_every_baseline_of_a_study_has_a_colour_of_its_own(tmp_path):
+    names = [path.stem for path in (home() / "conf" / "baseline").glob("*.yaml")]
+    write(tmp_path, *(record(name) for name in names))
+    colors = [line.get_color() for line in learning_curves(rows(collect([tmp_path]).done)).axes[0].lines]
+    assert len(colors) == len(set(colors)) == len(names)
+
+
+def test_page_loads_nothing_from_elsewhere(written):
+    text = (written / "index.html").read_text()
+    sources = re.findall(r"""(?:src|href|url|import)\s*[=(]\s*["']?([^"')\s>]+)""", text)
+    assert sources
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
+    assert text.count("<figure") == 4
+
+
+def test_the_same_runs_give_the_same_report(written, study, tmp_path):
+    report([study], tmp_path / "again", references=True)
+    for path in written.iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
+
+
+def test_page_escapes_what_runs_say(study):
+    collection = collect([study])
+    collection.left_out.append("<script>alert(1)</script>")
+    text = page("a & b", rows(collection.done), collection, [], [], [], [])
+    assert "<script>alert" not in text
+    assert "<title>a &amp; b</title>" in text
+
+
+def test_published_rows_name_their_source():
+    lines = published(["cifar10dvs", "digits"])
+    assert {line.data for line in lines} == {"cifar10dvs"}
+    assert (lines[0].work, lines[0].accuracy, lines[0].source) == ("tdBN 2021", 67.80, "quoted")
+    assert {line.source for line in lines} == {"paper", "quoted", "third party"}
+    assert published(["digits"]) == []
+
+
+def test_command_line(study):
+    def command(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "tna_lightning.report", *arguments], capture_output=True, text=True, check=False
+        )
+
+    (study / "empty").mkdir()
+    result = command(str(study))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"7 finished runs: {study / 'report' / 'index.html'}\n"
+    assert result.stderr == f"left out: run='{study / 'empty'}': no run folder, it has no run.json\n"
+    again = command(str(study))  # the report's own folder is no run either, and is not taken for one
+    assert again.stderr == result.stderr
+    wrong = command(str(study / "nowhere"))
+    assert (wrong.returncode, wrong.stderr) == (2, f"error: study='{study / 'nowhere'}': no such folder\n")
+
+
+def test_a_study_without_runs_is_refused_and_an_earlier_report_kept(tmp_path):
+    (tmp_path / "study" / "report").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"study='.*study': no run is in it"):
+        report([tmp_path / "study"], tmp_path / "study" / "report")
+    assert not list((tmp_path / "study" / "report").iterdir())
+
+
+def test_a_study_in_which_nothing_is_finished_lists_why(tmp_path):
+    write(tmp_path / "study", record() | {"status": "failed", "error": "ValueError: neuron.beta=1.5: must lie in"})
+    collection = report([tmp_path / "study"], tmp_path / "report")
+    assert [run.state for run in collection.unfinished] == ["failed"]
+    text = (tmp_path / "report" / "table.md").read_text()
+    assert "No run is finished yet." in text
+    assert f"- failed: {record()['name']} ValueError: neuron.beta=1.5" in text
+    assert "| data |" not in text
+    html = (tmp_path / "report" / "index.html").read_text()
+    assert "0 finished runs in 0 rows" in html
+    assert "<h2>Results" not in html
+    assert "neuron.beta=1.5" in html
+
+
+def test_records_are_not_changed(study):
+    records = collect([study]).done
+    before = copy.deepcopy(records)
+    rows(records)
+    assert records == before

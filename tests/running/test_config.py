@@ -1,0 +1,162 @@
+"""Every YAML composes and instantiates; the wheel carries them; what must not be installed is not."""
+
+import importlib.util
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import lightning
+import pytest
+import torch
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+
+from tna_lightning.running.config import compose
+from tna_lightning.running.factory import build
+from tna_lightning.running.home import home, options
+from tna_lightning.running.identity import folder_name
+from tna_lightning.running.record import finished_record
+from tna_lightning.running.train import build_trainer
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_no_arguments_are_the_demo():
+    choices = compose()["choices"]
+    assert choices | {"data": "digits", "model": "convnet", "baseline": "tna", "quant": "ternary"} == choices
+
+
+def test_a_data_set_brings_its_recipe_and_the_command_line_wins():
+    config = compose(["data=cifar10"])
+    assert config["optimizer"]["_target_"] == "torch.optim.SGD"
+    assert config["trainer"]["max_epochs"] == config["epochs"] == 200
+    config = compose(["data=cifar10", "optimizer=adamw", "epochs=3"])
+    assert config["optimizer"]["_target_"] == "torch.optim.AdamW"
+    assert config["trainer"]["max_epochs"] == 3
+
+
+def test_the_companion_is_built_like_the_base_unless_chosen():
+    assert "model" not in compose()["companion"]
+    companion = compose(["model@companion.model=resnet20", "companion.model.width=0.5"])["companion"]
+    assert companion["model"]["_target_"] == "tna_lightning.models.resnet20"
+    assert companion["model"]["width"] == 0.5
+
+
+def test_the_run_folder_is_named_by_hydra_as_by_us(tmp_path):
+    overrides = ["seed=3", "quant=none", f"output_dir={tmp_path}"]
+    with initialize_config_dir(str(home() / "conf"), version_base="1.3"):
+        config = hydra_compose("config", overrides, return_hydra_config=True)
+    assert config["hydra"]["run"]["dir"] == str(tmp_path / folder_name(compose(overrides)))
+
+
+@pytest.mark.parametrize("choice", options("optimizer"))
+def test_optimizers(choice):
+    config = compose([f"optimizer={choice}"])
+    parameters = [torch.nn.Parameter(torch.ones(2, 2))]
+    groups = [
+        {"params": parameters, "name": "base.weights"},
+        {"params": [torch.nn.Parameter(torch.ones(2))], "name": "base.no_decay", "weight_decay": 0.0},
+    ]
+    optimizer = build("optimizer", config["optimizer"])(groups)
+    schedule = build("schedule", config["schedule"])(optimizer, 100, 10)
+    assert schedule.get_last_lr() == [config["optimizer"]["lr"]] * 2
+    assert optimizer.param_groups[0]["weight_decay"] == config["optimizer"]["weight_decay"] > 0
+    assert optimizer.param_groups[1]["weight_decay"] == 0
+
+
+@pytest.mark.parametrize("choice", options("trainer"))
+def test_trainers(choice):
+    config = compose([f"trainer={choice}", "trainer.accelerator=cpu", "epochs=4"])
+    trainer = build_trainer(config["trainer"], logger=False, enable_checkpointing=False)
+    assert isinstance(trainer, lightning.Trainer)
+    assert trainer.max_epochs == 4
+    assert trainer.num_devices == config["trainer"]["devices"]
+
+
+@pytest.mark.parametrize("choice", options("data"))
+def test_data_modules_know_their_classes_before_they_read_anything(choice):
+    config = compose([f"data={choice}", "seed=5"])
+    datamodule = build("data", config["data"])
+    assert isinstance(datamodule, lightning.LightningDataModule)
+    assert datamodule.seed == 5
+    assert datamodule.num_classes == len(datamodule.class_names) == (100 if choice == "cifar100" else 10)
+    assert datamodule.in_channels in (1, 2, 3)
+
+
+@pytest.mark.parametrize("choice", options("experiments"))
+def test_studies_compose(choice):
+    assert compose([f"experiments={choice}"])["study"] == choice
+
+
+def test_every_choice_describes_itself():
+    for group in ("data", "model", "neuron", "quant", "baseline", "optimizer", "trainer", "logger", "experiments"):
+        for choice, description in options(group).items():
+            assert 10 < len(description) <= 110, f"{group}={choice}: {description!r}"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model=nothing", r"model=nothing: allowed are convnet"),
+        ("nothing=1", r"nothing: no such group or setting"),
+        ("model.nothing=1", r"model.nothing: no such setting here"),
+    ],
+)
+def test_compose_names_what_is_wrong(override, message):
+    with pytest.raises(ValueError, match=message):
+        compose([override])
+
+
+def test_torchvision_and_torchaudio_are_not_installed():
+    """A torchvision that does not fit the CPU build of torch breaks `import lightning`."""
+    assert importlib.util.find_spec("torchvision") is None
+    assert importlib.util.find_spec("torchaudio") is None
+
+
+def test_models_objectives_and_packed_networks_need_no_lightning():
+    program = (
+        "import sys, tna_lightning.models, tna_lightning.objectives, tna_lightning.quantization\n"
+        "from tna_lightning import load_packed\n"
+        "from tna_lightning.quantization import Ternary\n"
+        "heavy = {'lightning', 'hydra', 'tonic', 'kornia', 'sklearn', 'matplotlib', 'wandb', 'snntorch'}\n"
+        "sys.exit(' '.join(sorted(heavy & set(sys.modules))) or 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def test_the_wheel_carries_conf_and_studies_and_no_results(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    shipped = {name.removeprefix("tna_lightning/") for name in names}
+    for path in [*(ROOT / "conf").rglob("*.yaml"), *(ROOT / "experiments").glob("*.yaml")]:
+        assert str(path.relative_to(ROOT)) in shipped
+    assert not [name for name in names if "results" in name]
+
+
+def test_the_wheel_runs_from_an_empty_folder(wheel, tmp_path):
+    installed, empty = tmp_path / "site", tmp_path / "empty"
+    empty.mkdir()
+    zipfile.ZipFile(wheel).extractall(installed)  # what installing a pure-Python wheel does
+    environment = {"PYTHONPATH": str(installed), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+
+    def call(*arguments):
+        command = [sys.executable, *arguments]
+        return subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True, check=False)
+
+    where = call("-c", "import tna_lightning; print(tna_lightning.__file__)")
+    assert where.stdout.startswith(str(installed))
+    assert "resnet19" in call("-m", "tna_lightning", "--help").stdout
+    result = call("-m", "tna_lightning", "epochs=1", "model.width=0.25", "trainer.enable_progress_bar=false")
+    assert result.returncode == 0, result.stderr
+    (folder,) = (empty / "runs").iterdir()
+    assert finished_record(folder)["environment"]["git"] is None

@@ -1,0 +1,123 @@
+"""Two processes on this machine's CPU, joined by gloo: the same training as one process with the whole batch."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from lightning.pytorch.utilities import rank_zero_only
+
+from tna_lightning.running import train
+from tna_lightning.running.config import compose
+from tna_lightning.running.record import Run
+
+TINY = ["data.train_subset=128", "epochs=2", "model.width=0.25", "trainer.accelerator=cpu", "logger=csv"]
+
+
+def command(folder, *overrides, launcher=()):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "PL_"))}
+    return subprocess.run(
+        [sys.executable, *launcher, "-m", "tna_lightning", *overrides, *TINY, "trainer.enable_progress_bar=false"],
+        cwd=folder,
+        env=environment | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+def records(folder):
+    paths = [path for path in folder.rglob("run.json") if "pretrained" not in path.parts]
+    return sorted((json.loads(path.read_text()) for path in paths), key=lambda record: record["seed"])
+
+
+def test_a_further_process_does_nothing_where_the_run_is_done(tmp_path, monkeypatch):
+    config = compose(["trainer=ddp", *TINY])
+    done = Run(tmp_path, config).write(status="done")
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    monkeypatch.setattr(train, "_prepare", lambda run: None)
+    monkeypatch.setattr(train, "_train", lambda run, prepared: {"trained": run.folder})
+    assert train.train(config, tmp_path) == done
+    assert train.train(config | {"resume": False}, tmp_path) == {"trained": tmp_path}
+
+
+def test_bad_input_to_a_run_on_several_devices_gets_one_clear_line(tmp_path):
+    result = command(tmp_path, "trainer=ddp", "neuron.beta=1.5")
+    assert result.returncode == 2
+    assert result.stderr == "error: neuron.beta=1.5: must lie in [0, 1]\n"
+
+
+@pytest.mark.slow  # four processes that import everything
+def test_a_sweep_on_two_processes_equals_one_process_with_the_whole_batch(tmp_path):
+    several = command(tmp_path, "-m", "seed=0,1", "trainer=ddp", "data.batch_size=16", "study=ddp")
+    assert several.returncode == 0, several.stdout + several.stderr
+    assert "2 jobs: 2 done" in several.stdout
+    alone = command(tmp_path, "-m", "seed=0,1", "data.batch_size=32", "study=one")
+    assert alone.returncode == 0, alone.stdout + alone.stderr
+
+    ours, theirs = records(tmp_path / "multirun" / "ddp"), records(tmp_path / "multirun" / "one")
+    assert [record["seed"] for record in ours] == [0, 1]
+    for two, one in zip(ours, theirs, strict=True):
+        assert two["device"] == "2 x cpu"
+        assert two["status"] == "done"
+        assert two["history"]["epoch"] == one["history"]["epoch"] == [0, 1]
+        for name in ("train/loss", "train/match", "val/loss"):
+            np.testing.assert_allclose(two["history"][name], one["history"][name], rtol=1e-4, err_msg=name)
+        # the first epoch's accuracies count the same images, each once
+        assert two["data"]["split_hash"] == one["data"]["split_hash"]
+        np.testing.assert_allclose(two["history"]["train/acc"][0], one["history"]["train/acc"][0], atol=1.5 / 128)
+        assert two["results"]["kept_epoch"] == one["results"]["kept_epoch"]
+        assert abs(two["results"]["test/acc"] - one["results"]["test/acc"]) < 0.03
+
+
+@pytest.mark.slow
+def test_the_teacher_of_a_run_on_two_processes_is_trained_once_by_one(tmp_path):
+    result = command(tmp_path, "trainer=ddp", "data.batch_size=16", "baseline=kd")
+    assert result.returncode == 0, result.stdout + result.stderr
+    (teacher,) = [json.loads(path.read_text()) for path in tmp_path.glob("runs/pretrained/*/run.json")]
+    (run,) = records(tmp_path / "runs")
+    assert (teacher["device"], run["device"]) == ("cpu", "2 x cpu")
+    assert result.stdout.count("base, test accuracy") == 1
+
+
+def on_two_nodes(folder, *overrides):
+    """What ``torchrun`` on each of two nodes prints, that of the first process first."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d"]
+    launcher.append(f"--rdzv-endpoint=127.0.0.1:{port}")
+    overrides = ("trainer=ddp", "trainer.num_nodes=2", "trainer.devices=1", *overrides)
+    with ThreadPoolExecutor(2) as nodes:
+        results = list(nodes.map(lambda _: command(folder, *overrides, launcher=launcher), range(2)))
+    assert [result.returncode for result in results] == [0, 0], [result.stdout + result.stderr for result in results]
+    return sorted((result.stdout for result in results), key=len, reverse=True)
+
+
+@pytest.mark.slow
+def test_two_nodes_train_the_teacher_first_and_do_nothing_when_done(tmp_path):
+    run = ["data.batch_size=16", "baseline=kd"]
+    first, second = on_two_nodes(tmp_path, *run)
+    assert (first + second).count("companion: runs/pretrained/") == 1
+    assert (first + second).count("base, test accuracy") == 1
+    (record,) = records(tmp_path / "runs")
+    assert (record["status"], record["device"]) == ("done", "2 x cpu")
+    first, second = on_two_nodes(tmp_path, *run)  # the second process must not wait for the first to train
+    assert first.startswith("done already, on ")
+    assert second == ""
+
+    # the launcher's variables make no difference to the teacher: the one of a run on one device is the same
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    assert command(alone, *run).returncode == 0
+    teachers = [next(folder.glob("runs/pretrained/*/run.json")) for folder in (tmp_path, alone)]
+    assert teachers[0].parent.name == teachers[1].parent.name
+    one, other = (json.loads(path.read_text()) for path in teachers)
+    assert one["device"] == "cpu"
+    for key in ("identity", "results", "history"):
+        assert one[key] == other[key], key

@@ -1,0 +1,64 @@
+"""The picture shows what the reports say."""
+
+import matplotlib.figure
+import pytest
+import torch
+
+from tna_lightning.cost import inference_cost
+from tna_lightning.models import LIF, convnet
+from tna_lightning.quantization import Binary, Ternary, Uniform, quantize_network, weight_report
+from tna_lightning.quantization.kept import kept_weights
+from tna_lightning.running.pictures import NUM_BINS, plot_inspection
+
+ALPHABETS = {1: [-1, 1], 2: [-1, 0, 1], 3: [-3, -2, -1, 0, 1, 2, 3]}
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Figures that are saved, to look at what was drawn."""
+    figures = []
+    save = matplotlib.figure.Figure.savefig
+    monkeypatch.setattr(
+        matplotlib.figure.Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k))
+    )
+    return figures
+
+
+@pytest.mark.parametrize("quantizer", [Binary(), Ternary(), Uniform(3), Uniform(4), None])
+def test_picture_of_weights_codes_and_rates(quantizer, tmp_path, drawn):
+    torch.manual_seed(0)
+    network = convnet(1, 10, LIF, time_steps=2, width=0.25)
+    if quantizer is not None:
+        quantize_network(network, quantizer, skip=["classifier"])
+    cost = inference_cost(network, [torch.randn(8, 1, 8, 8)])
+    path = tmp_path / "weights.png"
+    plot_inspection(network, cost["neuron_layers"], path, title="a run")
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+    top, bottom = drawn[0].subfigs
+    *histograms, classifier = [axes for axes in top.axes if axes.axison]
+    assert len(histograms) == 3
+    stem = histograms[0]
+    counts = [patch.get_height() for patch in stem.patches[:NUM_BINS]]
+    assert sum(counts) == network.stem.conv.weight.numel()
+    assert len(stem.patches) == NUM_BINS + (quantizer is not None)
+    assert len(classifier.patches) == NUM_BINS
+    codes, rates = bottom.axes
+    report = weight_report(network)["layers"]
+    of_stem = [patch for patch in codes.patches if patch.get_x() < 0.5]
+    labels = [text.get_text() for text in codes.get_legend().get_texts()]
+    zeros_only = "zeros alone (float, or 4 bits and more)"
+    if quantizer is not None and quantizer.bits <= 3:
+        _, _, kept = next(kept_weights(network))
+        values, counts = kept.codes.unique(return_counts=True)
+        expected = dict(zip(values.tolist(), (counts / kept.codes.numel()).tolist(), strict=True))
+        drawn_shares = {
+            code: patch.get_height() for code, patch in zip(ALPHABETS[quantizer.bits], of_stem, strict=True)
+        }
+        assert {code: share for code, share in drawn_shares.items() if share} == pytest.approx(expected)
+        assert sum(drawn_shares.values()) == pytest.approx(1)
+        assert labels == [*(f"code {code}" for code in ALPHABETS[quantizer.bits]), zeros_only]  # the classifier's
+    else:
+        assert [patch.get_height() for patch in of_stem] == [report[0]["zeros"] / report[0]["weights"]]
+        assert labels == [zeros_only]
+    assert [patch.get_height() for patch in rates.patches] == [layer["firing_rate"] for layer in cost["neuron_layers"]]

@@ -1,0 +1,43 @@
+"""Every study composes: each of its jobs, with the folder that it would get."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tna_lightning.running.config import check, compose
+from tna_lightning.running.identity import folder_name
+
+STUDIES = sorted((Path(__file__).parents[2] / "experiments").glob("*.yaml"))
+
+
+def jobs(path):
+    """The overrides of each job of a study, as Hydra's own sweeper makes them."""
+    params = yaml.safe_load(path.read_text())["hydra"]["sweeper"]["params"]
+    choices = [[f"{key}={value}" for value in str(values).split(",")] for key, values in params.items()]
+    return [[f"experiments={path.stem}", "hydra.mode=RUN", *combination] for combination in itertools.product(*choices)]
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_head_states_purpose_cost_and_command(path):
+    first, second, *rest = path.read_text().splitlines()
+    assert first == "# @package _global_"
+    assert second.startswith("# ")
+    head = "\n".join(line for line in rest if line.startswith("#"))
+    for word in ("# Purpose: ", "# Cost: ", f"# Command: python -m tna_lightning experiments={path.stem}"):
+        assert word in head
+    study = yaml.safe_load(path.read_text())
+    assert study["study"] == path.stem
+    assert f"{len(jobs(path))} runs" in head
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_jobs_compose_and_are_different_runs(path):
+    seeds = {override for overrides in jobs(path) for override in overrides if override.startswith("seed=")}
+    first_seed = [overrides for overrides in jobs(path) if min(seeds) in overrides]
+    configs = [compose(overrides) for overrides in first_seed]
+    for config in configs:
+        check(config)
+        assert config["study"] == path.stem
+    assert len({folder_name(config) for config in configs}) == len(configs)
