@@ -32,7 +32,7 @@ PJ_PER_AC = 0.9
 def inference_cost(
     network: nn.Module, batches: Iterable[Any], pj_per_mac: float = PJ_PER_MAC, pj_per_ac: float = PJ_PER_AC
 ) -> dict[str, Any]:
-    """Run a network on batches (inputs alone, or as a data module yields them) and count; see :meth:`CostCounter.report`."""
+    """Run a network on batches (inputs, or what a data module yields) and count; see :meth:`CostCounter.report`."""
     was_training = network.training
     network.eval()
     with CostCounter(network, pj_per_mac, pj_per_ac) as counter, torch.inference_mode():

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.utils.data._utils.collate import default_collate_fn_map
+from torch.utils.data._utils.collate import default_collate, default_collate_fn_map
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,10 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """The same in page-locked memory, for a :class:`~torch.utils.data.DataLoader` with ``pin_memory=True``."""
-        values = (getattr(self, field.name) for field in fields(self))
-        return Batch(*(None if value is None else value.pin_memory() for value in values))
+        for field in fields(self):
+            if (value := getattr(self, field.name)) is not None:
+                setattr(self, field.name, value.pin_memory())
+        return self
 
     def mean(self, losses_B: Tensor) -> Tensor:
         """The mean over B of weight times loss, a scalar; not divided by the sum of the weights."""
@@ -78,7 +79,7 @@ class Batch:
 
 
 def _collate(samples: Sequence[Batch], *, collate_fn_map: Any = None) -> Batch:
-    """Samples of a data set that are a :class:`Batch` each, without its first dimension, as one."""
+    """Samples of a data set, each a :class:`Batch` without the first dimension, as one."""
     columns = [[getattr(sample, field.name) for sample in samples] for field in fields(Batch)]
     return Batch(
         *(
