@@ -80,13 +80,8 @@ class Batch:
 
 def _collate(samples: Sequence[Batch], *, collate_fn_map: Any = None) -> Batch:
     """Samples of a data set, each a :class:`Batch` without the first dimension, as one."""
-    columns = [[getattr(sample, field.name) for sample in samples] for field in fields(Batch)]
-    return Batch(
-        *(
-            None if column[0] is None else torch.stack([torch.as_tensor(value) for value in column])
-            for column in columns
-        )
-    )
+    columns = {field.name: [getattr(sample, field.name) for sample in samples] for field in fields(Batch)}
+    return Batch(**{name: default_collate(values) for name, values in columns.items() if values[0] is not None})
 
 
 default_collate_fn_map[Batch] = _collate  # torch's way to teach its default_collate a new type
