@@ -28,11 +28,17 @@ ScheduleFactory = Callable[[Optimizer, int, int], LRScheduler]
 DEFAULT_OPTIMIZER: OptimizerFactory = partial(torch.optim.AdamW, lr=2e-3, weight_decay=1e-2)
 
 
-def cosine(optimizer: Optimizer, total_steps: int, steps_per_epoch: int, *, warmup_epochs: float = 0.0) -> LRScheduler:
+def cosine(optimizer: Optimizer, total_steps: int, steps_per_epoch: int, *, warmup_epochs: float = 0) -> LRScheduler:
     """Linear warm-up, then a cosine to zero at the last step (arXiv 1608.03983), stepped once per batch.
 
     ``lr(s) = lr * (s + 1) / w`` for ``s < w``, else ``lr * (1 + cos(pi * (s - w) / (total_steps - w))) / 2``
     with ``w = warmup_epochs * steps_per_epoch``.
+
+    Args:
+        optimizer: whose learning rates are scheduled.
+        total_steps: steps of the whole training.
+        steps_per_epoch: steps of an epoch.
+        warmup_epochs: epochs of linear warm-up.
     """
     warmup = round(warmup_epochs * steps_per_epoch)
     if warmup < 0 or (warmup and warmup >= total_steps):

@@ -9,14 +9,16 @@ from pathlib import Path
 import lightning
 import pytest
 import torch
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 
 from tna_lightning.running.config import compose
 from tna_lightning.running.factory import build
-from tna_lightning.running.home import home, options
+from tna_lightning.running.home import GROUPS, home, options
 from tna_lightning.running.identity import folder_name
 from tna_lightning.running.record import finished_record
+from tna_lightning.running.signatures import SOURCES, render
 from tna_lightning.running.train import build_trainer
 
 ROOT = Path(__file__).parents[2]
@@ -82,6 +84,24 @@ def test_data_modules_know_their_classes_before_they_read_anything(choice):
     assert datamodule.seed == 5
     assert datamodule.num_classes == len(datamodule.class_names) == (100 if choice == "cifar100" else 10)
     assert datamodule.in_channels in (1, 2, 3)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_the_signatures_are_those_of_the_code(name):
+    """`make conf` writes them anew."""
+    assert (home() / "conf" / "signatures" / f"{name}.yaml").read_text() == render(SOURCES[name])
+
+
+def test_every_setting_of_a_signature_stands_in_its_file_with_its_default_and_meaning():
+    text = render(SOURCES["resnet8"])
+    assert yaml.safe_load(text) == {
+        "_target_": "tna_lightning.models.resnet8", "time_steps": 4, "width": 1.0, "stem_stride": 1
+    }  # fmt: skip
+    assert "stem_stride: 1 # 2 halves the pixels in the stem already" in text  # of the function that it hands them to
+    assert set(SOURCES) == {path.stem for path in (home() / "conf" / "signatures").glob("*.yaml")}
+    assert "signatures" not in GROUPS
+    with pytest.raises(ValueError, match="signatures"):
+        compose(["signatures=LIF"])
 
 
 @pytest.mark.parametrize("choice", options("experiments"))

@@ -5,8 +5,10 @@ Letters: T time steps, B batch, C channels, H W pixels, K classes. Between layer
 
 from __future__ import annotations
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -15,6 +17,27 @@ from tna_lightning.models.neurons import SpikingNeuron
 NeuronFactory = Callable[[], nn.Module]
 
 POOLS: dict[str, type[nn.AvgPool2d] | type[nn.MaxPool2d]] = {"avg": nn.AvgPool2d, "max": nn.MaxPool2d}
+
+
+def settings_of(builder: Callable[..., Network], *given: str) -> Callable[[Callable[..., Network]], Any]:
+    """Decorator of a function that hands its ``**settings`` to `builder`: its signature then shows what they may be.
+
+    They are the builder's arguments with a default, but for those `given` by the function and those of its own.
+    """
+
+    def decorate(function: Callable[..., Network]) -> Callable[..., Network]:
+        own = inspect.signature(function)
+        named = [parameter for parameter in own.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
+        further = [
+            parameter.replace(kind=parameter.KEYWORD_ONLY)
+            for name, parameter in inspect.signature(builder).parameters.items()
+            if parameter.default is not parameter.empty and name not in {*own.parameters, *given}
+        ]
+        function.__signature__ = own.replace(parameters=[*named, *further])  # type: ignore[attr-defined]
+        function.builder = builder  # type: ignore[attr-defined]  # whose docstring says what they mean
+        return function
+
+    return decorate
 
 
 class PerStep(nn.Sequential):

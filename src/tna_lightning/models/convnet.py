@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from tna_lightning.models.blocks import Network, NeuronFactory
+from tna_lightning.models.blocks import Network, NeuronFactory, settings_of
 from tna_lightning.models.vgg import POOL, plain_network
 
 
+@settings_of(plain_network, "pool_size")
 def convnet(
     in_channels: int,
     num_classes: int,

@@ -6,51 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from tna_lightning.models.blocks import BasicBlock, ConvNorm, Network, NeuronFactory, scaled
-
-
-def resnet8(
-    in_channels: int,
-    num_classes: int,
-    neuron: NeuronFactory,
-    **settings: Any,
-) -> Network:
-    """ResNet-8 (arXiv 1512.03385 with n = 1): one block a stage, 16-32-64 channels; settings as for `resnet`."""
-    return resnet([16, 32, 64], [1, 1, 1], in_channels, num_classes, neuron, **settings)
-
-
-def resnet18(
-    in_channels: int,
-    num_classes: int,
-    neuron: NeuronFactory,
-    **settings: Any,
-) -> Network:
-    """ResNet-18 (arXiv 1512.03385): stages of 2-2-2-2 blocks, 64-128-256-512 channels; settings as for `resnet`."""
-    return resnet([64, 128, 256, 512], [2, 2, 2, 2], in_channels, num_classes, neuron, **settings)
-
-
-def resnet19(
-    in_channels: int,
-    num_classes: int,
-    neuron: NeuronFactory,
-    **settings: Any,
-) -> Network:
-    """ResNet-19 of tdBN (arXiv 2011.05280): stages of 3-3-2 blocks, 128-256-512 channels, then 256 hidden neurons.
-
-    The hidden layer is a 1 x 1 convolution of the one pixel left, with batch norm like all the others: without the norm
-    its neurons are silent at first and SGD hardly wakes them. Settings as for `resnet`.
-    """
-    return resnet([128, 256, 512], [3, 3, 2], in_channels, num_classes, neuron, num_hidden=256, **settings)
-
-
-def resnet20(
-    in_channels: int,
-    num_classes: int,
-    neuron: NeuronFactory,
-    **settings: Any,
-) -> Network:
-    """ResNet-20 (arXiv 1512.03385): stages of 3-3-3 blocks, 16-32-64 channels; settings as for `resnet`."""
-    return resnet([16, 32, 64], [3, 3, 3], in_channels, num_classes, neuron, **settings)
+from tna_lightning.models.blocks import BasicBlock, ConvNorm, Network, NeuronFactory, scaled, settings_of
 
 
 def resnet(
@@ -95,3 +51,51 @@ def resnet(
         head = [ConvNorm(num_features, scaled(num_hidden, width), 1), neuron()]
         num_features = scaled(num_hidden, width)
     return Network(stem, body, head, nn.Linear(num_features, num_classes), time_steps)
+
+
+@settings_of(resnet, "num_hidden")
+def resnet8(
+    in_channels: int,
+    num_classes: int,
+    neuron: NeuronFactory,
+    **settings: Any,
+) -> Network:
+    """ResNet-8 (arXiv 1512.03385 with n = 1): one block a stage, 16-32-64 channels; settings as for `resnet`."""
+    return resnet([16, 32, 64], [1, 1, 1], in_channels, num_classes, neuron, **settings)
+
+
+@settings_of(resnet, "num_hidden")
+def resnet18(
+    in_channels: int,
+    num_classes: int,
+    neuron: NeuronFactory,
+    **settings: Any,
+) -> Network:
+    """ResNet-18 (arXiv 1512.03385): stages of 2-2-2-2 blocks, 64-128-256-512 channels; settings as for `resnet`."""
+    return resnet([64, 128, 256, 512], [2, 2, 2, 2], in_channels, num_classes, neuron, **settings)
+
+
+@settings_of(resnet, "num_hidden")
+def resnet19(
+    in_channels: int,
+    num_classes: int,
+    neuron: NeuronFactory,
+    **settings: Any,
+) -> Network:
+    """ResNet-19 of tdBN (arXiv 2011.05280): stages of 3-3-2 blocks, 128-256-512 channels, then 256 hidden neurons.
+
+    The hidden layer is a 1 x 1 convolution of the one pixel left, with batch norm like all the others: without the norm
+    its neurons are silent at first and SGD hardly wakes them. Settings as for `resnet`.
+    """
+    return resnet([128, 256, 512], [3, 3, 2], in_channels, num_classes, neuron, num_hidden=256, **settings)
+
+
+@settings_of(resnet, "num_hidden")
+def resnet20(
+    in_channels: int,
+    num_classes: int,
+    neuron: NeuronFactory,
+    **settings: Any,
+) -> Network:
+    """ResNet-20 (arXiv 1512.03385): stages of 3-3-3 blocks, 16-32-64 channels; settings as for `resnet`."""
+    return resnet([16, 32, 64], [3, 3, 3], in_channels, num_classes, neuron, **settings)

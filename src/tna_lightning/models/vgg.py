@@ -6,66 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from tna_lightning.models.blocks import ConvNorm, Network, NeuronFactory, pooling, scaled
+from tna_lightning.models.blocks import ConvNorm, Network, NeuronFactory, pooling, scaled, settings_of
 
 POOL = "pool"
-
-
-def vgg11(
-    in_channels: int,
-    num_classes: int,
-    neuron: NeuronFactory,
-    **settings: Any,
-) -> Network:
-    """VGG-11: 8 convolutions 64-128-256-256-512-512-512-512 and one linear layer; settings as for `plain_network`."""
-    plan: list[int | str] = [64, POOL, 128, POOL, 256, 256, POOL, 512, 512, POOL, 512, 512, POOL]
-    return plain_network(plan, in_channels, num_classes, neuron, **settings)
-
-
-def vgg16(
-    in_channels: int,
-    num_classes: int,
-    neuron: NeuronFactory,
-    **settings: Any,
-) -> Network:
-    """VGG-16: 13 convolutions of 64 to 512 channels and one linear layer; settings as for `plain_network`."""
-    plan: list[int | str] = [
-        64,
-        64,
-        POOL,
-        128,
-        128,
-        POOL,
-        256,
-        256,
-        256,
-        POOL,
-        512,
-        512,
-        512,
-        POOL,
-        512,
-        512,
-        512,
-        POOL,
-    ]
-    return plain_network(plan, in_channels, num_classes, neuron, **settings)
-
-
-def vggsnn(
-    in_channels: int,
-    num_classes: int,
-    neuron: NeuronFactory,
-    pool: str = "avg",
-    **settings: Any,
-) -> Network:
-    """VGGSNN of TET (arXiv 2202.11946): 64-128, 256-256, 512-512, 512-512, each pair followed by pooling.
-
-    Meant for event frames of 2 x 48 x 48, of which 512 x 3 x 3 features reach the linear layer, as in the paper's code;
-    other sizes are pooled to 3 x 3. Settings as for `plain_network`; events bring their own T.
-    """
-    plan: list[int | str] = [64, 128, POOL, 256, 256, POOL, 512, 512, POOL, 512, 512, POOL]
-    return plain_network(plan, in_channels, num_classes, neuron, pool=pool, pool_size=3, **settings)
 
 
 def plain_network(
@@ -105,3 +48,63 @@ def plain_network(
             channels = scaled(int(entry), width)
     classifier = nn.Linear(channels * pool_size**2, num_classes)
     return Network(stem, body, [], classifier, time_steps, pool_size)
+
+
+@settings_of(plain_network, "pool_size")
+def vgg11(
+    in_channels: int,
+    num_classes: int,
+    neuron: NeuronFactory,
+    **settings: Any,
+) -> Network:
+    """VGG-11: 8 convolutions 64-128-256-256-512-512-512-512 and one linear layer; settings as for `plain_network`."""
+    plan: list[int | str] = [64, POOL, 128, POOL, 256, 256, POOL, 512, 512, POOL, 512, 512, POOL]
+    return plain_network(plan, in_channels, num_classes, neuron, **settings)
+
+
+@settings_of(plain_network, "pool_size")
+def vgg16(
+    in_channels: int,
+    num_classes: int,
+    neuron: NeuronFactory,
+    **settings: Any,
+) -> Network:
+    """VGG-16: 13 convolutions of 64 to 512 channels and one linear layer; settings as for `plain_network`."""
+    plan: list[int | str] = [
+        64,
+        64,
+        POOL,
+        128,
+        128,
+        POOL,
+        256,
+        256,
+        256,
+        POOL,
+        512,
+        512,
+        512,
+        POOL,
+        512,
+        512,
+        512,
+        POOL,
+    ]
+    return plain_network(plan, in_channels, num_classes, neuron, **settings)
+
+
+@settings_of(plain_network, "pool_size")
+def vggsnn(
+    in_channels: int,
+    num_classes: int,
+    neuron: NeuronFactory,
+    pool: str = "avg",
+    **settings: Any,
+) -> Network:
+    """VGGSNN of TET (arXiv 2202.11946): 64-128, 256-256, 512-512, 512-512, each pair followed by pooling.
+
+    Meant for event frames of 2 x 48 x 48, of which 512 x 3 x 3 features reach the linear layer, as in the paper's code;
+    other sizes are pooled to 3 x 3. Settings as for `plain_network`; events bring their own T.
+    """
+    plan: list[int | str] = [64, 128, POOL, 256, 256, POOL, 512, 512, POOL, 512, 512, POOL]
+    return plain_network(plan, in_channels, num_classes, neuron, pool=pool, pool_size=3, **settings)

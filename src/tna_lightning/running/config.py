@@ -20,24 +20,43 @@ from omegaconf.errors import OmegaConfBaseException
 from tna_lightning.files import write_text
 from tna_lightning.running.home import GROUPS, home
 from tna_lightning.running.identity import folder_name, identity_config
+from tna_lightning.running.own import own_digests
 from tna_lightning.running.record import CONFIG
+from tna_lightning.running.versions import MOVED
 
-REQUIRED = (
+# the nodes and settings of a config; what else stands in one, nothing reads
+SETTINGS = (
+    *("seed", "epochs", "keep", "compile", "channels_last", "output_dir", "study", "resume", "init_from", "ckpt_path"),
     *(
-        "seed",
-        "epochs",
-        "keep",
-        "compile",
-        "channels_last",
-        "output_dir",
-        "study",
-        "resume",
+        "data",
+        "model",
+        "neuron",
+        "quant",
+        "objective",
+        "companion",
+        "optimizer",
+        "schedule",
+        "trainer",
+        "logger",
         "cost",
-        "init_from",
-        "ckpt_path",
     ),
-    *("data", "model", "neuron", "quant", "objective", "companion", "optimizer", "schedule", "trainer", "logger"),
 )
+BY_THE_PROGRAM = ("choices", "own")  # what it adds to a config, see `resolved`
+COMPANION = ("model", "neuron", "weights", "freeze", "seed")
+
+# arguments of lightning.Trainer that the program gives, and what to set instead
+NOT_FOR_TRAINER = {
+    "logger": "choose one: logger=wandb, tensorboard or csv",
+    "callbacks": "they are a choice of their own: callbacks=[ema,early_stopping]",
+    "plugins": "a run brings its own",
+    "default_root_dir": "output_dir says where runs' folders are made",
+    "enable_checkpointing": "a run is kept by its checkpoints; keep=last or best says which",
+    "enable_model_summary": "the table at the end of a run and run.json say what a network has",
+    "num_sanity_val_steps": "validation comes after each epoch",
+    "fast_dev_run": "epochs=1 trainer.limit_train_batches=2 trainer.limit_val_batches=2 trainer.limit_test_batches=2",
+    "barebones": "a run needs its records",
+    "use_distributed_sampler": "data sets bring their own",
+}
 
 
 BAD_INPUT = (ValueError, FileNotFoundError, HydraException)  # what a user may mend; else it went wrong on the way
@@ -74,6 +93,7 @@ def _narrower(model: DictConfig) -> Any:
 def resolved(config: DictConfig) -> dict[str, Any]:
     """The config as plain containers without Hydra's own part, with ``choices`` naming the option of each group.
 
+    ``own`` has the digests of the user's own code and data, where there are any (:mod:`~tna_lightning.running.own`).
     ``choices`` are Hydra's where the config carries them (a config composed with its ``hydra`` node), else its own.
     """
     content: dict[str, Any] = {
@@ -83,6 +103,8 @@ def resolved(config: DictConfig) -> dict[str, Any]:
         for key in config
         if key != "hydra"
     }
+    if own := own_digests(content):
+        content["own"] = own
     if "hydra" in config:
         content["choices"] = dict(sorted(chosen(config["hydra"]["runtime"]["choices"]).items()))
     return content
@@ -117,9 +139,11 @@ def check(config: Mapping[str, Any]) -> None:
     Raises:
         ValueError: ``key=value: what is allowed``.
     """
-    missing = [key for key in REQUIRED if key not in config]
+    missing = [key for key in SETTINGS if key not in config]
     if missing:
         raise ValueError(f"{missing[0]}: is missing, and cannot be left out")
+    for key in config:
+        refuse_unknown("", key, [*SETTINGS, *BY_THE_PROGRAM])
     seed, epochs = config["seed"], config["epochs"]
     if not _is_int(seed) or not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed!r}: must be an integer from 0 to 4294967295")
@@ -132,6 +156,11 @@ def check(config: Mapping[str, Any]) -> None:
         raise ValueError(f"compile={config['compile']!r}: allowed are none, neurons, network")
     if not isinstance(config["channels_last"], bool):
         raise ValueError(f"channels_last={config['channels_last']!r}: allowed are true, false")
+    for key in config["trainer"]:
+        if key in NOT_FOR_TRAINER:
+            raise ValueError(f"trainer.{key}: is not for you to set; {NOT_FOR_TRAINER[key]}")
+    if config["logger"] and "_target_" not in config["logger"]:
+        raise ValueError(f"logger={dict(config['logger'])}: logger=csv has no settings; choose wandb or tensorboard")
     _check_nodes(config["trainer"])
     _check_twin_device(config["trainer"])
     if config["keep"] == "best" and not config["data"].get("val_fraction", 1):
@@ -148,6 +177,8 @@ def check(config: Mapping[str, Any]) -> None:
         raise ValueError(f"resume={config['resume']!r}: allowed are true, false")
     if not config["companion"]:
         return
+    for key in config["companion"]:
+        refuse_unknown("companion", key, COMPANION)
     # set by hand or by model@companion.model, but the baseline has no companion
     if "weights" not in config["companion"]:
         raise ValueError(
@@ -157,6 +188,22 @@ def check(config: Mapping[str, Any]) -> None:
         raise ValueError(f"companion.weights={config['companion']['weights']!r}: random, pretrained or a run's path")
     if not isinstance(config["companion"]["freeze"], bool):
         raise ValueError(f"companion.freeze={config['companion']['freeze']!r}: allowed are true, false")
+
+
+def refuse_unknown(key: str, name: str, known: Sequence[str]) -> None:
+    """Refuse a setting that nothing reads, with where it has moved to, or the nearest one that is read.
+
+    Raises:
+        ValueError: ``name`` is not among ``known``, the settings of the node ``key``.
+    """
+    if name in known:
+        return
+    path = f"{key}.{name}" if key else name
+    if path in MOVED:
+        raise ValueError(f"{path}: {MOVED[path]}")
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+    raise ValueError(f"{path}: nothing reads such a setting; {hint}")
 
 
 def _check_nodes(trainer: Mapping[str, Any]) -> None:
@@ -233,11 +280,15 @@ def explain(error: BaseException) -> str | None:
 
 
 def _unknown_key(key: str) -> str:
+    if key in MOVED:
+        return f"{key}: {MOVED[key]}"
+    if key.removeprefix("trainer.") in NOT_FOR_TRAINER and key.startswith("trainer."):
+        return f"{key}: is not for you to set; {NOT_FOR_TRAINER[key.removeprefix('trainer.')]}"
     if key in GROUPS:
         return f"{key}: takes the name of a choice; its settings are given one by one, {key}.NAME=VALUE"
     if "." not in key.removeprefix("+") and "@" not in key:
-        close = difflib.get_close_matches(key, [*GROUPS, "seed", "epochs", "keep", "study", "resume"])
-        hint = f"did you mean {' or '.join(close)}?" if close else f"groups are {', '.join(GROUPS)}"
+        close = difflib.get_close_matches(key, [*GROUPS, *SETTINGS], n=1)
+        hint = f"did you mean {close[0]}?" if close else f"groups are {', '.join(GROUPS)}"
         return f"{key}: no such group or setting; {hint}"
     if key.startswith("hydra."):
         return f"{key}: no such setting of Hydra's; `--cfg hydra` prints all of them"

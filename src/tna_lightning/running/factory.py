@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from inspect import Parameter, signature
+from typing import Any, get_args, get_type_hints
 
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
-from torch import Tensor, nn
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from torch import nn
 
 from tna_lightning.models import compile_neurons
 from tna_lightning.models.fused import has_compiler
+from tna_lightning.running.config import refuse_unknown
 
 log = logging.getLogger(__name__)
 
+_HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
+_OF_CODE = ("is_instance_of", "is_subclass_of", "callable_type")  # pydantic's names of errors
+_TYPES = {
+    "bool_type": "true or false",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "string_type": "a string",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+}
 _WIDEST_BLOCK = 16  # channels in a vector of oneDNN's: 8 with AVX2, 16 with AVX-512
 
 
@@ -30,9 +45,10 @@ def build(key: str, node: Mapping[str, Any], **arguments: Any) -> Any:
         node: the node; ``arguments`` are passed on beside what it holds.
 
     Raises:
-        ValueError: the constructor refused a value; the message begins with the key, ``neuron.beta=1.5: must ...``.
+        ValueError: there is no such target, it does not take a setting, or refuses its value; the message begins with
+            the key, ``neuron.beta=1.5: must ...``.
     """
-    _check_types(key, node)
+    _check_settings(key, node)
     try:
         return instantiate(node, _convert_="all", **arguments)
     except InstantiationException as error:
@@ -41,61 +57,70 @@ def build(key: str, node: Mapping[str, Any], **arguments: Any) -> Any:
             inner = re.search(r"^full_key: (.+)$", str(error), re.MULTILINE)
             raise type(cause)(f"{key}.{inner[1] + '.' if inner else ''}{cause}") from error
         if isinstance(cause, TypeError | ImportError | InstantiationException):
-            # a target that does not exist, or a setting that it does not take
+            # a target that does not exist, or a setting that it needs
             raise ValueError(f"{key}={node.get('_target_')}: {' '.join(str(cause).split())}") from error
         raise cause from None
 
 
-def _check_types(key: str, node: Mapping[str, Any]) -> None:
-    """Refuse numbers, strings, booleans and nulls that the target's annotations do not allow.
+def _check_settings(key: str, node: Mapping[str, Any]) -> None:
+    """Refuse settings that the target does not take, and values from YAML that its annotations do not allow.
 
     A constructor compares its arguments before it knows their types, and its TypeError would not name the setting.
     """
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        raise ValueError(f"{key}={node!r}: must have a _target_, which says what is built")
     try:
-        target: Any = get_object(node["_target_"])
-        if isinstance(target, type):
-            target = next(vars(base)["__init__"] for base in target.__mro__ if "__init__" in vars(base))
-        hints = get_type_hints(target)
+        target = get_object(node["_target_"])
+        functions = [function for _, function in takers(target)]
+        arguments = [argument for function in functions for argument in signature(function).parameters.values()]
+        documented = [getattr(target, "builder", target), *reversed(functions)]
+        hints = {name: hint for function in documented for name, hint in get_type_hints(function).items()}
     except Exception:  # what cannot be imported or annotated is instantiate's to report
         return
+    known = [argument.name for argument in arguments if argument.name != "self"]
+    takes_any = bool(arguments) and arguments[-1].kind is Parameter.VAR_KEYWORD
     for name, value in node.items():
+        if name in _HYDRA_KEYS:
+            continue
+        if not takes_any:
+            refuse_unknown(key, name, known)
         if isinstance(value, Mapping) and "_target_" in value:
-            _check_types(f"{key}.{name}", value)
-        elif name in hints and isinstance(value, bool | int | float | str | None):
-            hint = hints[name]
-            members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-            if all(_refuses(member, value) for member in members):
-                allowed = " or ".join(_type_name(member) for member in members)
-                raise ValueError(f"{key}.{name}={value!r}: must be {allowed}")
+            _check_settings(f"{key}.{name}", value)
+        elif name in hints and "_target_" not in str(value):
+            _check_type(f"{key}.{name}", value, hints[name])
 
 
-def _refuses(hint: Any, value: bool | float | str | None) -> bool:
-    """Whether a value from YAML cannot be of this type; a type that is not understood refuses nothing."""
-    if hint in (bool, str):
-        return not isinstance(value, hint)
-    if hint is int:
-        return not isinstance(value, int) or isinstance(value, bool)
-    if hint is float:
-        return not isinstance(value, int | float) or isinstance(value, bool)
-    if hint is type(None):
-        return value is not None
-    return hint is Tensor or get_origin(hint) in (list, tuple, dict, Sequence, Mapping)
+def takers(target: Any) -> Iterator[tuple[Any, Callable[..., Any]]]:
+    """Whose arguments a call of ``target`` takes, and the function that names them.
+
+    For a class whose ``__init__`` hands ``**settings`` on, its base classes follow.
+    """
+    if not isinstance(target, type):
+        yield target, target
+        return
+    for owner in target.__mro__:
+        if function := vars(owner).get("__init__"):
+            yield owner, function
+            if not any(argument.kind is Parameter.VAR_KEYWORD for argument in signature(function).parameters.values()):
+                return
 
 
-def _type_name(hint: Any) -> str:
-    names: dict[Any, str] = {
-        bool: "true or false",
-        int: "a whole number",
-        float: "a number",
-        str: "a string",
-        type(None): "null",
-        list: "a list",
-        tuple: "a list",
-        Sequence: "a list",
-        dict: "a mapping",
-        Mapping: "a mapping",
-    }
-    return names.get(get_origin(hint) or hint, getattr(hint, "__name__", str(hint)))
+def _check_type(key: str, value: Any, hint: Any) -> None:
+    """Refuse a value from YAML that is not of the annotated type; what only code can make is not judged."""
+    try:
+        # JSON, because that is what YAML can say: a list may stand for a tuple, a whole number for a float
+        TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        problems = [problem for problem in error.errors() if problem["type"] not in _OF_CODE]
+        if problems:
+            allowed = [_TYPES.get(each["type"], each["msg"].removeprefix("Input should be ")) for each in problems]
+            allowed += ["null"] if type(None) in get_args(hint) else []
+            entry = problems[0]["loc"][0] if problems[0]["loc"] and isinstance(value, list) else None
+            if isinstance(entry, int):
+                key, value = f"{key}[{entry}]", value[entry]
+            raise ValueError(f"{key}={value!r}: must be {' or '.join(dict.fromkeys(allowed))}") from None
+    except (PydanticUserError, TypeError):  # an annotation, or a value, that JSON does not know
+        return
 
 
 @contextmanager

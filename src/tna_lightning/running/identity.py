@@ -7,6 +7,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from tna_lightning.running.versions import as_before
+
 # Settings that say where and how to work, not what to compute: two runs that differ in nothing else are the same run.
 NOT_IDENTITY = (
     "hydra",
@@ -26,17 +28,23 @@ NOT_IDENTITY = (
 
 def identity_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a resolved config that determines a run's result, with dotted keys."""
-    flat = dict(_flatten(config))
     return {
         key: value
-        for key, value in flat.items()
+        for key, value in _flatten(config)
         if not any(key == excluded or key.startswith(excluded + ".") for excluded in NOT_IDENTITY)
     }
 
 
-def identity(config: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of :func:`identity_config` in canonical JSON."""
-    canonical = json.dumps(identity_config(config), sort_keys=True, separators=(",", ":"))
+def identity(config: Mapping[str, Any], recorded: Mapping[str, Any] | None = None) -> str:
+    """SHA-256 (hex) of :func:`identity_config` in canonical JSON, as version 0.1.0 took it.
+
+    Args:
+        config: the resolved config.
+        recorded: the config of an earlier record, which may lack settings that were added before 0.1.0: the identity
+            that this config would have had then.
+    """
+    settings = as_before(identity_config(config), None if recorded is None else identity_config(recorded))
+    canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
@@ -49,7 +57,8 @@ def folder_name(config: Mapping[str, Any]) -> str:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """``key: old -> new`` for every setting of identity in which two configs differ."""
-    old, new = identity_config(old), identity_config(new)
+    recorded = identity_config(old)
+    old, new = as_before(recorded), as_before(identity_config(new), recorded)
     absent = "(absent)"
     return [
         f"{key}: {old.get(key, absent)} -> {new.get(key, absent)}"

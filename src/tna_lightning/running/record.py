@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from tna_lightning.files import write_text
 from tna_lightning.running.identity import differences, identity
+from tna_lightning.running.versions import as_now
 
 RECORD_FORMAT = 1
 RECORD = "run.json"
@@ -30,7 +31,7 @@ LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 
 
 def read_record(folder: Path | str) -> dict[str, Any]:
-    """The ``run.json`` of a run folder.
+    """The ``run.json`` of a run folder; the settings of an earlier version stand where they stand today.
 
     Raises:
         ValueError: there is none, or it is no record; the message names the file.
@@ -50,7 +51,7 @@ def read_record(folder: Path | str) -> dict[str, Any]:
         )
     _refuse_missing(folder, "", record, {"status", "identity", "config"})
     refuse_types(folder, record, {"status": str, "identity": str, "config": dict})
-    return record
+    return record | {"config": as_now(record["config"])}
 
 
 def refuse_types(folder: Path | str, record: Mapping[str, Any], types: Mapping[str, Any]) -> None:
@@ -182,7 +183,7 @@ class Run:
             record = read_record(self.folder)
         except ValueError as error:
             raise ValueError(f"{error}; move it away, or resume=false puts the folder aside and starts over") from None
-        if record["identity"] != self.identity:
+        if record["identity"] not in (self.identity, identity(self.config, record["config"])):
             changed = differences(record.get("config", {}), self.config)
             raise ValueError(
                 f"resume=true: {self.folder} holds a run of another config ({'; '.join(changed[:5])}"

@@ -14,13 +14,14 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from tna_lightning.running.config import NOT_FOR_TRAINER
+from tna_lightning.running.factory import takers
 from tna_lightning.running.home import home
 
 HEAD = "# written by `make conf` from the signature of {source}; change it there"
@@ -32,27 +33,26 @@ class Source:
 
     Attributes:
         path: dotted path of a class or function. The ``**settings`` of a class are its base class's.
-        settings_of: the function to which this one hands its ``**settings``; a class hands them to its base class.
         is_partial: what is built is a factory.
         without: arguments that are no settings: the program gives them.
     """
 
     path: str
-    settings_of: str | None = None
     is_partial: bool = False
     without: tuple[str, ...] = ()
 
 
 SOURCES = {
     "LIF": Source("tna_lightning.models.LIF", is_partial=True),
-    **{
-        name: Source(f"tna_lightning.models.{name}", "tna_lightning.models.resnet.resnet", without=("num_hidden",))
-        for name in ("resnet8", "resnet18", "resnet19", "resnet20")
-    },
-    **{
-        name: Source(f"tna_lightning.models.{name}", "tna_lightning.models.vgg.plain_network", without=("pool_size",))
-        for name in ("convnet", "vgg11", "vgg16", "vggsnn")
-    },
+    **{name: Source(f"tna_lightning.models.{name}") for name in ("resnet8", "resnet18", "resnet19", "resnet20")},
+    **{name: Source(f"tna_lightning.models.{name}") for name in ("convnet", "vgg11", "vgg16", "vggsnn")},
+    "Trainer": Source(
+        "lightning.Trainer",
+        without=(*NOT_FOR_TRAINER, "limit_predict_batches", "enable_autolog_hparams", "model_registry"),
+    ),
+    "InferenceCost": Source("tna_lightning.callbacks.inference_cost.InferenceCost"),
+    "cosine": Source("tna_lightning.learner.cosine", is_partial=True),
+    "wandb_logger": Source("tna_lightning.running.loggers.wandb_logger", is_partial=True),
     "WeightQuantization": Source("tna_lightning.quantization.WeightQuantization"),
     "Binary": Source("tna_lightning.quantization.Binary"),
     "Ternary": Source("tna_lightning.quantization.Ternary"),
@@ -67,14 +67,14 @@ def render(source: Source) -> str:
     lines = [HEAD.format(source=source.path), f"_target_: {source.path}"]
     if source.is_partial:
         lines.append("_partial_: true")
-    takers = list(_takers(source))
     defaults: dict[str, Any] = {}
     meanings: dict[str, str] = {}
-    for owner, function in takers:  # what an earlier one takes does not reach the later ones
+    for owner, function in takers(_get(source.path)):  # what an earlier one takes does not reach the later ones
         for parameter in inspect.signature(function).parameters.values():
             if parameter.default is not parameter.empty and parameter.name not in source.without:
                 defaults.setdefault(parameter.name, parameter.default)
-        meanings = arguments_in(inspect.getdoc(owner) or "") | meanings
+        for documented in (owner, getattr(owner, "builder", None)):
+            meanings = arguments_in(inspect.getdoc(documented) or "") | meanings
     for name, default in defaults.items():
         meaning = f" # {meanings[name]}" if name in meanings else ""
         lines.append(f"{name}: {_as_yaml(default)}{meaning}")
@@ -84,22 +84,6 @@ def render(source: Source) -> str:
 def _as_yaml(value: Any) -> str:
     plain = list(value) if isinstance(value, tuple) else value
     return yaml.safe_dump(plain, default_flow_style=True).removesuffix("\n").removesuffix("\n...")
-
-
-def _takers(source: Source) -> Iterator[tuple[Any, Any]]:
-    """Whose arguments a call takes, first to last, and the function of each: with ``**settings`` there are several."""
-    target = _get(source.path)
-    if not isinstance(target, type):
-        yield target, target
-        if source.settings_of is not None:
-            yield _get(source.settings_of), _get(source.settings_of)
-        return
-    for owner in target.__mro__:
-        if function := vars(owner).get("__init__"):
-            yield owner, function
-            kinds = {parameter.kind for parameter in inspect.signature(function).parameters.values()}
-            if inspect.Parameter.VAR_KEYWORD not in kinds:
-                return
 
 
 def _get(path: str) -> Any:

@@ -50,7 +50,7 @@ def train(config: Mapping[str, Any], folder: Path | str) -> dict[str, Any]:
         NonFiniteLoss: the loss became NaN or infinite.
     """
     check(config)
-    _cost(config)
+    build("cost", config["cost"])  # here, since what is wrong there shall be said of a run that is done, too
     run = Run(folder, config)
     if _rank() != 0:  # a further process of a run on several devices: the first one keeps the records
         return _done_before(run) or _train(run, _prepare(run))
@@ -137,7 +137,7 @@ def _prepare(run: Run) -> _Prepared:
 
     kept, savers = checkpoints.savers(run.folder / "checkpoints", config["keep"])
     history = History(run.folder / "metrics.csv")
-    cost = _cost(config)
+    cost: InferenceCost = build("cost", config["cost"])
     callbacks: list[Callback] = [history, StopOnNonFiniteLoss(), ExactResume(run.identity), cost, *savers]
     quantization = build("quant", config["quant"]) if config["quant"] else None
     if quantization is not None:
@@ -145,6 +145,7 @@ def _prepare(run: Run) -> _Prepared:
     if config["logger"]:
         callbacks.append(LayerCurves())
 
+    unless_validated = {} if config["data"].get("val_fraction", 1) else {"limit_val_batches": 0}
     on_cpu = config["trainer"]["accelerator"] == "cpu" or not torch.cuda.is_available()
     syncs_on_cpu = config["trainer"]["sync_batchnorm"] and on_cpu
     with quiet_lightning():
@@ -155,7 +156,7 @@ def _prepare(run: Run) -> _Prepared:
             plugins=[checkpoints.AtomicCheckpointIO(), *([SyncBatchNorm()] if syncs_on_cpu else [])],
             sync_batchnorm=config["trainer"]["sync_batchnorm"] and not syncs_on_cpu,
             num_sanity_val_steps=0,
-            limit_val_batches=1.0 if config["data"].get("val_fraction", 1) else 0,
+            **unless_validated,
             enable_model_summary=False,
             default_root_dir=run.folder,
         )
@@ -246,13 +247,6 @@ def build_learner(config: Mapping[str, Any], datamodule: Any) -> TwinLearner:
         optimizer=optimizer,
         schedule=schedule,
     )
-
-
-def _cost(config: Mapping[str, Any]) -> InferenceCost:
-    cost: InferenceCost = build(
-        "cost", {"_target_": "tna_lightning.callbacks.inference_cost.InferenceCost", **(config["cost"] or {})}
-    )
-    return cost
 
 
 def build_trainer(node: Mapping[str, Any], **arguments: Any) -> lightning.Trainer:

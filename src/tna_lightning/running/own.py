@@ -1,0 +1,124 @@
+"""What of a run is the user's own, by content: the Python files behind its targets, and the files that hold its data.
+
+A config names both by words alone. Their digests make an edited file, or another folder of pictures, another run.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import site
+import sysconfig
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def own_digests(config: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 (hex) of each Python file and of each data file or folder of the user's own, by module or setting.
+
+    Python files are those behind a ``_target_`` outside of this package and of all installed ones, with what of that
+    kind they import. Data are the files and folders that the settings of a data set of one's own name; of a folder the
+    relative names and contents of all files count, hidden ones left out.
+    """
+    modules: dict[str, Path] = {}
+    for target in _targets(config):
+        _collect(target.rpartition(".")[0], modules)
+    digests = {f"code.{name}": _digest_of_file(path) for name, path in sorted(modules.items())}
+    data = config.get("data") or {}
+    if str(data.get("_target_")).rpartition(".")[0] in modules:
+        for name, value in data.items():
+            if isinstance(value, str) and not name.startswith("_") and Path(value).exists():
+                digests[f"data.{name}"] = digest_of(Path(value))
+    return digests
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 (hex) of a file's content, or of the relative names and contents of all files below a folder."""
+    if path.is_file():
+        return _digest_of_file(path)
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")):
+        name = file.relative_to(path)
+        if file.is_file() and not any(part.startswith(".") for part in name.parts):
+            digest.update(f"{name.as_posix()}\0{_digest_of_file(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _digest_of_file(path: Path) -> str:
+    stat = path.stat()
+    return _digest_of_content(path.resolve(), stat.st_mtime_ns, stat.st_size)
+
+
+@cache  # a sweep composes a config for each of its jobs
+def _digest_of_content(path: Path, mtime_ns: int, size: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _targets(node: Any) -> Iterator[str]:
+    if isinstance(node, Mapping):
+        if isinstance(node.get("_target_"), str):
+            yield node["_target_"]
+        for value in node.values():
+            yield from _targets(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _targets(value)
+
+
+def _collect(module: str, found: dict[str, Path]) -> None:
+    """Add a module of the user's own, and those that it imports, by name."""
+    if module in found or not module:
+        return
+    path = _own_file(module)
+    if path is None:  # the target may be an attribute of a class in a module
+        _collect(module.rpartition(".")[0], found)
+        return
+    found[module] = path
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    try:
+        tree = ast.parse(path.read_bytes())
+    except SyntaxError:  # whoever builds the target says it
+        return
+    for statement in ast.walk(tree):
+        if isinstance(statement, ast.Import):
+            names = [alias.name for alias in statement.names]
+        elif isinstance(statement, ast.ImportFrom):
+            base = "." * statement.level + (statement.module or "")
+            base = importlib.util.resolve_name(base, package) if statement.level else base
+            names = [base, *(f"{base}.{alias.name}" for alias in statement.names)]
+        else:
+            continue
+        for name in names:
+            if _own_file(name) is not None:
+                _collect(name, found)
+
+
+def _own_file(module: str) -> Path | None:
+    """The Python file of a module that is neither installed nor part of this package; None else."""
+    top = module.partition(".")[0]
+    for name in dict.fromkeys((top, module)):  # the top first: to find a module, Python imports the packages around it
+        try:
+            spec = importlib.util.find_spec(name)
+        except (ImportError, AttributeError, ValueError):  # no such module, or a name in one
+            return None
+        if spec is None:
+            return None
+        places = [*([spec.origin] if spec.origin else []), *(spec.submodule_search_locations or [])]
+        paths = [Path(place).resolve() for place in places]
+        if not paths or any(path.is_relative_to(installed) for path in paths for installed in _installed()):
+            return None
+    return paths[0] if paths[0].suffix == ".py" else None
+
+
+@cache
+def _installed() -> tuple[Path, ...]:
+    """Where Python and its packages are installed."""
+    paths = sysconfig.get_paths()
+    names = ("stdlib", "platstdlib", "purelib", "platlib")
+    return PACKAGE, *(Path(path).resolve() for path in [*(paths[name] for name in names), *site.getsitepackages()])

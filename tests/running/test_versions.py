@@ -1,0 +1,90 @@
+"""A run keeps its identity over the versions: the command of every committed record still names that record's run."""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+from tna_lightning.running.config import compose
+from tna_lightning.running.identity import identity, identity_config
+from tna_lightning.running.versions import ADDED_BEFORE, as_before, as_now
+
+RESULTS = Path(__file__).parents[2] / "experiments" / "results"
+RECORDS = {path.parent: json.loads(path.read_text()) for path in sorted(RESULTS.rglob("run.json"))}
+
+MODEL = re.compile(r"model\.[a-z]")
+
+# Runs of the time when 0.1.0 was made, before ADDED_BEFORE were added: their folders carry the hash of then. By study.
+OLDER = {
+    "first_runs/plain_none": 1,
+    "first_runs/tna_ternary": 1,
+    "cifar10_simdvs": 2,
+    "digits_dvs": 1,
+    "evidence/match_weight": 8,
+    "evidence/distillation": 8,
+    "evidence": 44,
+    "evidence/ablation": 18,
+    "evidence/attempts": 35,
+}
+
+
+def old_settings(config):
+    return as_before(identity_config(config))
+
+
+def differing(record, composed):
+    """The overrides that make a composed config the record's, by the names that 0.1.0 gave the settings."""
+    recorded, today = identity_config(record["config"]), old_settings(composed)
+    neutral = {key: value for key, value in ADDED_BEFORE.items() if key in today}
+    wanted = {key: recorded.get(key, neutral.get(key)) for key in today if key in recorded or key in neutral}
+    return {key: value for key, value in wanted.items() if json.dumps(value) != json.dumps(today[key])}
+
+
+def words(overrides):
+    return [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+
+
+def command(record):
+    """What makes this run today: its choices, and what else it set."""
+    choices = record["choices"].items()
+    found = [f"{group}={choice}" for group, choice in choices if group not in ("experiments", "logger")]
+    recorded = identity_config(record["config"])
+    # first what others are interpolated from
+    found += words({key: value for key, value in recorded.items() if key in ("seed", "epochs") or MODEL.match(key)})
+    return [*found, *words(differing(record, compose(found)))]
+
+
+def without_seed(record):
+    return json.dumps(
+        {key: value for key, value in identity_config(record["config"]).items() if not key.endswith("seed")}
+    )
+
+
+def with_seed(config, seed):
+    """The config with another seed, in all the places that take theirs from it."""
+    config = json.loads(json.dumps(config))
+    for node in (config, config["data"], config["companion"] or {}):
+        if "seed" in node:
+            node["seed"] = seed
+    return config
+
+
+def test_the_command_of_every_committed_record_names_its_run():
+    older, first = Counter(), {}
+    for folder, record in RECORDS.items():
+        kind = without_seed(record)
+        if kind not in first:
+            first[kind] = compose(command(record))
+        today = with_seed(first[kind], record["seed"])
+        where = folder.relative_to(RESULTS)
+        assert identity(today, record["config"]) == record["identity"], where
+        older[str(where).partition("/records")[0]] += identity(today) != record["identity"]
+    assert len(RECORDS) == 230
+    assert +older == OLDER
+
+
+def test_a_record_of_an_earlier_version_is_read_with_todays_settings():
+    for record in RECORDS.values():
+        now = as_now(record["config"])
+        assert identity(now, record["config"]) == record["identity"]
+        assert as_now(now) == now
