@@ -14,8 +14,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,13 @@ SOURCES = {
         name: Source(f"tna_lightning.models.{name}", "tna_lightning.models.vgg.plain_network", without=("pool_size",))
         for name in ("convnet", "vgg11", "vgg16", "vggsnn")
     },
-    "WeightQuantization": Source("tna_lightning.quantization.WeightQuantization"),
+    **{
+        name: Source(f"tna_lightning.objectives.{name}")
+        for name in ("Plain", "TwinAugmentation", "Distillation", "MutualLearning", "Cohort")
+    },
+    "WeightQuantization": Source(
+        "tna_lightning.quantization.WeightQuantization", without=("network", "companion_quantizer")
+    ),
     "Binary": Source("tna_lightning.quantization.Binary"),
     "Ternary": Source("tna_lightning.quantization.Ternary"),
     "TernaryAbsmean": Source("tna_lightning.quantization.TernaryAbsmean"),
@@ -67,14 +73,14 @@ def render(source: Source) -> str:
     lines = [HEAD.format(source=source.path), f"_target_: {source.path}"]
     if source.is_partial:
         lines.append("_partial_: true")
-    takers = list(_takers(source))
     defaults: dict[str, Any] = {}
     meanings: dict[str, str] = {}
-    for owner, function in takers:  # what an earlier one takes does not reach the later ones
+    for owners, function in _takers(source):  # what an earlier one takes does not reach the later ones
         for parameter in inspect.signature(function).parameters.values():
             if parameter.default is not parameter.empty and parameter.name not in source.without:
                 defaults.setdefault(parameter.name, parameter.default)
-        meanings = arguments_in(inspect.getdoc(owner) or "") | meanings
+        for owner in owners:
+            meanings = arguments_in(inspect.getdoc(owner) or "") | meanings
     for name, default in defaults.items():
         meaning = f" # {meanings[name]}" if name in meanings else ""
         lines.append(f"{name}: {_as_yaml(default)}{meaning}")
@@ -86,17 +92,23 @@ def _as_yaml(value: Any) -> str:
     return yaml.safe_dump(plain, default_flow_style=True).removesuffix("\n").removesuffix("\n...")
 
 
-def _takers(source: Source) -> Iterator[tuple[Any, Any]]:
-    """Whose arguments a call takes, first to last, and the function of each: with ``**settings`` there are several."""
+def _takers(source: Source) -> Iterator[tuple[Sequence[Any], Any]]:
+    """The functions whose arguments a call takes, first to last, each with what documents them.
+
+    With ``**settings`` there are several. A dataclass takes its fields' and its bases', which document their own.
+    """
     target = _get(source.path)
     if not isinstance(target, type):
-        yield target, target
+        yield [target], target
         if source.settings_of is not None:
-            yield _get(source.settings_of), _get(source.settings_of)
+            yield [_get(source.settings_of)], _get(source.settings_of)
+        return
+    if is_dataclass(target):
+        yield target.__mro__, target.__init__
         return
     for owner in target.__mro__:
         if function := vars(owner).get("__init__"):
-            yield owner, function
+            yield [owner], function
             kinds = {parameter.kind for parameter in inspect.signature(function).parameters.values()}
             if inspect.Parameter.VAR_KEYWORD not in kinds:
                 return
