@@ -84,9 +84,8 @@ def test_the_precisions_shown_are_composed_and_built(command):
     assert command[:3] == ["python", "-m", "tna_lightning"]
     config = compose([word for word in command[3:] if not word.startswith("hydra.")])
     if (quantization := build_quantization(config)) is not None:
-        networks = SimpleNamespace(
-            **{name: convnet(1, 10, LIF, width=0.125) for name in ("base", *companion_nodes(config))}
-        )
+        names = ("base", *companion_nodes(config))
+        networks = SimpleNamespace(**{name: convnet(1, 10, LIF, width=0.125) for name in names})
         quantization.check(networks, config["trainer"]["max_epochs"])
 
 
