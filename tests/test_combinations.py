@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tna_lightning.data import Batch
 from tna_lightning.learner import DEFAULT_OPTIMIZER
 from tna_lightning.running.config import compose
 from tna_lightning.running.factory import build
@@ -28,9 +29,8 @@ def choices():
     for group, composed in nodes.items():
         for choice in options(group):
             config = compose([f"{group}={choice}"])
-            composed[choice] = (
-                {key: config[key] for key in ("objective", "companion")} if group == "baseline" else config[group]
-            )
+            set_by_baseline = {key: config[key] for key in ("objective", "companion", "companions")}
+            composed[choice] = set_by_baseline if group == "baseline" else config[group]
     return nodes | {"common": compose()}
 
 
@@ -88,7 +88,7 @@ def take_a_training_step(model, neuron, quant, baseline, choices):
     optimizer = DEFAULT_OPTIMIZER(list(learner.parameter_groups()))
     before = [parameter.detach().clone() for parameter in learner.base.parameters()]
 
-    losses, logits = learner.train().losses(x, target)
+    losses, logits = learner.train().losses(Batch(x, target))
     losses["loss"].backward()
     optimizer.step()
 
@@ -96,7 +96,8 @@ def take_a_training_step(model, neuron, quant, baseline, choices):
     steps = 1 if neuron == "relu" else 2
     assert logits["base"].shape == (steps, 4, CLASSES), what
     assert all(output.shape[1:] == (4, CLASSES) for output in logits.values()), what  # an ANN twin has one step
-    assert ("companion" in logits) == (not baseline.startswith("plain")), what
+    names = ["base", "companion", "third"][: 1 if baseline.startswith("plain") else 3 if baseline == "cohort" else 2]
+    assert list(logits) == names, what
     assert torch.isfinite(losses["loss"]), what
     moved = [bool((old != new).any()) for old, new in zip(before, learner.base.parameters(), strict=True)]
     assert sum(moved) > 0.5 * len(moved), what

@@ -11,10 +11,10 @@ from types import SimpleNamespace
 import pytest
 
 from tna_lightning.models import LIF, convnet
-from tna_lightning.running.config import compose
-from tna_lightning.running.factory import build
+from tna_lightning.running.config import companion_nodes, compose
 from tna_lightning.running.home import GROUPS, options
 from tna_lightning.running.record import finished_record
+from tna_lightning.running.train import build_quantization
 
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"(?:<!-- file: (?P<file>\S+) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)```", re.DOTALL)
@@ -83,9 +83,9 @@ COMMANDS = [
 def test_the_precisions_shown_are_composed_and_built(command):
     assert command[:3] == ["python", "-m", "tna_lightning"]
     config = compose([word for word in command[3:] if not word.startswith("hydra.")])
-    if config["quant"]:
-        quantization = build("quant", config["quant"])
-        networks = SimpleNamespace(**{name: convnet(1, 10, LIF, width=0.125) for name in ("base", "companion")})
+    if (quantization := build_quantization(config)) is not None:
+        names = ("base", *companion_nodes(config))
+        networks = SimpleNamespace(**{name: convnet(1, 10, LIF, width=0.125) for name in names})
         quantization.check(networks, config["trainer"]["max_epochs"])
 
 

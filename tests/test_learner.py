@@ -10,9 +10,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from tna_lightning.data import Batch
 from tna_lightning.learner import TwinLearner, cosine, time_first
 from tna_lightning.models import LIF, convnet
-from tna_lightning.objectives import Distillation, Plain, TwinAugmentation
+from tna_lightning.objectives import Cohort, Distillation, Objective, Plain, TwinAugmentation
 from tna_lightning.quantization import TernaryTTQ, WeightQuantization
 from tna_lightning.running.console import quiet_lightning
 
@@ -67,6 +68,83 @@ def test_every_move_brings_the_companion_back_to_its_own_device(network, monkeyp
     for number, move in enumerate((lambda: learner.to("cpu"), learner.cpu, learner.double), start=1):
         move()
         assert moves == [torch.device("cuda:1")] * number
+
+
+def test_companions_have_names_and_each_its_own_device_and_freezing(network, samples, monkeypatch):
+    third = copy.deepcopy(network)
+    learner = TwinLearner(
+        network,
+        {"twin": copy.deepcopy(network), "third": third},
+        Cohort(),
+        num_classes=CLASSES,
+        freeze_companion=["third"],
+        companion_device={"twin": "cpu"},
+    )
+    assert list(learner.networks) == ["base", "twin", "third"]
+    assert learner.third is third
+    assert learner.companion is None
+    assert {name.partition(".")[0] for name in learner.state_dict()} == {"base", "twin", "third"}
+    assert [group["name"] for group in learner.parameter_groups()] == [
+        f"{name}.{kind}" for name in ("base", "twin") for kind in ("weights", "no_decay")
+    ]
+    learner.train()
+    assert (learner.twin.training, third.training) == (True, False)
+    moves = []
+    monkeypatch.setattr(third, "to", lambda device: moves.append(("third", device)))
+    monkeypatch.setattr(learner.twin, "to", lambda device: moves.append(("twin", device)))
+    learner.double().float()
+    assert moves == [("twin", torch.device("cpu"))] * 2
+    before = copy.deepcopy(third.state_dict())
+    fitted = trainer(max_epochs=1, log_every_n_steps=1)
+    with quiet_lightning():  # Lightning warns of modules in eval mode
+        fitted.fit(learner, Loader(samples), Loader(samples))
+    assert all(torch.equal(value, before[name]) for name, value in third.state_dict().items())
+    assert {"val/acc", "val/twin_acc", "val/third_acc_top5", "train/third_cross_entropy"} <= set(
+        fitted.callback_metrics
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"companion": ["3d"]}, r"^companion='3d': must be an identifier"),
+        ({"companion": ["base"]}, r"^companion='base': must be an identifier that the learner does not use itself"),
+        (
+            {"companion": ["trainer"]},
+            r"^companion='trainer': must be an identifier that the learner does not use itself",
+        ),
+        ({"freeze_companion": ["teacher"]}, r"^freeze_companion='teacher': companions are companion, third"),
+        ({"companion_device": {"teacher": "cpu"}}, r"^companion_device='teacher': companions are companion, third"),
+        ({"objective": TwinAugmentation()}, r"^companion=companion, third: TwinAugmentation compares"),
+    ],
+)
+def test_names_that_do_not_fit_are_refused(network, settings, message):
+    names = settings.get("companion", ["companion", "third"])
+    arguments = {"objective": Cohort(), **settings, "companion": {name: copy.deepcopy(network) for name in names}}
+    with pytest.raises(ValueError, match=message):
+        TwinLearner(network, num_classes=CLASSES, **arguments)
+
+
+def test_an_objective_of_the_old_call_is_told_the_new_one(network):
+    class Old(Objective):
+        def __call__(self, base_logits, companion_logits, target, epoch=0):
+            return {}
+
+    message = (
+        r"^objective=Old: takes \(base_logits, companion_logits, target, epoch\), but is called as objective\(logits, "
+    )
+    with pytest.raises(ValueError, match=message):
+        TwinLearner(network, None, Old(), num_classes=CLASSES)
+
+
+def test_sample_weights_come_with_the_batch(network, samples):
+    x, target = samples.tensors
+    learner = TwinLearner(network.eval(), num_classes=CLASSES)
+    loader = Loader(samples)
+    loader.batches = [Batch(x, target, weight=(target == 3).float())]
+    results = trainer().validate(learner, loader, verbose=False)[0]
+    losses = nn.functional.cross_entropy(network(x).mean(0), target, reduction="none")
+    assert results["val/loss"] == pytest.approx(losses[target == 3].sum().item() / SAMPLES, rel=1e-5)
 
 
 def test_logged_accuracies_are_those_of_the_time_averaged_logits(network, samples):
@@ -163,7 +241,7 @@ def test_a_network_without_time_is_one_step(samples):
     ann = nn.Sequential(nn.Flatten(), nn.Linear(128, CLASSES))
     learner = TwinLearner(ann, num_classes=CLASSES)
     x, target = samples.tensors
-    losses, logits = learner.losses(x, target)
+    losses, logits = learner.losses(Batch(x, target))
     assert logits["base"].shape == (1, SAMPLES, CLASSES)
     torch.testing.assert_close(losses["loss"], nn.functional.cross_entropy(ann(x), target))
 

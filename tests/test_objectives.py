@@ -1,12 +1,15 @@
 """Objectives against closed forms written with torch's own losses."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tna_lightning.objectives import Distillation, MutualLearning, Plain, TwinAugmentation, cross_entropy
+from tna_lightning.data import Batch
+from tna_lightning.objectives import Cohort, Distillation, MutualLearning, Plain, TwinAugmentation, cross_entropy
 
 T, B, K = 3, 5, 7
 
@@ -19,6 +22,11 @@ def logits():
     return base, companion, torch.randint(K, (B,), generator=generator)
 
 
+def call(objective, base, companion, target, epoch=0, weight=None):
+    networks = {"base": base} if companion is None else {"base": base, "companion": companion}
+    return objective(networks, Batch(None, target, weight=weight), epoch)
+
+
 def gradient(loss, tensor):
     (result,) = torch.autograd.grad(loss, tensor, retain_graph=True, allow_unused=True)
     return torch.zeros_like(tensor) if result is None else result
@@ -27,7 +35,7 @@ def gradient(loss, tensor):
 def test_plain_is_cross_entropy_of_the_time_average(logits):
     base, _, target = logits
     expected = F.cross_entropy(base.mean(0), target)
-    losses = Plain()(base, None, target, 0)
+    losses = call(Plain(), base, None, target)
     torch.testing.assert_close(losses["loss"], expected)
     torch.testing.assert_close(losses["cross_entropy"], expected)
 
@@ -35,7 +43,52 @@ def test_plain_is_cross_entropy_of_the_time_average(logits):
 def test_per_step_cross_entropy_is_the_mean_of_each_steps_own(logits):
     base, _, target = logits
     expected = torch.stack([F.cross_entropy(step, target) for step in base]).mean()
-    torch.testing.assert_close(Plain(per_step_cross_entropy=True)(base, None, target, 0)["loss"], expected)
+    torch.testing.assert_close(call(Plain(per_step_cross_entropy=True), base, None, target)["loss"], expected)
+
+
+@pytest.mark.parametrize("batch_size", [14, 64])  # 1/14 is no float
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_gradients_are_those_of_torchs_own_mean_to_the_bit(batch_size, mixed, label_smoothing):
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(T, batch_size, K, generator=generator, requires_grad=True)
+    target = torch.randint(K, (batch_size,), generator=generator)
+    if mixed:
+        target = torch.randn(batch_size, K, generator=generator).softmax(-1)
+    expected = F.cross_entropy(logits.mean(0), target, label_smoothing=label_smoothing)
+    loss = call(Plain(label_smoothing=label_smoothing), logits, None, target)["loss"]
+    torch.testing.assert_close(loss, expected)
+    assert torch.equal(gradient(loss, logits), gradient(expected, logits))
+
+
+OBJECTIVES = [
+    Plain(),
+    Plain(label_smoothing=0.1),
+    Plain(per_step_cross_entropy=True),
+    TwinAugmentation(),
+    TwinAugmentation(match="kl", per_step_match=True),
+    Distillation(),
+    Distillation(match="squared_error"),
+    MutualLearning(temperature=2.0),
+    Cohort(),
+]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
+def test_a_samples_weight_multiplies_its_losses_and_the_mean_is_over_the_batch(logits, objective):
+    base, companion, target = logits
+    companion = None if isinstance(objective, Plain) else companion
+    plain, ones = (call(objective, base, companion, target, weight=weight) for weight in (None, torch.ones(B)))
+    assert all(torch.equal(plain[name], ones[name]) for name in plain)
+    assert torch.equal(gradient(plain["loss"], base), gradient(ones["loss"], base))
+    weight = torch.tensor([0.0, 2.0, 0.0, 0.0, 2.0])
+    weighted = call(objective, base, companion, target, weight=weight)
+    chosen = [1, 4]  # a batch of these two alone has the mean over two, not five
+    alone = call(objective, base[:, chosen], companion if companion is None else companion[:, chosen], target[chosen])
+    assert weighted.keys() == alone.keys()
+    for name, value in weighted.items():
+        torch.testing.assert_close(value, 2 * 2 / 5 * alone[name])
+    assert not gradient(weighted["loss"], base)[:, weight == 0].any()
 
 
 @pytest.mark.parametrize("per_step", [False, True])
@@ -51,7 +104,7 @@ def test_twin_augmentation_is_two_cross_entropies_and_the_squared_error(logits):
     base, twin, target = logits
     match = F.mse_loss(base.mean(0), twin.mean(0), reduction="sum") / B
     expected = F.cross_entropy(base.mean(0), target) + F.cross_entropy(twin.mean(0), target) + 0.3 * match
-    losses = TwinAugmentation(match_weight=0.3)(base, twin, target, 0)
+    losses = call(TwinAugmentation(match_weight=0.3), base, twin, target)
     torch.testing.assert_close(losses["loss"], expected)
     torch.testing.assert_close(losses["match"], match)
     for tensor in (base, twin):
@@ -61,19 +114,19 @@ def test_twin_augmentation_is_two_cross_entropies_and_the_squared_error(logits):
 def test_per_step_match_averages_the_steps(logits):
     base, twin, target = logits
     expected = F.mse_loss(base, twin, reduction="sum") / (T * B)
-    torch.testing.assert_close(TwinAugmentation(per_step_match=True)(base, twin, target, 0)["match"], expected)
+    torch.testing.assert_close(call(TwinAugmentation(per_step_match=True), base, twin, target)["match"], expected)
 
 
 def test_per_step_match_needs_equal_numbers_of_steps(logits):
     base, twin, target = logits
     with pytest.raises(ValueError, match=r"per_step_match=True.*3 and 2"):
-        TwinAugmentation(per_step_match=True)(base, twin[:2], target, 0)
+        call(TwinAugmentation(per_step_match=True), base, twin[:2], target)
 
 
 def test_averaged_match_takes_networks_of_different_time_steps(logits):
     base, twin, target = logits
     expected = F.mse_loss(base.mean(0), twin[0], reduction="sum") / B
-    torch.testing.assert_close(TwinAugmentation()(base, twin[:1], target, 0)["match"], expected)
+    torch.testing.assert_close(call(TwinAugmentation(), base, twin[:1], target)["match"], expected)
 
 
 def test_kl_match_is_symmetric(logits):
@@ -82,20 +135,20 @@ def test_kl_match_is_symmetric(logits):
     expected = F.kl_div(log_base, log_twin, reduction="batchmean", log_target=True) + F.kl_div(
         log_twin, log_base, reduction="batchmean", log_target=True
     )
-    torch.testing.assert_close(TwinAugmentation(match="kl")(base, twin, target, 0)["match"], expected)
+    torch.testing.assert_close(call(TwinAugmentation(match="kl"), base, twin, target)["match"], expected)
 
 
 def test_late_matching_adds_the_match_term_from_its_epoch_on(logits):
     base, twin, target = logits
     objective = TwinAugmentation(match_weight=0.5, match_start_epoch=2)
-    early, late = objective(base, twin, target, 1), objective(base, twin, target, 2)
+    early, late = call(objective, base, twin, target, 1), call(objective, base, twin, target, 2)
     torch.testing.assert_close(late["loss"] - early["loss"], 0.5 * late["match"])
     torch.testing.assert_close(early["match"], late["match"])
 
 
 def test_twin_without_cross_entropy_gets_the_match_terms_gradient_alone(logits):
     base, twin, target = logits
-    losses = TwinAugmentation(match_weight=0.5, companion_cross_entropy=False)(base, twin, target, 0)
+    losses = call(TwinAugmentation(match_weight=0.5, companion_cross_entropy=False), base, twin, target)
     assert "companion_cross_entropy" not in losses
     by_hand = 0.5 * 2 * (twin.mean(0) - base.mean(0)) / B / T
     torch.testing.assert_close(gradient(losses["loss"], twin), by_hand.expand(T, B, K).detach())
@@ -103,8 +156,48 @@ def test_twin_without_cross_entropy_gets_the_match_terms_gradient_alone(logits):
 
 def test_detached_twin_trains_as_if_alone(logits):
     base, twin, target = logits
-    losses = TwinAugmentation(match_weight=0.5, detach_companion=True)(base, twin, target, 0)
+    losses = call(TwinAugmentation(match_weight=0.5, detach_companion=True), base, twin, target)
     torch.testing.assert_close(gradient(losses["loss"], twin), gradient(F.cross_entropy(twin.mean(0), target), twin))
+
+
+@pytest.mark.parametrize("settings", [{}, {"match": "kl"}, {"per_step_match": True}, {"match_start_epoch": 1}])
+def test_a_cohort_of_two_is_twin_augmentation(logits, settings):
+    base, twin, target = logits
+    cohort = call(Cohort(match_weight=0.3, **settings), base, twin, target)
+    pair = call(TwinAugmentation(match_weight=0.3, **settings), base, twin, target)
+    assert cohort.keys() == pair.keys()
+    for name in pair:
+        torch.testing.assert_close(cohort[name], pair[name])
+    for tensor in (base, twin):
+        torch.testing.assert_close(gradient(cohort["loss"], tensor), gradient(pair["loss"], tensor))
+
+
+def test_a_network_of_a_cohort_is_pulled_by_the_mean_over_the_others(logits):
+    base, twin, target = logits
+    networks = {"base": base, "companion": twin, "third": twin.detach().flip(-1).requires_grad_()}
+    losses = Cohort(match_weight=0.3)(networks, Batch(None, target))
+    outputs = [tensor.mean(0) for tensor in networks.values()]
+    apart = [((a - b) ** 2).sum() / B for a, b in itertools.combinations(outputs, 2)]
+    torch.testing.assert_close(losses["match"], sum(apart) / 2)
+    own = [F.cross_entropy(output, target) for output in outputs]
+    names = ["cross_entropy", "companion_cross_entropy", "third_cross_entropy"]
+    torch.testing.assert_close([losses[name] for name in names], own)
+    torch.testing.assert_close(losses["loss"], sum(own) + 0.3 * sum(apart) / 2)
+    pull = [gradient(0.3 * part, base) for part in apart[:2]]
+    expected = gradient(own[0], base) + sum(pull) / 2
+    torch.testing.assert_close(gradient(losses["loss"], base), expected)
+
+
+def test_an_objective_of_two_refuses_a_third(logits):
+    base, twin, target = logits
+    with pytest.raises(ValueError, match=r"companion=twin, third: TwinAugmentation compares the base with 1 of them"):
+        TwinAugmentation()({"base": base, "twin": twin, "third": twin}, Batch(None, target))
+
+
+def test_a_companions_parts_are_named_after_it(logits):
+    base, twin, target = logits
+    losses = MutualLearning()({"base": base, "peer": twin}, Batch(None, target))
+    assert list(losses) == ["loss", "cross_entropy", "peer_cross_entropy", "match"]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
@@ -116,7 +209,7 @@ def test_distillation_is_hintons(logits, temperature):
         reduction="batchmean",
     )
     expected = 0.3 * F.cross_entropy(base.mean(0), target) + 0.7 * temperature**2 * divergence
-    losses = Distillation(temperature=temperature, alpha=0.7)(base, teacher, target, 0)
+    losses = call(Distillation(temperature=temperature, alpha=0.7), base, teacher, target)
     torch.testing.assert_close(losses["loss"], expected)
     assert not gradient(losses["loss"], teacher).any()
 
@@ -125,7 +218,7 @@ def test_distillation_by_squared_error(logits):
     base, teacher, target = logits
     match = F.mse_loss(base.mean(0), teacher.mean(0), reduction="sum") / B
     expected = 0.5 * F.cross_entropy(base.mean(0), target) + 0.5 * match
-    torch.testing.assert_close(Distillation(match="squared_error")(base, teacher, target, 0)["loss"], expected)
+    torch.testing.assert_close(call(Distillation(match="squared_error"), base, teacher, target)["loss"], expected)
 
 
 def test_mutual_learning_is_two_cross_entropies_and_two_divergences(logits):
@@ -137,7 +230,7 @@ def test_mutual_learning_is_two_cross_entropies_and_two_divergences(logits):
         + F.kl_div(log_base, log_peer, reduction="batchmean", log_target=True)
         + F.kl_div(log_peer, log_base, reduction="batchmean", log_target=True)
     )
-    losses = MutualLearning()(base, peer, target, 0)
+    losses = call(MutualLearning(), base, peer, target)
     torch.testing.assert_close(losses["loss"], expected)
     for tensor in (base, peer):
         torch.testing.assert_close(gradient(losses["loss"], tensor), gradient(expected, tensor))
@@ -148,15 +241,15 @@ def test_mutual_learning_is_two_cross_entropies_and_two_divergences(logits):
 def test_half_precision_logits_are_compared_in_float32(scale, weight):
     base = (scale * torch.linspace(-1, 1, B * K).reshape(1, B, K)).bfloat16()
     twin = base.flip(-1)
-    match = TwinAugmentation(match_weight=weight)(base, twin, torch.zeros(B, dtype=torch.int64), 0)["match"]
+    match = call(TwinAugmentation(match_weight=weight), base, twin, torch.zeros(B, dtype=torch.int64))["match"]
     assert match.dtype == torch.float32
     torch.testing.assert_close(match, F.mse_loss(base[0].float(), twin[0].float(), reduction="sum") / B)
 
 
-@pytest.mark.parametrize("objective", [TwinAugmentation(), Distillation(), MutualLearning()])
+@pytest.mark.parametrize("objective", [TwinAugmentation(), Distillation(), MutualLearning(), Cohort()])
 def test_a_missing_companion_is_an_error(logits, objective):
     with pytest.raises(ValueError, match=f"companion=None: {type(objective).__name__}"):
-        objective(logits[0], None, logits[2], 0)
+        call(objective, logits[0], None, logits[2])
 
 
 @pytest.mark.parametrize(
@@ -167,6 +260,7 @@ def test_a_missing_companion_is_an_error(logits, objective):
         (lambda: TwinAugmentation(match="l1"), r"match='l1': allowed are squared_error, kl"),
         (lambda: Distillation(temperature=0), r"temperature=0: must be above 0"),
         (lambda: Distillation(alpha=1.5), r"alpha=1.5: must lie in \[0, 1\]"),
+        (lambda: Cohort(match_weight=-1.0), r"match_weight=-1.0: must be at least 0"),
         (lambda: MutualLearning(match_weight=-0.1), r"match_weight=-0.1: must be at least 0"),
         (lambda: Plain(label_smoothing=1.0), r"label_smoothing=1.0: must lie in \[0, 1\)"),
     ],

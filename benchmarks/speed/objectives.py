@@ -12,6 +12,7 @@ import torch
 from benchmarks.speed.comparison import Comparison, Ratio, Run, Settings
 from benchmarks.speed.peers import our_neuron
 from benchmarks.speed.training_step import Size, mixed_precision, network
+from tna_lightning.data import Batch
 from tna_lightning.models import compile_neurons
 from tna_lightning.objectives import Distillation, MutualLearning, Objective, Plain, TwinAugmentation
 from tna_lightning.quantization import Ternary, quantize_network
@@ -32,7 +33,7 @@ class LearnerStep:
 
         size = size_for(settings)
         base = network(size, our_neuron)
-        companion = network(size, our_neuron, seed=1) if objective.needs_companion else None
+        companion = network(size, our_neuron, seed=1) if objective.num_companions else None
         if ternary:
             quantize_network(base, Ternary())
         self.learner = TwinLearner(base, companion, objective, num_classes=10, freeze_companion=frozen)
@@ -42,14 +43,14 @@ class LearnerStep:
         self.optimizer = torch.optim.SGD(groups, lr=0.01, momentum=0.9, weight_decay=5e-4)
         self.settings = settings
         generator = torch.Generator().manual_seed(1)
-        self.x = torch.randn(size.batch, 3, 32, 32, generator=generator).to(settings.device)
-        self.target = torch.randint(10, (size.batch,), generator=generator).to(settings.device)
+        x = torch.randn(size.batch, 3, 32, 32, generator=generator).to(settings.device)
+        self.batch = Batch(x, torch.randint(10, (size.batch,), generator=generator).to(settings.device))
 
     def __call__(self) -> None:
         """Both passes, the loss, backward, the optimizer's step."""
         self.optimizer.zero_grad(set_to_none=True)
         with mixed_precision(self.settings):
-            losses, _ = self.learner.losses(self.x, self.target)
+            losses, _ = self.learner.losses(self.batch)
         losses["loss"].backward()
         self.optimizer.step()
 

@@ -77,8 +77,8 @@ def network(size: Size, neuron: NeuronFactory, seed: int = 0) -> nn.Module:
     """A network whose weights depend on its size and the seed, not on its neurons."""
     builder = {"resnet8": resnet8, "resnet18": resnet18, "resnet19": resnet19}[size.model]
     torch.manual_seed(seed)
-    weights = builder(3, 10, our_neuron, size.time_steps, size.width)
-    built = builder(3, 10, neuron, size.time_steps, size.width)
+    weights = builder(3, 10, our_neuron, time_steps=size.time_steps, width=size.width)
+    built = builder(3, 10, neuron, time_steps=size.time_steps, width=size.width)
     with torch.no_grad():
         for mine, theirs in zip(built.parameters(), weights.parameters(), strict=True):
             mine.copy_(theirs)

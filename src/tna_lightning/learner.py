@@ -1,13 +1,14 @@
-"""The training step: base, companion and objective in one LightningModule.
+"""The training step: base, companions and objective in one LightningModule.
 
 Letters: T time steps, B batch, K classes.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable, Iterator
-from functools import cache, partial
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import lightning
@@ -62,24 +63,28 @@ def time_first(logits: Tensor) -> Tensor:
 
 
 class TwinLearner(lightning.LightningModule):
-    """Trains a base network alone or beside a companion, and judges the base: the network that is kept.
+    """Trains a base network alone or beside companions, and judges the base: the network that is kept.
 
     Args:
         base: the network to keep; maps a batch to logits ``[T, B, K]`` or ``[B, K]``.
-        companion: None, a twin or peer that trains along, or (with ``freeze_companion``) a teacher.
+        companion: None, a twin or peer that trains along, or (with ``freeze_companion``) a teacher; several as a
+            mapping from names to networks. Each is an attribute under its name, one without a name ``companion``.
         objective: what to minimise, see :mod:`tna_lightning.objectives`.
         num_classes: K.
-        freeze_companion: the companion stays in eval mode and gets no gradient.
-        companion_device: where the companion works, if not beside the base: ``cuda:1``, or ``cpu``. Batches go to it
-            and its logits come back; on two GPUs both networks work at once. For training on one device, not DDP.
-        companion_stream: on a GPU that both share, give the companion a CUDA stream of its own, so that small kernels
-            of both can overlap. Same results.
-        optimizer: called with named parameter groups. One optimizer serves both networks, since Lightning counts
+        freeze_companion: whether the companions stay in eval mode and get no gradient, or the names of those that do.
+        companion_device: where the companions work, if not beside the base: ``cuda:1``, or ``cpu``; by name where they
+            differ. Batches go there and logits come back; on two GPUs two networks work at once. For training on one
+            device, not DDP.
+        optimizer: called with named parameter groups. One optimizer serves all networks, since Lightning counts
             ``global_step`` once per optimizer (Lightning#17958).
         schedule: called with the optimizer, the total number of optimizer steps and the steps per epoch; stepped
             every batch. None keeps the learning rate constant.
 
-    Logs ``train/*``, ``val/*`` and ``test/*``: ``loss`` and its parts, ``acc`` (base) and ``companion_acc`` (top-1),
+    Raises:
+        ValueError: the objective takes other companions, or is called in another way; a companion's name is no
+            identifier or taken; a frozen one or a device is named for a companion that is not there.
+
+    Logs ``train/*``, ``val/*`` and ``test/*``: ``loss`` and its parts, ``acc`` (base) and ``<name>_acc`` (top-1),
     and ``acc_top5`` where K > 5. Accuracies are shares in [0, 1].
 
     Example::
@@ -91,59 +96,71 @@ class TwinLearner(lightning.LightningModule):
     def __init__(
         self,
         base: nn.Module,
-        companion: nn.Module | None = None,
+        companion: nn.Module | Mapping[str, nn.Module] | None = None,
         objective: Objective | None = None,
         *,
         num_classes: int,
-        freeze_companion: bool = False,
-        companion_device: str | torch.device | None = None,
-        companion_stream: bool = False,
+        freeze_companion: bool | Collection[str] = False,
+        companion_device: str | torch.device | Mapping[str, str | torch.device] | None = None,
         optimizer: OptimizerFactory = DEFAULT_OPTIMIZER,
         schedule: ScheduleFactory | None = cosine,
     ) -> None:
         super().__init__()
-        objective = Plain() if objective is None else objective
-        if objective.needs_companion and companion is None:
-            raise ValueError(f"companion=None: {type(objective).__name__} compares the base with a companion network")
-        if companion is not None and not objective.needs_companion:
-            raise ValueError(f"companion={type(companion).__name__}: {type(objective).__name__} has no use for one")
-        self.base = base
-        self.companion = companion
-        self.objective = objective
-        self.freeze_companion = freeze_companion and companion is not None
-        self.companion_device = torch.device(companion_device) if companion_device is not None else None
-        self.companion_stream = companion_stream
+        if isinstance(companion, nn.Module):
+            companion = {"companion": companion}
+        companions = dict(companion or {})
+        self.objective = Plain() if objective is None else objective
+        _refuse_old_call(self.objective)
+        self.objective.check_companions(list(companions))
         self.optimizer_factory = optimizer
         self.schedule_factory = schedule
-        if companion is not None and self.freeze_companion:
-            companion.requires_grad_(False).eval()
-
-        networks = ["base"] if companion is None else ["base", "companion"]
+        self.frozen = _named("freeze_companion", freeze_companion, companions)
+        if companion_device is None or isinstance(companion_device, Mapping):
+            placed = dict(companion_device or {})
+        else:
+            placed = dict.fromkeys(companions, companion_device)
+        _named("companion_device", placed, companions)
+        self.companion_devices = {name: torch.device(device) for name, device in placed.items()}
         ranks = [1, 5] if num_classes > 5 else [1]
         self.accuracies = nn.ModuleDict(
             {
                 f"{stage}_{network}_{rank}": MulticlassAccuracy(num_classes, top_k=rank, average="micro")
                 for stage in ("train", "val", "test")
-                for network in networks
+                for network in ("base", *companions)
                 for rank in ranks
             }
         )
+        self.base = base
+        for name, network in companions.items():
+            if not name.isidentifier() or name in dir(self):
+                raise ValueError(f"companion={name!r}: must be an identifier that the learner does not use itself")
+            setattr(self, name, network)
+            if name in self.frozen:
+                network.requires_grad_(False).eval()
+        self._names = ("base", *companions)
+        if "companion" not in companions:
+            self.companion = None
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """All networks by name, the base first."""
+        return {name: getattr(self, name) for name in self._names}
 
     def train(self, mode: bool = True) -> TwinLearner:  # noqa: D102
         super().train(mode)
-        if self.freeze_companion and self.companion is not None:
-            self.companion.eval()
+        for name in self.frozen:
+            getattr(self, name).eval()
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TwinLearner:
-        """Every move of the learner (`to`, `cuda`, `cpu`, Lightning's own), after which the companion goes back."""
+        """Every move of the learner (`to`, `cuda`, `cpu`, Lightning's own), after which the companions go back."""
         super()._apply(fn, recurse)
-        if self.companion is not None and self.companion_device is not None:
-            self.companion.to(self.companion_device)
+        for name, device in self.companion_devices.items():
+            getattr(self, name).to(device)
         return self
 
     def on_train_start(self) -> None:  # noqa: D102
-        if self.companion_device is None:
+        if not self.companion_devices:
             return
         for optimizer in self.trainer.optimizers:  # a checkpoint's state was brought to the base's device
             for parameter, state in optimizer.state.items():
@@ -164,34 +181,27 @@ class TwinLearner(lightning.LightningModule):
     def test_step(self, batch: Any, batch_idx: int) -> None:  # noqa: D102
         self._step("test", Batch.of(batch))
 
-    def losses(self, x: Tensor, target: Tensor) -> tuple[Losses, dict[str, Tensor]]:
-        """One pass of a batch through both networks.
+    def losses(self, batch: Batch) -> tuple[Losses, dict[str, Tensor]]:
+        """One pass of a batch through all networks.
 
         Returns:
-            the objective's ``loss`` and parts; the logits ``[T, B, K]`` of ``base`` and, where there is one,
-            ``companion``.
+            the objective's ``loss`` and parts; the logits ``[T, B, K]`` by network's name.
         """
-        # the companion's batch is copied before the base's kernels are queued: the copy would wait for them
-        x_companion = x if self.companion_device is None else x.to(self.companion_device, non_blocking=x.is_cuda)
-        stream = _side_stream(x.device) if self.companion_stream and x.is_cuda and x_companion is x else None
-        if stream is not None:
-            stream.wait_stream(torch.cuda.current_stream(x.device))
-        logits = {"base": time_first(self.base(x))}
-        if self.companion is not None:
-            with_gradient = torch.is_grad_enabled() and not self.freeze_companion
-            with torch.set_grad_enabled(with_gradient), torch.cuda.stream(stream):
-                companion_logits = time_first(self.companion(x_companion))
-            if stream is not None:
-                current = torch.cuda.current_stream(x.device)
-                current.wait_stream(stream)
-                x.record_stream(stream)  # the allocator must not hand memory on that the other stream still uses
-                companion_logits.record_stream(current)
-            logits["companion"] = companion_logits.to(x.device)
-        return self.objective(logits["base"], logits.get("companion"), target, self.current_epoch), logits
+        x = batch.x
+        # companions' batches are copied before the base's kernels are queued: the copies would wait for them
+        copies = {
+            device: x.to(device, non_blocking=x.is_cuda) for device in dict.fromkeys(self.companion_devices.values())
+        }
+        logits = {}
+        for name, network in self.networks.items():
+            with torch.set_grad_enabled(torch.is_grad_enabled() and name not in self.frozen):
+                output = network(copies[device] if (device := self.companion_devices.get(name)) else x)
+                logits[name] = time_first(output).to(x.device)
+        return self.objective(logits, batch, self.current_epoch), logits
 
     def _step(self, stage: str, batch: Batch) -> Tensor:
-        x, target = batch.x, batch.target
-        losses, logits = self.losses(x, target)
+        target = batch.target
+        losses, logits = self.losses(batch)
         batch_size = len(target)
         for part, value in losses.items():
             self.log(f"{stage}/{part}", value, on_step=False, on_epoch=True, batch_size=batch_size, sync_dist=True)
@@ -230,10 +240,8 @@ class TwinLearner(lightning.LightningModule):
         ``<network>.no_decay`` holds the parameters of normalisations, neurons and quantisers (learned scales), and all
         biases; ``<network>.weights`` the rest, at the optimizer's own weight decay.
         """
-        networks = {"base": self.base}
-        if self.companion is not None and not self.freeze_companion:
-            networks["companion"] = self.companion
-        for network_name, network in networks.items():
+        trained = {name: network for name, network in self.networks.items() if name not in self.frozen}
+        for network_name, network in trained.items():
             weights: list[nn.Parameter] = []
             no_decay: list[nn.Parameter] = []
             for module_name, module in network.named_modules():
@@ -250,10 +258,23 @@ class TwinLearner(lightning.LightningModule):
                 yield {"name": f"{network_name}.no_decay", "params": no_decay, "weight_decay": 0.0}
 
 
-@cache
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """The companion's stream on this device, one for the process: as an attribute it could not be copied or saved."""
-    return torch.cuda.Stream(device)
+def _refuse_old_call(objective: Objective) -> None:
+    """Version 0.1 called objectives with the logits of two networks and the targets."""
+    parameters = list(inspect.signature(objective).parameters)
+    if {"base_logits", "companion_logits", "target"} & set(parameters):
+        raise ValueError(
+            f"objective={type(objective).__name__}: takes ({', '.join(parameters)}), but is called as "
+            "objective(logits, batch, epoch), with logits[name] of each network and batch.target"
+        )
+
+
+def _named(argument: str, names: bool | Collection[str], companions: Collection[str]) -> frozenset[str]:
+    """The names as a set, where True is all of them and False none; each must be a companion's."""
+    if isinstance(names, bool):
+        return frozenset(companions if names else ())
+    if unknown := [name for name in names if name not in companions]:
+        raise ValueError(f"{argument}={unknown[0]!r}: companions are {', '.join(companions) or 'none'}")
+    return frozenset(names)
 
 
 def accuracy_name(stage: str, network: str = "base", rank: int = 1) -> str:

@@ -2,21 +2,29 @@
 
 Letters: T time steps, B batch, K classes. Every objective is called as
 
-    objective(base_logits, companion_logits, target, epoch) -> {"loss": ..., parts...}
+    objective(logits, batch, epoch) -> {"loss": ..., parts...}
 
-with logits ``[T, B, K]`` and ``target`` either class indices ``[B]`` (int64) or class probabilities ``[B, K]``
-(after CutMix, say). All losses are computed in float32 whatever the precision of the networks. The parts are scalar
-tensors for logging; ``loss`` alone is differentiated.
+with logits ``[T, B, K]`` by the network's name, "base" first, and a :class:`~tna_lightning.data.batch.Batch`. Losses
+are one number a sample, ``[B]``, and reduced once: the mean over B of the sample's weight times its loss. All are
+computed in float32 whatever the precision of the networks. The parts are scalar tensors for logging; ``loss`` alone is
+differentiated.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from itertools import combinations
+from operator import add
 from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from tna_lightning.data.batch import Batch
+
+Logits = Mapping[str, Tensor]
 Losses = dict[str, Tensor]
 
 
@@ -28,28 +36,47 @@ def readout(logits_TBK: Tensor) -> Tensor:
 def cross_entropy(
     logits_TBK: Tensor, target: Tensor, *, per_step: bool = False, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Cross-entropy of the readout or, with ``per_step``, the mean of each time step's own (TET, arXiv 2202.11946)."""
+    """Cross-entropy ``[B]`` of the readout or, with ``per_step``, the mean of each time step's own (arXiv 2202.11946).
+
+    ``target`` is class indices ``[B]`` (int64) or class probabilities ``[B, K]`` (after CutMix, say).
+    """
     if not per_step:
-        return F.cross_entropy(readout(logits_TBK), target, label_smoothing=label_smoothing)
-    time_steps = logits_TBK.shape[0]
+        return F.cross_entropy(readout(logits_TBK), target, label_smoothing=label_smoothing, reduction="none")
+    time_steps, batch_size = logits_TBK.shape[:2]
     repeated = target.repeat(time_steps, *[1] * (target.ndim - 1))
-    return F.cross_entropy(logits_TBK.float().flatten(0, 1), repeated, label_smoothing=label_smoothing)
+    losses = F.cross_entropy(
+        logits_TBK.float().flatten(0, 1), repeated, label_smoothing=label_smoothing, reduction="none"
+    )
+    return losses.view(time_steps, batch_size).mean(0)
 
 
 def squared_error(first: Tensor, second: Tensor) -> Tensor:
-    """Squared difference of two logit tensors ``[..., K]``, summed over classes and averaged over all the rest.
+    """Squared difference ``[B]`` of logits ``[B, K]``, summed over classes; of ``[T, B, K]`` the mean over T.
 
-    ``mean_b sum_k (first[b, k] - second[b, k])^2``, as TNA's first author has it
+    ``sum_k (first[b, k] - second[b, k])^2``, as TNA's first author has it
     (openreview TEmE9PSC65; github.com/Benjamin-Vandersmissen/kd_lth).
     """
-    return (first.float() - second.float()).square().sum(-1).mean()
+    return _mean_over_time((first.float() - second.float()).square().sum(-1))
 
 
 def kl_divergence(target: Tensor, prediction: Tensor, temperature: float = 1.0) -> Tensor:
-    """``KL(softmax(target / temperature) || softmax(prediction / temperature))`` of logits ``[..., K]``, a mean."""
+    """``KL(softmax(target / temperature) || softmax(prediction / temperature))``, ``[B]``.
+
+    Of logits ``[B, K]``; of ``[T, B, K]`` the mean over T.
+    """
     log_target = F.log_softmax(target.float() / temperature, dim=-1)
     log_prediction = F.log_softmax(prediction.float() / temperature, dim=-1)
-    return (log_target.exp() * (log_target - log_prediction)).sum(-1).mean()
+    return _mean_over_time((log_target.exp() * (log_target - log_prediction)).sum(-1))
+
+
+def _mean_over_time(losses: Tensor) -> Tensor:
+    return losses.mean(0) if losses.ndim == 2 else losses
+
+
+def symmetric_kl(first: Tensor, second: Tensor, batch: Batch, temperature: float = 1.0) -> Tensor:
+    """``KL(first || second) + KL(second || first)`` of two tensors of logits, a scalar."""
+    there, back = kl_divergence(first, second, temperature), kl_divergence(second, first, temperature)
+    return batch.mean(there) + batch.mean(back)
 
 
 def _at_least(objective: object, minimum: float, *names: str) -> None:
@@ -65,9 +92,13 @@ def _one_of(objective: object, name: str, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name}={value!r}: allowed are {', '.join(allowed)}")
 
 
+def _sum(parts: Iterable[Tensor]) -> Tensor:
+    return reduce(add, parts)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """Base of all objectives: the base network's own cross-entropy.
+    """Base of all objectives: a network's own cross-entropy, and which companions there must be.
 
     Args:
         label_smoothing: share of the target spread evenly over the classes, in [0, 1).
@@ -78,47 +109,104 @@ class Objective:
     label_smoothing: float = 0.0
     per_step_cross_entropy: bool = False
 
-    needs_companion: ClassVar[bool] = False
+    num_companions: ClassVar[int | None] = 0
+    """How many networks it takes beside the base; None for one or more."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing={self.label_smoothing!r}: must lie in [0, 1)")
 
-    def __call__(self, base_logits: Tensor, companion_logits: Tensor | None, target: Tensor, epoch: int = 0) -> Losses:
+    def __call__(self, logits: Logits, batch: Batch, epoch: int = 0) -> Losses:
         """The loss and its parts, scalars.
 
         Args:
-            base_logits: ``[T, B, K]``.
-            companion_logits: ``[T', B, K]``, or None for an objective without a companion.
-            target: ``[B]`` int64 or ``[B, K]`` probabilities.
+            logits: ``[T, B, K]`` by network's name, the base's first; T may differ from network to network.
+            batch: targets and, where samples do not count alike, their weights.
             epoch: epoch counted from 0, for schedules.
         """
         raise NotImplementedError
 
-    def cross_entropy(self, logits_TBK: Tensor, target: Tensor) -> Tensor:
-        """The cross-entropy of one network under this objective's settings."""
-        return cross_entropy(
-            logits_TBK, target, per_step=self.per_step_cross_entropy, label_smoothing=self.label_smoothing
-        )
+    def cross_entropy(self, logits_TBK: Tensor, batch: Batch) -> Tensor:
+        """The cross-entropy of one network under this objective's settings, a scalar."""
+        smoothing = self.label_smoothing
+        if not smoothing or self.per_step_cross_entropy or batch.target.ndim == 2:
+            per_step = self.per_step_cross_entropy
+            return batch.mean(cross_entropy(logits_TBK, batch.target, per_step=per_step, label_smoothing=smoothing))
+        # its two parts are reduced one by one, as torch does: gradients are equal to the bit to those of its own mean
+        log_probability = F.log_softmax(readout(logits_TBK), dim=-1)
+        hard = batch.mean(F.nll_loss(log_probability, batch.target, reduction="none"))
+        spread = batch.mean(-log_probability.sum(-1))
+        return (1 - smoothing) * hard + spread * (smoothing / log_probability.shape[-1])
 
+    def check_companions(self, names: Sequence[str]) -> None:
+        """Refuse companions of a number that this objective does not take.
 
-def _require(companion_logits: Tensor | None, objective: Objective) -> Tensor:
-    if companion_logits is None:
-        raise ValueError(f"companion=None: {type(objective).__name__} compares the base with a companion network")
-    return companion_logits
+        Raises:
+            ValueError: there are too few or too many.
+        """
+        name, takes = type(self).__name__, self.num_companions
+        if takes == 0 and names:
+            raise ValueError(f"companion={', '.join(names)}: {name} has no use for one")
+        if takes != 0 and not names:
+            raise ValueError(f"companion=None: {name} compares the base with a companion network")
+        if takes is not None and len(names) != takes:
+            raise ValueError(f"companion={', '.join(names)}: {name} compares the base with {takes} of them")
+
+    def companion(self, logits: Logits) -> tuple[str, Tensor]:
+        """Name and logits of the one network beside the base."""
+        names = [name for name in logits if name != "base"]
+        self.check_companions(names)
+        return names[0], logits[names[0]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plain(Objective):
     """Cross-entropy of the base alone: ``loss = CE(base)``."""
 
-    def __call__(self, base_logits: Tensor, companion_logits: Tensor | None, target: Tensor, epoch: int = 0) -> Losses:  # noqa: D102
-        cross_entropy_base = self.cross_entropy(base_logits, target)
+    def __call__(self, logits: Logits, batch: Batch, epoch: int = 0) -> Losses:  # noqa: D102
+        cross_entropy_base = self.cross_entropy(logits["base"], batch)
         return {"loss": cross_entropy_base, "cross_entropy": cross_entropy_base.detach()}
 
 
 @dataclass(frozen=True, kw_only=True)
-class TwinAugmentation(Objective):
+class Matched(Objective):
+    """Base of the objectives that pull the logits of networks together while these learn the labels.
+
+    Args:
+        match_weight: weight of the match term, at least 0. For a mean over classes multiply by K. The default is the
+            best of four values, a decade apart, by validation accuracy (experiments/results/evidence); the first
+            author's is 0.005.
+        match_start_epoch: the match term is added from this epoch on (late matching).
+        match: ``squared_error`` (the paper's), or ``kl``: ``KL(first || second) + KL(second || first)``.
+        per_step_match: match every time step's logits, not their average; the networks then need the same T.
+    """
+
+    match_weight: float = 0.05
+    match_start_epoch: int = 0
+    match: Literal["squared_error", "kl"] = "squared_error"
+    per_step_match: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least(self, 0, "match_weight", "match_start_epoch")
+        _one_of(self, "match", ("squared_error", "kl"))
+
+    def match_term(self, first: Tensor, second: Tensor, batch: Batch) -> Tensor:
+        """How far two networks' logits ``[T, B, K]`` are apart, a scalar."""
+        if not self.per_step_match:
+            first, second = readout(first), readout(second)
+        elif len(first) != len(second):
+            raise ValueError(
+                f"per_step_match=True: the networks need the same number of time steps, "
+                f"got {len(first)} and {len(second)}"
+            )
+        if self.match == "squared_error":
+            return batch.mean(squared_error(first, second))
+        return symmetric_kl(first, second, batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwinAugmentation(Matched):
     """Twin Network Augmentation (arXiv 2409.15849).
 
     ``loss = CE(base) + CE(twin) + match_weight * mean_b sum_k (base[b, k] - twin[b, k])^2``
@@ -126,56 +214,53 @@ class TwinAugmentation(Objective):
     on the time-averaged logits. The match term flows into both networks.
 
     Args:
-        match_weight: weight of the match term, at least 0. For a mean over classes multiply by K. The default is the
-            best of four values, a decade apart, by validation accuracy (experiments/results/evidence); the first
-            author's is 0.005.
-        match_start_epoch: the match term is added from this epoch on (late matching).
-        match: ``squared_error`` (the paper's), or ``kl``: ``KL(base || twin) + KL(twin || base)``.
-        per_step_match: match every time step's logits, not their average; both networks then need the same T.
         companion_cross_entropy: whether the twin is trained on the labels too.
         detach_companion: stop the match term's gradient at the twin, so that the twin trains as if alone.
     """
 
-    match_weight: float = 0.05
-    match_start_epoch: int = 0
-    match: Literal["squared_error", "kl"] = "squared_error"
-    per_step_match: bool = False
     companion_cross_entropy: bool = True
     detach_companion: bool = False
 
-    needs_companion: ClassVar[bool] = True
+    num_companions: ClassVar[int | None] = 1
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _at_least(self, 0, "match_weight", "match_start_epoch")
-        _one_of(self, "match", ("squared_error", "kl"))
-
-    def __call__(self, base_logits: Tensor, companion_logits: Tensor | None, target: Tensor, epoch: int = 0) -> Losses:  # noqa: D102
-        twin_logits = _require(companion_logits, self)
-        base_ce = self.cross_entropy(base_logits, target)
-        match = self.match_term(base_logits, twin_logits.detach() if self.detach_companion else twin_logits)
+    def __call__(self, logits: Logits, batch: Batch, epoch: int = 0) -> Losses:  # noqa: D102
+        name, twin_logits = self.companion(logits)
+        base_ce = self.cross_entropy(logits["base"], batch)
+        match = self.match_term(logits["base"], twin_logits.detach() if self.detach_companion else twin_logits, batch)
         parts = {"cross_entropy": base_ce.detach(), "match": match.detach()}
         loss = base_ce
         if self.companion_cross_entropy:
-            twin_ce = self.cross_entropy(twin_logits, target)
-            parts["companion_cross_entropy"] = twin_ce.detach()
+            twin_ce = self.cross_entropy(twin_logits, batch)
+            parts[f"{name}_cross_entropy"] = twin_ce.detach()
             loss = loss + twin_ce
         if epoch >= self.match_start_epoch:
             loss = loss + self.match_weight * match
         return {"loss": loss, **parts}
 
-    def match_term(self, base_logits: Tensor, twin_logits: Tensor) -> Tensor:
-        """How far the two networks' logits ``[T, B, K]`` are apart, a scalar."""
-        if not self.per_step_match:
-            base_logits, twin_logits = readout(base_logits), readout(twin_logits)
-        elif len(base_logits) != len(twin_logits):
-            raise ValueError(
-                f"per_step_match=True: base and twin need the same number of time steps, "
-                f"got {len(base_logits)} and {len(twin_logits)}"
-            )
-        if self.match == "squared_error":
-            return squared_error(base_logits, twin_logits)
-        return kl_divergence(base_logits, twin_logits) + kl_divergence(twin_logits, base_logits)
+
+@dataclass(frozen=True, kw_only=True)
+class Cohort(Matched):
+    """N networks that learn together, every two of them matched: Twin Network Augmentation with more than one twin.
+
+    ``loss = sum_i CE(i) + match_weight / (N - 1) * sum_(i < j) D(i, j)``
+
+    where ``D`` is what ``match`` says, of the time-averaged logits. Each network is pulled towards the others by
+    ``match_weight`` times the mean over these of ``D``'s gradient, as in deep mutual learning of more than two (arXiv
+    1706.00384): so ``match_weight`` means the same whatever N, and with N = 2 this is :class:`TwinAugmentation`.
+    """
+
+    num_companions: ClassVar[int | None] = None
+
+    def __call__(self, logits: Logits, batch: Batch, epoch: int = 0) -> Losses:  # noqa: D102
+        self.check_companions([name for name in logits if name != "base"])
+        own = {name: self.cross_entropy(network_logits, batch) for name, network_logits in logits.items()}
+        pairs = [self.match_term(first, second, batch) for first, second in combinations(logits.values(), 2)]
+        match = _sum(pairs) / (len(logits) - 1)
+        loss = _sum(own.values())
+        if epoch >= self.match_start_epoch:
+            loss = loss + self.match_weight * match
+        parts = {"cross_entropy" if name == "base" else f"{name}_cross_entropy": ce for name, ce in own.items()}
+        return {"loss": loss} | {name: part.detach() for name, part in {**parts, "match": match}.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +282,7 @@ class Distillation(Objective):
     alpha: float = 0.5
     match: Literal["kl", "squared_error"] = "kl"
 
-    needs_companion: ClassVar[bool] = True
+    num_companions: ClassVar[int | None] = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -207,13 +292,13 @@ class Distillation(Objective):
             raise ValueError(f"alpha={self.alpha!r}: must lie in [0, 1]")
         _one_of(self, "match", ("kl", "squared_error"))
 
-    def __call__(self, base_logits: Tensor, companion_logits: Tensor | None, target: Tensor, epoch: int = 0) -> Losses:  # noqa: D102
-        teacher, student = readout(_require(companion_logits, self).detach()), readout(base_logits)
+    def __call__(self, logits: Logits, batch: Batch, epoch: int = 0) -> Losses:  # noqa: D102
+        teacher, student = readout(self.companion(logits)[1].detach()), readout(logits["base"])
         if self.match == "kl":
-            match = self.temperature**2 * kl_divergence(teacher, student, self.temperature)
+            match = self.temperature**2 * batch.mean(kl_divergence(teacher, student, self.temperature))
         else:
-            match = squared_error(student, teacher)
-        base_ce = self.cross_entropy(base_logits, target)
+            match = batch.mean(squared_error(student, teacher))
+        base_ce = self.cross_entropy(logits["base"], batch)
         loss = (1 - self.alpha) * base_ce + self.alpha * match
         return {"loss": loss, "cross_entropy": base_ce.detach(), "match": match.detach()}
 
@@ -234,7 +319,7 @@ class MutualLearning(Objective):
     match_weight: float = 1.0
     temperature: float = 1.0
 
-    needs_companion: ClassVar[bool] = True
+    num_companions: ClassVar[int | None] = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -242,14 +327,13 @@ class MutualLearning(Objective):
         if not self.temperature > 0:
             raise ValueError(f"temperature={self.temperature!r}: must be above 0")
 
-    def __call__(self, base_logits: Tensor, companion_logits: Tensor | None, target: Tensor, epoch: int = 0) -> Losses:  # noqa: D102
-        peer_logits = _require(companion_logits, self)
-        base, peer = readout(base_logits), readout(peer_logits)
-        base_ce, peer_ce = self.cross_entropy(base_logits, target), self.cross_entropy(peer_logits, target)
-        match = kl_divergence(base, peer, self.temperature) + kl_divergence(peer, base, self.temperature)
+    def __call__(self, logits: Logits, batch: Batch, epoch: int = 0) -> Losses:  # noqa: D102
+        name, peer_logits = self.companion(logits)
+        base_ce, peer_ce = self.cross_entropy(logits["base"], batch), self.cross_entropy(peer_logits, batch)
+        match = symmetric_kl(readout(logits["base"]), readout(peer_logits), batch, self.temperature)
         return {
             "loss": base_ce + peer_ce + self.match_weight * match,
             "cross_entropy": base_ce.detach(),
-            "companion_cross_entropy": peer_ce.detach(),
+            f"{name}_cross_entropy": peer_ce.detach(),
             "match": match.detach(),
         }

@@ -159,6 +159,18 @@ def test_twin_keeps_full_precision_unless_asked(tmp_path):
     assert (quantized_share(learner.base), quantized_share(learner.companion)) == (0, 1)
 
 
+def test_named_networks_have_schemes_by_name(tmp_path):
+    learner = Learner(with_companion=True)
+    learner.third = copy.deepcopy(learner.base)  # frozen as far as the optimizer's steps go: it takes no part
+    networks = {"network": ["companion", "third"], "companion_quantizer": {"third": Uniform(4)}}
+    fit(learner, WeightQuantization(Ternary(), **networks), tmp_path)
+    schemes = [weight_report(network)["layers"][0]["scheme"] for network in (learner.companion, learner.third)]
+    assert schemes == ["ternary", "int4"]
+    assert quantized_share(learner.base) == 0
+    with pytest.raises(ValueError, match=r"^network=\['base', 'fourth'\]: there is no fourth to quantise"):
+        fit(learner, WeightQuantization(Ternary(), network=["base", "fourth"]), tmp_path)
+
+
 def test_skip_leaves_modules_by_name(tmp_path):
     learner = Learner()
     fit(learner, WeightQuantization(Ternary(), skip=["2"]), tmp_path)
@@ -201,11 +213,19 @@ def test_schemes_for_what_is_not_there_or_not_quantised_are_refused(settings, me
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"network": "twin"}, r"^network='twin': must be 'base', 'companion' or 'both'"),
+        ({"network": "twin"}, r"^network='twin': must be 'base', 'companion', 'both' or a list of networks"),
         ({"start_epoch": -1}, r"^start_epoch=-1: must be a whole number of 0 or more"),
         ({"growth_epochs": -2}, r"^growth_epochs=-2: must be a whole number of 0 or more"),
         ({"layer_quantizers": {"2": "int8"}}, r"^layer_quantizers\.2='int8': must be a quantizer"),
         ({"companion_quantizer": Binary()}, r"^companion_quantizer: has no effect with network='base'"),
+        (
+            {"network": ["base", "third"], "companion_quantizer": {"fourth": Binary()}},
+            r"^companion_quantizer: has no effect with network=\['base', 'third'\]",
+        ),
+        (
+            {"network": ["third"], "companion_quantizer": {"third": "int8"}},
+            r"^companion_quantizer.third='int8': must be a quantizer",
+        ),
     ],
 )
 def test_settings_out_of_range_are_named(settings, message):

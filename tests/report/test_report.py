@@ -177,6 +177,16 @@ def test_no_distillation_is_the_better_one_without_validation_images(tmp_path):
     assert table[0].differences.keys() == {"kd", "kd_ann"}
 
 
+def test_a_cohort_has_an_accuracy_for_each_companion():
+    records = [record("cohort", accuracy=0.9, seed=seed) for seed in (0, 1)]
+    for each in records:
+        each["results"] |= {"test/companion_acc_top5": 0.99, "test/third_acc": 0.8}
+        each["config"]["companions"] = {"third": {"seed": each["seed"] + 7}}  # a seed is no setting
+    (row,) = rows(records)
+    cell = cells(row)[HEADINGS.index("companion (%)")]
+    assert re.findall(r"[\d.]+(?= . 0.00)", cell) == ["91.00", "80.00"]
+
+
 def test_the_companions_accuracy_has_its_deviation(study):
     (line,) = [line for line in as_markdown(rows(collect([study]).done)).splitlines() if "| tna |" in line]
     assert "| 95.00 \u00b1 2.00 |" in line

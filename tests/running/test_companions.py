@@ -1,6 +1,9 @@
 """Companions from elsewhere, and weights from earlier runs; in this process, through `train`."""
 
+import subprocess
+import sys
 from hashlib import sha256
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,14 +11,15 @@ from lightning.pytorch.utilities import rank_zero_only
 from safetensors.torch import load_file
 
 from tna_lightning.models import LIF
+from tna_lightning.quantization import quantized_share
 from tna_lightning.quantization.packing import load_packed, save_network
 from tna_lightning.running.companions import companion_networks, pretrained_weights, pretraining_config
 from tna_lightning.running.config import compose
 from tna_lightning.running.console import summary_rows
-from tna_lightning.running.factory import build_network
+from tna_lightning.running.factory import build, build_network, network_spec
 from tna_lightning.running.identity import folder_name, identity
 from tna_lightning.running.record import LAST_CHECKPOINT, NETWORK, Run, find_runs, finished_record, now
-from tna_lightning.running.train import train
+from tna_lightning.running.train import build_learner, build_quantization, train
 from tna_lightning.running.weights import load_weights
 
 SMALL = [
@@ -88,6 +92,26 @@ def test_a_run_on_several_devices_or_nodes_has_the_teacher_of_a_run_on_one(shape
     assert folder_name(pretraining_config(several)) == folder_name(one)
 
 
+def test_each_companion_is_pretrained_as_its_own_node_says():
+    third = ["+companions.third.weights=pretrained", "+companions.third.seed=5", "neuron@companions.third.neuron=relu"]
+    config = compose(["baseline=cohort", *third])
+    alone = pretraining_config(config, "third")
+    assert alone["seed"] == alone["data"]["seed"] == 5
+    assert alone["choices"]["neuron"] == "relu"
+    same = compose(["baseline=kd", "companion.seed=5", "neuron@companion.neuron=relu"])
+    assert folder_name(alone) == folder_name(pretraining_config(same))
+
+
+def test_a_companion_is_quantised_beside_a_base_at_full_precision():
+    config = compose(["quant=none", "companion.precision={_target_: tna_lightning.quantization.Uniform, bits: 4}"])
+    learner = build_learner(config, build("data", config["data"]))
+    build_quantization(config).setup(SimpleNamespace(max_epochs=1), learner, "fit")
+    shares = [quantized_share(network) for network in learner.networks.values()]
+    assert shares == [0, 1]
+    assert build_quantization(compose(["quant=none", "companion.precision=base"])) is None
+    assert build_quantization(compose(["companion.precision=base"])).network == ["base", "companion"]
+
+
 def test_companion_networks_are_the_bases_where_nothing_else_is_said():
     config = compose(["model@companion.model=resnet20"])
     networks = companion_networks(config)
@@ -147,16 +171,92 @@ def test_a_twin_may_be_of_another_architecture_and_neuron(tmp_path):
 def test_the_record_says_what_of_the_companion_is_quantised(tmp_path):
     record = run(
         tmp_path / "run",
-        "quant.network=both",
         "quant.skip=[classifier]",
-        "+quant.companion_quantizer._target_=tna_lightning.quantization.Uniform",
-        "+quant.companion_quantizer.bits=8",
+        "companion.precision={_target_: tna_lightning.quantization.Uniform, bits: 8}",
     )
     names = [layer["name"] for layer in record["weights"]["layers"]]
     companion = record["companion_weights"]
     assert companion["schemes"] == {"int8": names[:-1], "float32": ["classifier"]}
     assert companion["quantized_share"] == record["weights"]["quantized_share"] < 1
     assert dict(summary_rows(record))["companion's weights"] == f"{companion['weights']:,}, int8, float32"
+
+
+USERS_FOLDER = {
+    "my_data.py": """
+import torch
+
+from tna_lightning.data import Batch, DigitsDataModule
+
+
+class EvenDigits(DigitsDataModule):
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        batch = Batch.of(super().on_after_batch_transfer(batch, dataloader_idx))
+        if self.trainer.training:
+            batch.weight = torch.where(batch.target % 2 == 0, 1.0, 0.0)
+        return batch
+""",
+    "my_conf/data/even_digits.yaml": """
+# digits of which the odd ones do not count in training
+defaults:
+  - digits
+  - _self_
+_target_: my_data.EvenDigits
+""",
+    "my_conf/baseline/trio.yaml": """
+# @package _global_
+# three networks, one of them an ANN and one in whole numbers
+defaults:
+  - /signatures/Cohort@objective
+  - /nodes/companion@companion
+  - _self_
+objective:
+  match_weight: 0.02
+companions:
+  ann:
+    neuron: {_target_: torch.nn.ReLU, _partial_: true}
+  int8:
+    precision: {_target_: tna_lightning.quantization.Uniform, bits: 8}
+""",
+}
+
+
+def test_a_users_folder_has_a_cohort_and_sample_weights_of_its_own(tmp_path):
+    for name, text in USERS_FOLDER.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    command = ["--config-dir", "my_conf", "baseline=trio", "data=even_digits", *SMALL, "hydra.run.dir=run", "epochs=2"]
+    trained = subprocess.run(
+        [sys.executable, "-m", "tna_lightning", *command], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert trained.returncode == 0, trained.stderr
+    record = finished_record(tmp_path / "run")
+    assert [name for name in record["results"] if name.startswith("test/") and name.endswith("_acc")] == [
+        *("test/companion_acc", "test/ann_acc", "test/int8_acc")
+    ]
+    assert [list(record[f"{name}_weights"]["schemes"]) for name in ("companion", "ann", "int8")] == [
+        *(["float32"], ["float32"], ["int8"])
+    ]
+    assert [name for name in dict(summary_rows(record)) if "'s weights" in name] == [
+        *("companion's weights", "ann's weights", "int8's weights")
+    ]
+    # about half of the samples count, in the mean over all of them
+    ratio = record["history"]["train/ann_cross_entropy"][0] / record["history"]["val/ann_cross_entropy"][0]
+    assert 0.3 < ratio < 0.7
+    state = torch.load(tmp_path / "run" / LAST_CHECKPOINT, weights_only=True)["state_dict"]
+    assert list(dict.fromkeys(name.partition(".")[0] for name in state)) == ["base", "companion", "ann", "int8"]
+    kept = load_packed(tmp_path / "run" / NETWORK)
+    assert torch.equal(kept.classifier.bias, state["base.classifier.bias"])
+
+
+def test_the_base_is_drawn_first_then_the_companions_in_the_order_of_the_config():
+    config = compose([*SMALL, "baseline=cohort", "+companions.fourth={}"])
+    datamodule = build("data", config["data"])
+    torch.manual_seed(3)
+    networks = build_learner(config, datamodule).networks
+    torch.manual_seed(3)
+    for name in ("base", "companion", "third", "fourth"):
+        drawn = build_network(network_spec(config, datamodule))
+        assert torch.equal(drawn.classifier.weight, networks[name].classifier.weight), name
 
 
 def test_weights_come_from_a_run_or_its_kept_network_as_deployed(earlier):

@@ -13,13 +13,12 @@ import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 
-from tna_lightning.running.config import compose
+from tna_lightning.running.config import companion_nodes, compose
 from tna_lightning.running.factory import build
 from tna_lightning.running.home import GROUPS, home, options
 from tna_lightning.running.identity import folder_name
 from tna_lightning.running.record import finished_record
 from tna_lightning.running.signatures import SOURCES, render
-from tna_lightning.running.train import build_trainer
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,6 +42,18 @@ def test_the_companion_is_built_like_the_base_unless_chosen():
     companion = compose(["model@companion.model=resnet20", "companion.model.width=0.5"])["companion"]
     assert companion["model"]["_target_"] == "tna_lightning.models.resnet20"
     assert companion["model"]["width"] == 0.5
+
+
+def test_further_companions_are_as_the_first_unless_they_say_otherwise():
+    third, fourth = "model@companions.third.model=resnet8", "+companions.fourth={device: null}"
+    nodes = companion_nodes(compose(["baseline=cohort", "companion.device=cpu", third, fourth]))
+    assert list(nodes) == ["companion", "third", "fourth"]
+    assert [node["device"] for node in nodes.values()] == ["cpu", "cpu", None]
+    targets = [node.get("model", {}).get("_target_") for node in nodes.values()]
+    assert targets == [None, "tna_lightning.models.resnet8", None]
+    assert companion_nodes(compose(["baseline=plain"])) == {}
+    old = companion_nodes({"companion": {"weights": "random", "freeze": False, "seed": 0}, "companions": {}})
+    assert (old["companion"]["device"], old["companion"]["precision"]) == (None, "full")
 
 
 def test_the_run_folder_is_named_by_hydra_as_by_us(tmp_path):
@@ -70,7 +81,7 @@ def test_optimizers(choice):
 @pytest.mark.parametrize("choice", options("trainer"))
 def test_trainers(choice):
     config = compose([f"trainer={choice}", "trainer.accelerator=cpu", "epochs=4"])
-    trainer = build_trainer(config["trainer"], logger=False, enable_checkpointing=False)
+    trainer = build("trainer", config["trainer"], logger=False, enable_checkpointing=False)
     assert isinstance(trainer, lightning.Trainer)
     assert trainer.max_epochs == 4
     assert trainer.num_devices == config["trainer"]["devices"]

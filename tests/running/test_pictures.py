@@ -8,7 +8,7 @@ from tna_lightning.cost import inference_cost
 from tna_lightning.models import LIF, convnet
 from tna_lightning.quantization import Binary, Ternary, Uniform, quantize_network, weight_report
 from tna_lightning.quantization.kept import kept_weights
-from tna_lightning.running.pictures import NUM_BINS, plot_inspection
+from tna_lightning.running.pictures import NUM_BINS, plot_curves, plot_inspection
 
 ALPHABETS = {1: [-1, 1], 2: [-1, 0, 1], 3: [-3, -2, -1, 0, 1, 2, 3]}
 
@@ -22,6 +22,20 @@ def drawn(monkeypatch):
         matplotlib.figure.Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k))
     )
     return figures
+
+
+def test_each_network_has_its_curves_in_a_colour_of_its_own(tmp_path, drawn):
+    history = {"epoch": [0, 1]}
+    names = ("base", "companion", "third_one")
+    for number, prefix in enumerate(("", "companion_", "third_one_")):
+        for stage in ("train", "val"):
+            history |= {f"{stage}/{prefix}acc": [0.1 * number, 0.5], f"{stage}/{prefix}cross_entropy": [2.0, 1.0]}
+    plot_curves(history | {"train/match": [3.0, 2.0]}, tmp_path / "curves.png")
+    for axes, further in zip(drawn[0].axes, ([], ["match term, training"]), strict=True):
+        labels = [line.get_label() for line in axes.lines]
+        assert labels == [f"{name}, {stage}" for name in names for stage in ("validation", "training")] + further
+        assert len({line.get_color() for line in axes.lines}) == 3 + len(further)
+    assert [line.get_ydata()[0] for line in drawn[0].axes[0].lines[::2]] == pytest.approx([0, 10, 20])
 
 
 @pytest.mark.parametrize("quantizer", [Binary(), Ternary(), Uniform(3), Uniform(4), None])

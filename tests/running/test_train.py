@@ -249,13 +249,30 @@ def test_a_teacher_of_another_shape_is_refused(done_run, tmp_path):
         (["companion.weights=null"], "error: companion.weights=None: random, pretrained or a run's path"),
         (["ckpt_path=last"], "error: ckpt_path='last': there is no checkpoint"),
         (["channels_last=maybe"], "error: channels_last='maybe': allowed are true, false"),
-        (["trainer.twin_stream=2"], "error: trainer.twin_stream=2: allowed are true, false"),
-        (["trainer.twin_device=cuda:77"], "error: trainer.twin_device='cuda:77': here are cpu"),
-        (["trainer=ddp", "trainer.twin_device=cpu"], "error: trainer.twin_device='cpu': needs trainer.devices=1"),
+        (["companion.device=cuda:77"], "error: companion.device='cuda:77': here are cpu"),
+        (["trainer=ddp", "companion.device=cpu"], "error: companion.device='cpu': needs trainer.devices=1"),
+        (["companion.precision=low"], "error: companion.precision='low': allowed are full, base and a quantizer"),
+        (["companion.precision={bits: 8}"], "error: companion.precision={'bits': 8}: allowed are full, base and"),
+        (
+            ["+companion.frezee=true"],
+            "error: companion.frezee: no such setting; a companion has model, neuron, weights",
+        ),
+        (["baseline=cohort", "+companions.third.prec=base"], "error: companions.third.prec: no such setting"),
+        (["baseline=cohort", "companions.third.freeze=true"], "+companions.third.freeze=VALUE says it"),
+        (
+            ["baseline=cohort", "+companions.third.freeze=1"],
+            "error: companions.third.freeze=1: allowed are true, false",
+        ),
+        (["baseline=plain", "+companions.third={}"], "error: companions={'third': {}}: stand beside `companion`"),
+        (["+companions.companion={}"], "error: companions={'companion': {}}: stand beside `companion`, by names of"),
+        (["companions=3"], "error: companions=3: must map names to nodes"),
+        (["+companions.third={}"], "error: companion=companion, third: TwinAugmentation compares the base with 1"),
         (["trainer=ddp", "trainer.num_nodes=2"], "error: trainer.num_nodes=2: start the command with torchrun or srun"),
-        (["quant.network=twin"], "error: quant.network='twin': must be 'base', 'companion' or 'both'"),
-        (["baseline=kd", "quant.network=both"], "error: quant.network='both': the companion is frozen"),
-        (["baseline=plain", "quant.network=companion"], "error: quant.network='companion': there is no companion"),
+        (["baseline=kd", "companion.precision=base"], "error: companion.precision='base': a frozen companion keeps"),
+        (
+            ["companion.precision={_target_: tna_lightning.quantization.Uniform, bits: 99}"],
+            "error: companion.precision.bits=99: ",
+        ),
         (["epochs=3", "quant.start_epoch=3"], "error: quant.start_epoch=3: must be at most 2, the last of 3 epochs"),
         (["baseline=kd", "epochs=3", "quant.growth_epochs=3"], "error: quant.growth_epochs=3: must be at most 2"),
         (["logger=wandb", "logger.offline=perhaps"], "error: logger.offline='perhaps': must be true or false"),
@@ -346,7 +363,7 @@ def test_tracebacks_are_there_for_who_asks(tmp_path):
 def test_a_twin_device_of_the_same_kind_changes_nothing_and_channels_last_hardly_anything(tmp_path):
     options = ["epochs=2", "keep=last"]
     small_run(tmp_path / "plain", *options, check=True)
-    small_run(tmp_path / "twin", *options, "trainer.twin_device=cpu", "trainer.twin_stream=true", check=True)
+    small_run(tmp_path / "twin", *options, "companion.device=cpu", check=True)
     small_run(tmp_path / "layout", *options, "channels_last=true", check=True)
     plain, twin, layout = (finished_record(tmp_path / name) for name in ("plain", "twin", "layout"))
     assert untimed(twin["history"]) == untimed(plain["history"])

@@ -25,8 +25,9 @@ class WeightQuantization(lightning.Callback):
 
     Args:
         quantizer: prototype, see :mod:`tna_lightning.quantization.quantizers`; each weight gets its own copy.
-        network: ``base``, ``companion`` (a twin or peer that trains along; a frozen one is refused) or ``both``.
-        companion_quantizer: the companion's own scheme; by default ``quantizer``.
+        network: ``base``, ``companion`` (a twin or peer that trains along; a frozen one is refused), ``both``, or names
+            of networks.
+        companion_quantizer: the companions' own scheme, or one each by name; by default ``quantizer``.
         skip: names of modules left at full precision with all they contain, such as ``[stem, classifier]``.
         layer_quantizers: names of modules with a scheme of their own, in every network that is quantised.
         start_epoch: training sees full-precision weights before this epoch, counted from 0.
@@ -41,8 +42,8 @@ class WeightQuantization(lightning.Callback):
     def __init__(
         self,
         quantizer: Quantizer,
-        network: str = "base",
-        companion_quantizer: Quantizer | None = None,
+        network: str | Sequence[str] = "base",
+        companion_quantizer: Quantizer | Mapping[str, Quantizer] | None = None,
         skip: Sequence[str] = (),
         start_epoch: int = 0,
         growth_epochs: int = 0,
@@ -50,14 +51,26 @@ class WeightQuantization(lightning.Callback):
     ) -> None:
         check_names(skip, layer_quantizers)
         self.layer_quantizers = dict(layer_quantizers or {})
-        schemes = {"quantizer": quantizer, "companion_quantizer": companion_quantizer or quantizer}
+        if isinstance(network, str) and network not in ("base", "companion", "both"):
+            raise ValueError(f"network={network!r}: must be 'base', 'companion', 'both' or a list of networks")
+        networks = ("base", "companion") if network == "both" else (network,) if isinstance(network, str) else network
+        companions = [name for name in networks if name != "base"]
+        schemes = {"quantizer": quantizer}
+        if isinstance(companion_quantizer, Mapping):
+            own = dict(companion_quantizer)
+            schemes |= {f"companion_quantizer.{name}": scheme for name, scheme in own.items()}
+        elif companion_quantizer is not None:
+            own = dict.fromkeys(companions or ["companion"], companion_quantizer)
+            schemes["companion_quantizer"] = companion_quantizer
+        else:
+            own = {}
+        if own.keys() - set(companions):
+            raise ValueError(
+                f"companion_quantizer: has no effect with network={network!r}; set 'both', or name the companions there"
+            )
         schemes |= {f"layer_quantizers.{layer}": scheme for layer, scheme in self.layer_quantizers.items()}
         for name, scheme in schemes.items():
             check_quantizer(name, scheme)
-        if network not in ("base", "companion", "both"):
-            raise ValueError(f"network={network!r}: must be 'base', 'companion' or 'both'")
-        if companion_quantizer is not None and network == "base":
-            raise ValueError("companion_quantizer: has no effect with network='base'; set network='both'")
         for name, value in {"start_epoch": start_epoch, "growth_epochs": growth_epochs}.items():
             if not isinstance(value, int) or value < 0:
                 raise ValueError(f"{name}={value!r}: must be a whole number of 0 or more")
@@ -71,11 +84,7 @@ class WeightQuantization(lightning.Callback):
         self.skip = list(skip)
         self.start_epoch = start_epoch
         self.growth_epochs = growth_epochs
-        self._quantizers: dict[str, Quantizer] = {}
-        if network != "companion":
-            self._quantizers["base"] = quantizer
-        if network != "base":
-            self._quantizers["companion"] = companion_quantizer or quantizer
+        self._quantizers = {name: own.get(name, quantizer) for name in networks}
 
     def share(self, epoch: int) -> float:
         """Share of the weights that training sees quantised in this epoch (counted from 0)."""
@@ -85,18 +94,17 @@ class WeightQuantization(lightning.Callback):
         """Refuse what does not fit the networks, or a training of so many epochs; ``setup`` does, before it begins.
 
         Raises:
-            ValueError: no companion, or a frozen one; a name in ``skip`` or ``layer_quantizers`` that matches no layer;
-                a schedule after which
-                training has not seen all weights quantised (``max_epochs`` of None or below 1 sets no end).
+            ValueError: a network that is not there, or a frozen companion; a name in ``skip`` or ``layer_quantizers``
+                that matches no layer; a schedule after which training has not seen all weights quantised
+                (``max_epochs`` of None or below 1 sets no end).
         """
-        for network, _ in self._networks(learner):
+        for name, (network, _) in zip(self._quantizers, self._networks(learner), strict=True):
             layers_to_quantize(network, self.skip, self.layer_quantizers)
-        companion: Any = learner.companion
-        if "companion" in self._quantizers and not any(weight.requires_grad for weight in companion.parameters()):
-            raise ValueError(
-                f"network={self.network!r}: the companion is frozen and keeps the weights that it was trained to; "
-                "use 'base', or train it quantised and take its weights from there"
-            )
+            if name != "base" and not any(weight.requires_grad for weight in network.parameters()):
+                raise ValueError(
+                    f"network={self.network!r}: the {name} is frozen and keeps the weights that it was trained to; "
+                    "leave it out, or train it quantised and take its weights from there"
+                )
         if max_epochs is None or max_epochs < 1:
             return
         last = max_epochs - 1
@@ -128,7 +136,7 @@ class WeightQuantization(lightning.Callback):
 
     def _networks(self, pl_module: lightning.LightningModule) -> Iterator[tuple[nn.Module, Quantizer]]:
         for name, quantizer in self._quantizers.items():
-            network: Any = getattr(pl_module, name)
+            network: Any = getattr(pl_module, name, None)
             if network is None:
-                raise ValueError(f"network={self.network!r}: there is no companion to quantise")
+                raise ValueError(f"network={self.network!r}: there is no {name} to quantise")
             yield network, quantizer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,14 +13,14 @@ from tna_lightning.running.identity import identity, identity_config
 from tna_lightning.running.record import precision_words
 
 # the order in which a reader looks for them; what is not here follows in alphabetical order
-BASELINES = ("plain", "plain_twice", "kd", "kd_ann", "mutual", "tna")
+BASELINES = ("plain", "plain_twice", "kd", "kd_ann", "mutual", "tna", "cohort")
 PRECISIONS = (
     *("full", "int8", "int4", "int3", "int2"),
     *("ternary_hidden", "ternary", "ternary_ttq", "ternary_absmean", "binary"),
 )
 DISTILLATIONS = ("kd", "kd_ann")
 REFERENCES = ("plain", *DISTILLATIONS)
-_SEEDS = ("seed", "data.seed", "companion.seed")
+_SEEDS = re.compile(r"seed|data\.seed|companion\.seed|companions\.\w+\.seed")
 
 Record = Mapping[str, Any]
 
@@ -217,9 +218,10 @@ def _better_distillations(records: Sequence[Record]) -> dict[str, str]:
 def _partner_key(record: Record, *, any_seed: bool = False) -> str:
     """The same for runs that differ in nothing but what a baseline sets; the seed is part of it unless it may be any.
 
-    A baseline sets the objective, the companion and (plain_twice) how many times its `epochs` the trainer runs.
+    A baseline sets the objective, the companions and (plain_twice) how many times its `epochs` the trainer runs.
     """
-    config = {key: value for key, value in record["config"].items() if key not in ("objective", "companion")}
+    of_baseline = ("objective", "companion", "companions")
+    config = {key: value for key, value in record["config"].items() if key not in of_baseline}
     config["trainer"] = {key: value for key, value in config.get("trainer", {}).items() if key != "max_epochs"}
     if any_seed:
         config |= {"seed": None, "data": config["data"] | {"seed": None}}
@@ -229,19 +231,14 @@ def _partner_key(record: Record, *, any_seed: bool = False) -> str:
 def _variants(alike: Sequence[Record]) -> list[str]:
     """For runs with equal choices: the settings, other than seeds, in which some of them differ, as words."""
     companions = [
-        {
-            group: choice
-            for group, choice in record["choices"].items()
-            if group.endswith(("companion.model", "companion.neuron"))
-        }
-        for record in alike
+        {group: choice for group, choice in record["choices"].items() if "@companion" in group} for record in alike
     ]
     chosen = sorted({group for choices in companions for group in choices})
     flat = [identity_config(record["config"]) for record in alike]
     keys = sorted(
         key
         for key in {key for config in flat for key in config}
-        if key not in _SEEDS
+        if not _SEEDS.fullmatch(key)
         and not key.startswith(tuple(group.partition("@")[2] for group in chosen) or "\0")
         and len({repr(config.get(key)) for config in flat}) > 1
     )

@@ -74,9 +74,11 @@ def distillation(row: Row) -> str:
 
 
 def companion(row: Row) -> str:
-    """The companion's test accuracy, as the base's; empty where there is none."""
-    values = row.values("results", "test/companion_acc")
-    return "" if values is None else spread(*mean_and_deviation([100 * value for value in values]))
+    """The companions' test accuracies, as the base's; empty where there is none."""
+    results = (record["results"] for record in row.records)
+    names = dict.fromkeys(name for each in results for name in each if re.fullmatch(r"test/\w+_acc", name))
+    accuracies = filter(None, (row.values("results", name) for name in names))
+    return ", ".join(spread(*mean_and_deviation([100 * value for value in values])) for values in accuracies)
 
 
 def as_markdown(table: Sequence[Row]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from filelock import FileLock
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from tna_lightning.running.config import companion_nodes, companion_prefix
 from tna_lightning.running.identity import folder_name
 from tna_lightning.running.record import RECORD, now, read_record
 
@@ -22,21 +23,22 @@ _STARTED = now()  # this process, as near as it matters
 Train = Callable[[Mapping[str, Any], Path], Mapping[str, Any]]
 
 
-def companion_networks(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with the companion's own ``model`` and ``neuron``, where it has them, in place of the base's."""
-    own = {key: config["companion"][key] for key in ("model", "neuron") if config["companion"].get(key)}
-    return {**config, **own}
+def companion_networks(config: Mapping[str, Any], name: str = "companion") -> dict[str, Any]:
+    """The config with a companion's own ``model`` and ``neuron``, where it has them, in place of the base's."""
+    node = companion_nodes(config)[name]
+    return {**config, **{key: node[key] for key in ("model", "neuron") if node.get(key)}}
 
 
-def pretraining_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of a run that trains the companion alone: plain, at full precision, with the companion's seed."""
-    companion = config["companion"]
+def pretraining_config(config: Mapping[str, Any], name: str = "companion") -> dict[str, Any]:
+    """The config of a run that trains a companion alone: plain, at full precision, with the companion's seed."""
+    companion = companion_nodes(config)[name]
     choices = dict(config.get("choices", {}))
-    alone = copy.deepcopy(companion_networks(config))
+    alone = copy.deepcopy(companion_networks(config, name))
     alone |= {
         "seed": companion["seed"],
         "objective": {"_target_": "tna_lightning.objectives.Plain"},
         "companion": None,
+        "companions": {},
         "quant": {},
         "init_from": None,
         "ckpt_path": None,
@@ -44,7 +46,6 @@ def pretraining_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "study": None,
         "logger": {},
     }
-    alone["trainer"] |= {"twin_device": None, "twin_stream": False}
     if (alone["trainer"].get("devices"), alone["trainer"].get("num_nodes")) != (1, 1):
         # one process trains it before the others start, and whoever asks for it on one device finds it too
         alone["trainer"] |= {"devices": 1, "num_nodes": 1, "strategy": "auto", "sync_batchnorm": False}
@@ -53,13 +54,14 @@ def pretraining_config(config: Mapping[str, Any]) -> dict[str, Any]:
         alone["data"]["seed"] = companion["seed"]
     alone["choices"] = {group: choices[group] for group in ("data", "optimizer", "trainer") if group in choices}
     for group in ("model", "neuron"):
-        alone["choices"][group] = choices.get(f"{group}@companion.{group}", choices.get(group, "custom"))
+        places = (f"{group}@{companion_prefix(name)}{group}", f"{group}@companion.{group}", group)
+        alone["choices"][group] = next((choices[place] for place in places if place in choices), "custom")
     alone["choices"] |= {"baseline": "plain", "quant": "none"}
     return alone
 
 
-def pretrained_weights(config: Mapping[str, Any], train: Train) -> Path:
-    """The run that holds the weights of a companion with ``companion.weights=pretrained``.
+def pretrained_weights(config: Mapping[str, Any], train: Train, name: str = "companion") -> Path:
+    """The run that holds the weights of a companion with ``weights=pretrained``.
 
     It is trained first, as a run of its own under ``output_dir/pretrained``. The folder's name holds the hash of its
     config, so that every run that asks for the same companion finds it there; of several processes one trains and the
@@ -68,19 +70,19 @@ def pretrained_weights(config: Mapping[str, Any], train: Train) -> Path:
     Raises:
         ValueError: in a further process of a run on several devices, where the first one failed to train it.
     """
-    alone = pretraining_config(config)
+    alone = pretraining_config(config, name)
     folder = Path(config["output_dir"]) / "pretrained" / folder_name(alone)
     folder.parent.mkdir(parents=True, exist_ok=True)
     if getattr(rank_zero_only, "rank", 0):
-        _wait_for_the_first_process(folder)
+        _wait_for_the_first_process(folder, f"{companion_prefix(name)}weights")
         return folder
     with FileLock(folder.parent / f".{folder.name}.lock"):
-        log.info("companion: %s", folder)
+        log.info("%s: %s", name, folder)
         train(alone, folder)
     return folder
 
 
-def _wait_for_the_first_process(folder: Path) -> None:
+def _wait_for_the_first_process(folder: Path, key: str) -> None:
     """Until it has trained the companion in this folder.
 
     Raises:
@@ -92,7 +94,7 @@ def _wait_for_the_first_process(folder: Path) -> None:
         fails_now = record != before or record.get("finished", "") >= _STARTED
         if record["status"] in ("failed", "interrupted") and fails_now:
             error = str(record.get("error", "")).partition("\n")[0]
-            raise ValueError(f"companion.weights='pretrained': the first process did not train {folder} ({error})")
+            raise ValueError(f"{key}='pretrained': the first process did not train {folder} ({error})")
         time.sleep(1)
 
 

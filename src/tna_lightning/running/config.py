@@ -27,22 +27,12 @@ from tna_lightning.running.versions import MOVED
 # the nodes and settings of a config; what else stands in one, nothing reads
 SETTINGS = (
     *("seed", "epochs", "keep", "compile", "channels_last", "output_dir", "study", "resume", "init_from", "ckpt_path"),
-    *(
-        "data",
-        "model",
-        "neuron",
-        "quant",
-        "objective",
-        "companion",
-        "optimizer",
-        "schedule",
-        "trainer",
-        "logger",
-        "cost",
-    ),
+    *("data", "model", "neuron", "quant", "objective", "companion", "companions", "optimizer", "schedule"),
+    *("trainer", "logger", "cost"),
 )
 BY_THE_PROGRAM = ("choices", "own")  # what it adds to a config, see `resolved`
-COMPANION = ("model", "neuron", "weights", "freeze", "seed")
+COMPANION = ("model", "neuron", "weights", "freeze", "seed", "device", "precision")
+_NOT_SAID = {"device": None, "precision": "full"}  # of a companion whose node has neither, as those of version 0.1
 
 # arguments of lightning.Trainer that the program gives, and what to set instead
 NOT_FOR_TRAINER = {
@@ -162,7 +152,6 @@ def check(config: Mapping[str, Any]) -> None:
     if config["logger"] and "_target_" not in config["logger"]:
         raise ValueError(f"logger={dict(config['logger'])}: logger=csv has no settings; choose wandb or tensorboard")
     _check_nodes(config["trainer"])
-    _check_twin_device(config["trainer"])
     if config["keep"] == "best" and not config["data"].get("val_fraction", 1):
         raise ValueError("keep='best': needs validation images (data.val_fraction above 0); else use keep=last")
     init_from, quant = config["init_from"], config["quant"]
@@ -175,19 +164,61 @@ def check(config: Mapping[str, Any]) -> None:
             raise ValueError(f"{key}={value!r}: must be finite")
     if not isinstance(config["resume"], bool):
         raise ValueError(f"resume={config['resume']!r}: allowed are true, false")
-    if not config["companion"]:
-        return
-    for key in config["companion"]:
-        refuse_unknown("companion", key, COMPANION)
-    # set by hand or by model@companion.model, but the baseline has no companion
-    if "weights" not in config["companion"]:
+    if config["companion"] and "weights" not in config["companion"]:
+        # set by hand or by model@companion.model, but the baseline has no companion
         raise ValueError(
-            f"companion={config['companion']}: this baseline has no companion; allowed are tna, kd, mutual"
+            f"companion={config['companion']}: this baseline has no companion; allowed are tna, kd, mutual, cohort"
         )
-    if not isinstance(config["companion"]["weights"], str):
-        raise ValueError(f"companion.weights={config['companion']['weights']!r}: random, pretrained or a run's path")
-    if not isinstance(config["companion"]["freeze"], bool):
-        raise ValueError(f"companion.freeze={config['companion']['freeze']!r}: allowed are true, false")
+    further = config["companions"]
+    if not isinstance(further, Mapping) or not all(isinstance(node, Mapping | None) for node in further.values()):
+        raise ValueError(f"companions={further}: must map names to nodes, companions.third={{}}")
+    if "companion" in further or (further and not config["companion"]):
+        raise ValueError(f"companions={further}: stand beside `companion`, by names of their own; see baseline=cohort")
+    for name, node in companion_nodes(config).items():
+        _check_companion(companion_prefix(name), node, config["trainer"])
+
+
+def companion_nodes(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Each companion's node by network's name, in the order in which they are drawn.
+
+    What a node of ``companions`` does not say is as in ``companion``.
+    """
+    if not config["companion"]:
+        return {}
+    first = _NOT_SAID | dict(config["companion"])
+    return {"companion": first} | {name: first | (node or {}) for name, node in config["companions"].items()}
+
+
+def companion_prefix(name: str) -> str:
+    """Where a companion's node stands, for the errors of its settings: ``companion.`` or ``companions.third.``."""
+    return "companion." if name == "companion" else f"companions.{name}."
+
+
+def _check_companion(prefix: str, node: Mapping[str, Any], trainer: Mapping[str, Any]) -> None:
+    for key in node:
+        refuse_unknown(prefix.removesuffix("."), key, COMPANION)
+    if not isinstance(node["weights"], str):
+        raise ValueError(f"{prefix}weights={node['weights']!r}: random, pretrained or a run's path")
+    if not isinstance(node["freeze"], bool):
+        raise ValueError(f"{prefix}freeze={node['freeze']!r}: allowed are true, false")
+    precision = node["precision"]
+    if precision not in ("full", "base") and not (isinstance(precision, Mapping) and "_target_" in precision):
+        raise ValueError(f"{prefix}precision={precision!r}: allowed are full, base and a quantizer with a _target_")
+    if node["freeze"] and precision != "full":
+        words = precision if isinstance(precision, str) else dict(precision)
+        raise ValueError(
+            f"{prefix}precision={words!r}: a frozen companion keeps the weights that it was trained to; "
+            "use full, or train it quantised and take its weights from there"
+        )
+    if node["device"] is None:
+        return
+    import torch  # here, because `--help` must not wait for it
+
+    there = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    if node["device"] not in there:
+        raise ValueError(f"{prefix}device={node['device']!r}: here are {', '.join(there)}; null is the base's")
+    if trainer["devices"] != 1 or trainer["num_nodes"] != 1:
+        raise ValueError(f"{prefix}device={node['device']!r}: needs trainer.devices=1; ddp keeps all networks on each")
 
 
 def refuse_unknown(key: str, name: str, known: Sequence[str]) -> None:
@@ -211,21 +242,6 @@ def _check_nodes(trainer: Mapping[str, Any]) -> None:
     # torchrun's variable (Lightning's own too) and Slurm's: without either, the first node waits for the others forever
     if nodes != 1 and not {"MASTER_ADDR", "SLURM_NTASKS"} & os.environ.keys():
         raise ValueError(f"trainer.num_nodes={nodes!r}: start the command with torchrun or srun; alone allowed is 1")
-
-
-def _check_twin_device(trainer: Mapping[str, Any]) -> None:
-    device, stream = trainer.get("twin_device"), trainer.get("twin_stream", False)
-    if not isinstance(stream, bool):
-        raise ValueError(f"trainer.twin_stream={stream!r}: allowed are true, false")
-    if device is None:
-        return
-    import torch  # here, because `--help` must not wait for it
-
-    there = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
-    if device not in there:
-        raise ValueError(f"trainer.twin_device={device!r}: here are {', '.join(there)}; null puts it beside the base")
-    if trainer["devices"] != 1 or trainer["num_nodes"] != 1:
-        raise ValueError(f"trainer.twin_device={device!r}: needs trainer.devices=1; ddp keeps both networks on each")
 
 
 def _is_int(value: Any) -> bool:
@@ -290,6 +306,8 @@ def _unknown_key(key: str) -> str:
         close = difflib.get_close_matches(key, [*GROUPS, *SETTINGS], n=1)
         hint = f"did you mean {close[0]}?" if close else f"groups are {', '.join(GROUPS)}"
         return f"{key}: no such group or setting; {hint}"
+    if key.startswith("companions."):
+        return f"{key}: not said there yet, so that it is as in companion; +{key}=VALUE says it"
     if key.startswith("hydra."):
         return f"{key}: no such setting of Hydra's; `--cfg hydra` prints all of them"
     return f"{key}: no such setting here; `--cfg job` prints all of them"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -110,17 +111,18 @@ def summary_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Name and value of each line of the final table."""
     results, weights, cost = record["results"], record["weights"], record["cost"]
     yield "base, test accuracy", _accuracies(results, "")
-    if "test/companion_acc" in results:
-        yield "companion, test accuracy", _accuracies(results, "companion_")
+    companions = [key[len("test/") : -len("_acc")] for key in results if re.fullmatch(r"test/\w+_acc", key)]
+    for name in companions:
+        yield f"{name}, test accuracy", _accuracies(results, f"{name}_")
     if "val/acc" in results:
         yield (
             "base, validation accuracy",
             f"{results['val/acc']:.2%} (epoch {results['kept_epoch'] + 1} of {record['epochs']} is kept)",
         )
     yield "weights", f"{weights['weights']:,}, quantised: {precision_words(weights)}"
-    if "companion_weights" in record:
-        companion = record["companion_weights"]
-        yield "companion's weights", f"{companion['weights']:,}, {', '.join(companion['schemes'])}"
+    for name in companions:
+        if (companion := record.get(f"{name}_weights")) is not None:  # older records have none
+            yield f"{name}'s weights", f"{companion['weights']:,}, {', '.join(companion['schemes'])}"
     smaller = weights["bytes_float32"] / weights["bytes"]
     than_float32 = f" ({smaller:.1f} times smaller than float32)" if smaller > 1 else ""
     yield "weights, as kept", f"{weights['bytes']:,} bytes{than_float32}"

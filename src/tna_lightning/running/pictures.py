@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,8 @@ from tna_lightning.quantization.parametrized import weighted_layers
 
 History = Mapping[str, Sequence[float | int | None]]
 
-# base and companion in two colours that stay apart for the colour-blind (Okabe and Ito)
-COLORS = {"base": "#0072B2", "companion": "#D55E00", "match": "#009E73"}
+# the base's colour and the companions', which stay apart for the colour-blind (Okabe and Ito), and the match term's
+NETWORK_COLORS, MATCH_COLOR = ("#0072B2", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9"), "#009E73"
 
 
 def plot_curves(history: History, path: Path | str, title: str = "") -> None:
@@ -39,12 +41,13 @@ def plot_curves(history: History, path: Path | str, title: str = "") -> None:
             values = [float("nan") if value is None else scale * value for value in history[name]]
             axes.plot(epochs, values, **style)
 
-    for network, prefix in (("base", ""), ("companion", "companion_")):
-        color = COLORS[network]
+    companions = (match[1] for name in history if (match := re.fullmatch(r"train/(\w+)_acc", name)))
+    for color, network in zip(cycle(NETWORK_COLORS), ("base", *companions), strict=False):
+        prefix = "" if network == "base" else f"{network}_"
         for axes, quantity, scale in ((accuracy, "acc", 100), (loss, "cross_entropy", 1)):
             curve(axes, f"val/{prefix}{quantity}", scale, color=color, label=f"{network}, validation")
             curve(axes, f"train/{prefix}{quantity}", scale, color=color, linestyle="--", label=f"{network}, training")
-    curve(loss, "train/match", color=COLORS["match"], linestyle=":", label="match term, training")
+    curve(loss, "train/match", color=MATCH_COLOR, linestyle=":", label="match term, training")
     accuracy.set(xlabel="epoch", ylabel="accuracy (%)")
     loss.set(xlabel="epoch", ylabel="cross-entropy; match term")
     loss.set_ylim(bottom=0)

@@ -46,6 +46,10 @@ SOURCES = {
     "LIF": Source("tna_lightning.models.LIF", is_partial=True),
     **{name: Source(f"tna_lightning.models.{name}") for name in ("resnet8", "resnet18", "resnet19", "resnet20")},
     **{name: Source(f"tna_lightning.models.{name}") for name in ("convnet", "vgg11", "vgg16", "vggsnn")},
+    **{
+        name: Source(f"tna_lightning.objectives.{name}")
+        for name in ("Plain", "TwinAugmentation", "Distillation", "MutualLearning", "Cohort")
+    },
     "Trainer": Source(
         "lightning.Trainer",
         without=(*NOT_FOR_TRAINER, "limit_predict_batches", "enable_autolog_hparams", "model_registry"),
@@ -53,7 +57,9 @@ SOURCES = {
     "InferenceCost": Source("tna_lightning.callbacks.inference_cost.InferenceCost"),
     "cosine": Source("tna_lightning.learner.cosine", is_partial=True),
     "wandb_logger": Source("tna_lightning.running.loggers.wandb_logger", is_partial=True),
-    "WeightQuantization": Source("tna_lightning.quantization.WeightQuantization"),
+    "WeightQuantization": Source(
+        "tna_lightning.quantization.WeightQuantization", without=("network", "companion_quantizer")
+    ),
     "Binary": Source("tna_lightning.quantization.Binary"),
     "Ternary": Source("tna_lightning.quantization.Ternary"),
     "TernaryAbsmean": Source("tna_lightning.quantization.TernaryAbsmean"),
@@ -69,12 +75,13 @@ def render(source: Source) -> str:
         lines.append("_partial_: true")
     defaults: dict[str, Any] = {}
     meanings: dict[str, str] = {}
-    for owner, function in takers(_get(source.path)):  # what an earlier one takes does not reach the later ones
+    target = _get(source.path)
+    for _, function in takers(target):  # what an earlier one takes does not reach the later ones
         for parameter in inspect.signature(function).parameters.values():
             if parameter.default is not parameter.empty and parameter.name not in source.without:
                 defaults.setdefault(parameter.name, parameter.default)
-        for documented in (owner, getattr(owner, "builder", None)):
-            meanings = arguments_in(inspect.getdoc(documented) or "") | meanings
+    for owner in target.__mro__ if isinstance(target, type) else (target, getattr(target, "builder", None)):
+        meanings = arguments_in(inspect.getdoc(owner) or "") | meanings
     for name, default in defaults.items():
         meaning = f" # {meanings[name]}" if name in meanings else ""
         lines.append(f"{name}: {_as_yaml(default)}{meaning}")

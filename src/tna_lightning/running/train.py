@@ -24,10 +24,11 @@ from tna_lightning.callbacks import ExactResume, History, LayerCurves, StopOnNon
 from tna_lightning.callbacks.exact_resume import refuse_another_run
 from tna_lightning.callbacks.inference_cost import InferenceCost
 from tna_lightning.learner import TwinLearner
+from tna_lightning.quantization import WeightQuantization
 from tna_lightning.quantization.kept import weight_report
 from tna_lightning.quantization.packing import save_network
 from tna_lightning.running import checkpoints, companions, loggers
-from tna_lightning.running.config import BAD_INPUT, check, read_config, write_config
+from tna_lightning.running.config import BAD_INPUT, check, companion_nodes, companion_prefix, read_config, write_config
 from tna_lightning.running.console import leave, print_record, quiet_lightning, was_interrupted
 from tna_lightning.running.factory import build, build_network, compile_network, network_spec, under
 from tna_lightning.running.pictures import plot_curves, plot_inspection
@@ -86,7 +87,8 @@ def _done_before(run: Run) -> dict[str, Any] | None:
 
 def _sources(config: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """The files that hold a run's first weights, by setting, with their SHA-256."""
-    named = {"init_from": config["init_from"], "companion.weights": (config["companion"] or {}).get("weights")}
+    named = {"init_from": config["init_from"]}
+    named |= {f"{companion_prefix(name)}weights": node["weights"] for name, node in companion_nodes(config).items()}
     files = {
         key: weights_file(key, source) for key, source in named.items() if source not in (None, "random", "pretrained")
     }
@@ -139,7 +141,7 @@ def _prepare(run: Run) -> _Prepared:
     history = History(run.folder / "metrics.csv")
     cost: InferenceCost = build("cost", config["cost"])
     callbacks: list[Callback] = [history, StopOnNonFiniteLoss(), ExactResume(run.identity), cost, *savers]
-    quantization = build("quant", config["quant"]) if config["quant"] else None
+    quantization = build_quantization(config)
     if quantization is not None:
         callbacks.append(quantization)
     if config["logger"]:
@@ -149,7 +151,8 @@ def _prepare(run: Run) -> _Prepared:
     on_cpu = config["trainer"]["accelerator"] == "cpu" or not torch.cuda.is_available()
     syncs_on_cpu = config["trainer"]["sync_batchnorm"] and on_cpu
     with quiet_lightning():
-        trainer = build_trainer(
+        trainer = build(
+            "trainer",
             config["trainer"],
             callbacks=callbacks,
             logger=False,
@@ -170,11 +173,12 @@ def _prepare(run: Run) -> _Prepared:
 def _train(run: Run, prepared: _Prepared) -> dict[str, Any]:
     config, datamodule, learner, trainer = run.config, prepared.datamodule, prepared.learner, prepared.trainer
     history = prepared.history
-    if learner.companion is not None and config["companion"]["weights"] == "pretrained":
+    nodes = companion_nodes(config)
+    for name in (name for name, node in nodes.items() if node["weights"] == "pretrained"):
         with isolate_rng():  # this run draws the same whether its companion is trained here and now or was before
-            weights = companions.pretrained_weights(config, train)
+            weights = companions.pretrained_weights(config, train, name)
             lightning.seed_everything(config["seed"], workers=True, verbose=False)  # in the environment, too
-        load_weights("companion.weights", learner.companion, weights, neurons="same")
+        load_weights(f"{companion_prefix(name)}weights", learner.networks[name], weights, neurons="same")
     with loggers.opened(run, prepared.logger) as logger, quiet_lightning():
         trainer.logger = logger
         trainer.fit(learner, datamodule=datamodule, ckpt_path=prepared.ckpt_path, weights_only=True)
@@ -201,8 +205,7 @@ def _train(run: Run, prepared: _Prepared) -> dict[str, Any]:
             "cost": prepared.cost.result,
             **training,
         }
-        if learner.companion is not None:
-            record["companion_weights"] = _by_scheme(weight_report(learner.companion))
+        record |= {f"{name}_weights": _by_scheme(weight_report(learner.networks[name])) for name in nodes}
         plot_curves(record["history"], run.folder / "curves.png", title=run.folder.name)
         plot_inspection(
             learner.base, record["cost"]["neuron_layers"], run.folder / "weights.png", title=run.folder.name
@@ -218,18 +221,19 @@ def _train(run: Run, prepared: _Prepared) -> dict[str, Any]:
 def build_learner(config: Mapping[str, Any], datamodule: Any) -> TwinLearner:
     """The networks with their first weights; a companion that has to be pretrained has random ones.
 
-    The base is drawn first, so that it is the same in all baselines.
+    The base is drawn first, so that it is the same in all baselines, then the companions in the order of the config.
     """
     base = build_network(network_spec(config, datamodule), channels_last=config["channels_last"])
     if config["init_from"] is not None:
         load_weights("init_from", base, config["init_from"])
-    companion = None
-    if config["companion"] is not None:
-        spec = network_spec(companions.companion_networks(config), datamodule)
-        companion = build_network(spec, prefix="companion.", channels_last=config["channels_last"])
-        if config["companion"]["weights"] not in ("random", "pretrained"):
-            load_weights("companion.weights", companion, config["companion"]["weights"], neurons="same")
-    for network in filter(None, (base, companion)):
+    nodes = companion_nodes(config)
+    networks: dict[str, nn.Module] = {}
+    for name, node in nodes.items():
+        spec, prefix = network_spec(companions.companion_networks(config, name), datamodule), companion_prefix(name)
+        networks[name] = build_network(spec, prefix=prefix, channels_last=config["channels_last"])
+        if node["weights"] not in ("random", "pretrained"):
+            load_weights(f"{prefix}weights", networks[name], node["weights"], neurons="same")
+    for network in (base, *networks.values()):
         compile_network(network, config["compile"])
     optimizer, schedule = build("optimizer", config["optimizer"]), build("schedule", config["schedule"])
     with under("optimizer"):  # both are called when training starts: their errors are wanted now
@@ -238,21 +242,29 @@ def build_learner(config: Mapping[str, Any], datamodule: Any) -> TwinLearner:
         schedule(tried, max(1, config["epochs"]), 1)
     return TwinLearner(
         base,
-        companion,
+        networks,
         build("objective", config["objective"]),
         num_classes=datamodule.num_classes,
-        freeze_companion=companion is not None and config["companion"]["freeze"],
-        companion_device=config["trainer"].get("twin_device") if companion is not None else None,
-        companion_stream=config["trainer"].get("twin_stream", False),
+        freeze_companion={name for name, node in nodes.items() if node["freeze"]},
+        companion_device={name: node["device"] for name, node in nodes.items() if node["device"] is not None},
         optimizer=optimizer,
         schedule=schedule,
     )
 
 
-def build_trainer(node: Mapping[str, Any], **arguments: Any) -> lightning.Trainer:
-    """The trainer of the node ``trainer``, without what there concerns the twin and is the learner's."""
-    of_twin = ("twin_device", "twin_stream")
-    return build("trainer", {key: value for key, value in node.items() if key not in of_twin}, **arguments)
+def build_quantization(config: Mapping[str, Any]) -> Any:
+    """The callback that quantises what ``quant`` and the companions' ``precision`` say; None where nothing is."""
+    precisions = {name: node["precision"] for name, node in companion_nodes(config).items()}
+    own = {
+        name: build(f"{companion_prefix(name)}precision", node)
+        for name, node in precisions.items()
+        if isinstance(node, Mapping)
+    }
+    if config["quant"]:
+        names = [name for name, precision in precisions.items() if precision != "full"]
+        further = {"network": ["base", *names], "companion_quantizer": own} if names else {}
+        return build("quant", config["quant"], **further)
+    return WeightQuantization(next(iter(own.values())), list(own), own) if own else None
 
 
 def _checkpoint(run: Run) -> Path | None:
