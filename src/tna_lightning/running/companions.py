@@ -51,7 +51,8 @@ def pretraining_config(config: Mapping[str, Any]) -> dict[str, Any]:
         choices.pop("trainer", None)
     if alone["data"].get("seed") == config["seed"]:
         alone["data"]["seed"] = companion["seed"]
-    alone["choices"] = {group: choices[group] for group in ("data", "optimizer", "trainer") if group in choices}
+    kept = ("data", "augment", "optimizer", "trainer")
+    alone["choices"] = {group: choices[group] for group in kept if group in choices}
     for group in ("model", "neuron"):
         alone["choices"][group] = choices.get(f"{group}@companion.{group}", choices.get(group, "custom"))
     alone["choices"] |= {"baseline": "plain", "quant": "none"}

@@ -36,7 +36,8 @@ REQUIRED = (
         "init_from",
         "ckpt_path",
     ),
-    *("data", "model", "neuron", "quant", "objective", "companion", "optimizer", "schedule", "trainer", "logger"),
+    *("data", "augment", "model", "neuron", "quant", "objective", "companion"),
+    *("optimizer", "schedule", "trainer", "logger"),
 )
 
 
@@ -136,6 +137,9 @@ def check(config: Mapping[str, Any]) -> None:
     _check_twin_device(config["trainer"])
     if config["keep"] == "best" and not config["data"].get("val_fraction", 1):
         raise ValueError("keep='best': needs validation images (data.val_fraction above 0); else use keep=last")
+    for name, node in config["augment"].items():
+        if not isinstance(node, Mapping) or "_target_" not in node:
+            raise ValueError(f"augment.{name}={node!r}: must be an operation; ~augment.{name} takes it out")
     init_from, quant = config["init_from"], config["quant"]
     if init_from is not None and not isinstance(init_from, str):
         raise ValueError(f"init_from={init_from!r}: must be the path of a run, of its .safetensors or of a .ckpt")

@@ -14,6 +14,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from torch import Tensor, nn
 
+from tna_lightning.data.loading import BatchedDataModule
 from tna_lightning.models import compile_neurons
 from tna_lightning.models.fused import has_compiler
 
@@ -51,11 +52,16 @@ def _check_types(key: str, node: Mapping[str, Any]) -> None:
 
     A constructor compares its arguments before it knows their types, and its TypeError would not name the setting.
     """
+    hints: dict[str, Any] = {}
     try:
         target: Any = get_object(node["_target_"])
-        if isinstance(target, type):
-            target = next(vars(base)["__init__"] for base in target.__mro__ if "__init__" in vars(base))
-        hints = get_type_hints(target)
+        takers = (
+            [vars(base)["__init__"] for base in target.__mro__ if "__init__" in vars(base)]
+            if isinstance(target, type)
+            else [target]
+        )
+        for taker in takers:  # what a class does not name itself, its base class takes
+            hints = get_type_hints(taker) | hints
     except Exception:  # what cannot be imported or annotated is instantiate's to report
         return
     for name, value in node.items():
@@ -109,8 +115,24 @@ def under(key: str) -> Iterator[None]:
         raise ValueError(f"{key}: {error}") from error
 
 
+def build_data(config: Mapping[str, Any]) -> Any:
+    """The data module, with the operations of the node ``augment``.
+
+    Raises:
+        ValueError: a setting is refused, or an operation does not fit the data.
+    """
+    operations = {name: build(f"augment.{name}", node) for name, node in config["augment"].items()}
+    # not handed to `build`: OmegaConf, by whose hands arguments pass there, takes a dataclass for a config
+    factory = build("data", {**config["data"], "_partial_": True})
+    with under("data"):  # a data module of one's own need not know of augmentation
+        datamodule = factory(augment=operations) if operations else factory()
+    if isinstance(datamodule, BatchedDataModule):
+        datamodule.set_up_augmentation()
+    return datamodule
+
+
 def data_to_test(config: Mapping[str, Any], data_root: str | None = None) -> Any:
-    """The data module of a finished run, at another place than in training if ``data_root`` says so.
+    """The data module of a finished run, at another place than in training if ``data_root`` says so; not augmented.
 
     Raises:
         ValueError: these data have no root.

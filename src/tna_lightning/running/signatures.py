@@ -53,6 +53,19 @@ SOURCES = {
         name: Source(f"tna_lightning.models.{name}", "tna_lightning.models.vgg.plain_network", without=("pool_size",))
         for name in ("convnet", "vgg11", "vgg16", "vggsnn")
     },
+    **{
+        name: Source(f"tna_lightning.data.{name}", without=("augment",))
+        for name in ("CIFARDataModule", "DigitsDataModule", "CIFAR10DVSDataModule")
+    },
+    **{  # what they leave out, a blank picture, is no choice
+        name: Source(f"tna_lightning.data.{name}", without=("augment", "camera", "skip_bad"))
+        for name in ("DigitsDVSDataModule", "CIFAR10SimDVSDataModule")
+    },
+    "EventCamera": Source("tna_lightning.data.EventCamera"),
+    **{
+        name: Source(f"tna_lightning.data.augment.{name}")
+        for name in ("AutoAugment", "Crop", "CutMix", "Cutout", "Flip", "MixUp", "NDA", "Roll")
+    },
     "WeightQuantization": Source("tna_lightning.quantization.WeightQuantization"),
     "Binary": Source("tna_lightning.quantization.Binary"),
     "Ternary": Source("tna_lightning.quantization.Ternary"),
