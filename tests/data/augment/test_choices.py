@@ -172,6 +172,19 @@ def test_operations_come_from_the_config_into_the_data():
     assert data.operations["noted"].calls == [("setup", 10, 1, None, [78])]
 
 
+def test_operations_within_operations_come_from_the_config():
+    inner = f"{{_target_: {AUGMENT}.Sometimes, probability: 0.5, operation: {{_target_: {__name__}.Noted, calls: []}}}}"
+    data = build_data(compose([f"+augment.x={{_target_: {AUGMENT}.On, subset: [3, 5], operation: {inner}}}"]))
+    done = data.augment(Batch(torch.zeros(40, 1, 8, 8), torch.zeros(40), torch.arange(40) % 4), generator())
+    assert set(done.index[done.x[:, 0, 0, 0] == 1].tolist()) == {3}
+    assert 0 < done.x[:, 0, 0, 0].sum() < 10
+    assert data.operations["x"].operation.operation.calls[0][0] == "setup"  # handed on by both
+    crop = f"{{_target_: {AUGMENT}.Crop, padding: 0}}"
+    wrong = compose([f"+augment.x={{_target_: {AUGMENT}.On, subset: [3, 5], operation: {crop}}}"])
+    with pytest.raises(ValueError, match=r"^augment\.x\.operation\.padding=0: must be at least 1 pixel"):
+        build_data(wrong)
+
+
 def test_a_teacher_is_trained_with_the_same_augmentation():
     config = compose(["data=cifar10", "baseline=kd", "augment=strong"])
     alone = pretraining_config(config)

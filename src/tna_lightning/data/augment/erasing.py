@@ -55,5 +55,6 @@ class Cutout:
     def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:
         """See :class:`~tna_lightning.data.augment.Operation`."""
         x = as_images(batch.x)
+        self.blank = self.blank.to(x.device)
         fill = self.blank.repeat(x.shape[1] // len(self.blank))
         return replace(batch, x=cutout(x, self.size, generator, fill).reshape(batch.x.shape))
