@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from tna_lightning.data import EventDataModule
+from tna_lightning.data.augment import NDA, CutMix, Flip, Operation, Roll
 from tna_lightning.data.recordings import Recording
 from tna_lightning.models import LIF, convnet, vggsnn
 
@@ -57,12 +58,7 @@ class RandomEvents(EventDataModule):
 
 
 def module(root: str, **settings: Any) -> RandomEvents:
-    defaults: dict[str, Any] = {
-        "time_steps": 10, "slicing": "time", "size": 48, "batch_size": BATCH, "eval_batch_size": 100,
-        "test_fraction": 0.1, "split_seed": 0, "split_file": None, "val_fraction": 0.1, "seed": 0, "augment": "none",
-        "flip": False, "cutout": 0, "cutmix": 0.0, "skip_bad": False, "build_workers": 1,
-    }  # fmt: skip
-    data = RandomEvents(root=root, **{**defaults, **settings})
+    data = RandomEvents(root, batch_size=BATCH, build_workers=1, **settings)
     data.setup("fit")
     return data
 
@@ -70,21 +66,21 @@ def module(root: str, **settings: Any) -> RandomEvents:
 def gather(root: str) -> Callable[[], int]:
     """One epoch of the loader alone."""
     data = module(root)
-    return lambda: sum(len(target) for _, target in data.train_dataloader())
+    return lambda: sum(len(batch) for batch in data.train_dataloader())
 
 
-def serve(root: str, **settings: Any) -> Callable[[], int]:
+def serve(root: str, **operations: Operation) -> Callable[[], int]:
     """One epoch up to where Lightning would hand it to the network."""
-    data = module(root, **settings)
+    data = module(root, augment=operations)
     generator = torch.Generator()
 
     def run() -> int:
         samples = 0
-        for x, target in data.train_dataloader():
-            if settings:
-                x, target = data.augment(x, target, generator)
-            data.prepare(x)
-            samples += len(target)
+        for batch in data.train_dataloader():
+            if operations:
+                batch = data.augment(batch, generator)
+            data.prepare(batch.x)
+            samples += len(batch)
         return samples
 
     return run
@@ -111,8 +107,8 @@ def main() -> None:
         jobs = {
             "gather": gather(root),
             "gather, prepare": serve(root),
-            "gather, prepare, flip_roll": serve(root, augment="flip_roll"),
-            "gather, prepare, nda, cutmix": serve(root, augment="nda", cutmix=0.5),
+            "gather, prepare, flip_roll": serve(root, flip=Flip(), roll=Roll()),
+            "gather, prepare, nda, cutmix": serve(root, nda=NDA(), cutmix=CutMix(0.5)),
             "train convnet, width 0.25": training(convnet(2, 10, LIF, width=0.25), 16),
             "train convnet, width 1": training(convnet(2, 10, LIF), 16),
             "train vggsnn, width 0.25": training(vggsnn(2, 10, LIF, width=0.25), 16),

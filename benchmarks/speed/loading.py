@@ -34,13 +34,15 @@ def _batches(settings: Settings) -> int:
     return 2 if settings.toy else LOADER_BATCHES
 
 
-def _loader(settings: Settings, **augmentation: object) -> Run:
-    """Some batches as a training gets them: gathered, augmented, normalised, on the device."""
-    from tna_lightning.data import CIFARDataModule  # brings Lightning, see objectives.py
+def _loader(settings: Settings, *more: str) -> Run:
+    """Some batches as a training gets them: gathered, cropped, flipped and what more, normalised, on the device."""
+    from tna_lightning.data import CIFARDataModule, augment  # brings Lightning, see objectives.py
+
+    operations = {name: getattr(augment, name)() for name in ("Crop", "Flip", *more)}
 
     with tempfile.TemporaryDirectory() as root:
         write_cifar10(Path(root), 20 if settings.toy else 10_000)
-        data = CIFARDataModule(root=root, download=False, batch_size=_batch(settings), **augmentation)
+        data = CIFARDataModule(root=root, download=False, batch_size=_batch(settings), augment=operations)
         data.setup("fit")
     data.train_set.inputs = data.train_set.inputs.to(settings.device)  # where a trainer's root device would put them
     data.train_set.targets = data.train_set.targets.to(settings.device)
@@ -48,9 +50,8 @@ def _loader(settings: Settings, **augmentation: object) -> Run:
 
     def batches() -> Iterator[None]:
         while True:
-            for x, target in data.train_dataloader():
-                x, target = data.augment(x, target, generator)
-                data.prepare(x)
+            for batch in data.train_dataloader():
+                data.prepare(data.augment(batch, generator).x)
                 yield
 
     endless, count = batches(), _batches(settings)
@@ -62,14 +63,14 @@ def _training(settings: Settings, compiled: str) -> Run:
     return step(size, settings, compiled=compiled)
 
 
-LOADERS = {"crop and flip": {}, "AutoAugment and cutout too": {"auto_augment": "autoaugment", "cutout": 16}}
+LOADERS = {"crop and flip": (), "AutoAugment and cutout too": ("AutoAugment", "Cutout")}
 TRAININGS = {"training, neurons compiled": "neurons", "training, network compiled": "network"}
 
 
 def contestants(settings: Settings) -> dict[str, Callable[[], Run]]:
     """The loader with two augmentations, the training in two ways."""
     return {
-        **{f"loader, {name}": lambda way=way: _loader(settings, **way) for name, way in LOADERS.items()},
+        **{f"loader, {name}": lambda more=more: _loader(settings, *more) for name, more in LOADERS.items()},
         **{name: lambda way=way: _training(settings, way) for name, way in TRAININGS.items()},
     }
 

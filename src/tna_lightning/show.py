@@ -40,7 +40,9 @@ def image_colors(images: Tensor) -> np.ndarray:
 
 
 def picture(data: BatchedDataModule, title: str) -> Figure:
-    """Training samples by class, a row each: several images, or the frames of one recording; needs ``setup``.
+    """Training samples by class, as they are before augmentation; needs ``setup``.
+
+    A row each: several images, or the frames of one recording.
 
     With more than 20 classes, one image of each.
     """

@@ -7,6 +7,7 @@ from torch import nn
 
 from tna_lightning.callbacks import ExactResume, History, NonFiniteLoss, StopOnNonFiniteLoss
 from tna_lightning.data import DigitsDataModule
+from tna_lightning.data.augment import Crop
 from tna_lightning.learner import TwinLearner
 from tna_lightning.running.checkpoints import AtomicCheckpointIO, savers
 from tna_lightning.running.console import quiet_lightning
@@ -56,7 +57,7 @@ def fit(folder, network, epochs, stop_after=None, ckpt_path=None, identity="mine
         plugins=[AtomicCheckpointIO()],
         callbacks=[history, StopOnNonFiniteLoss(), ExactResume(identity), Leave(), *more, *all_savers],
     )
-    data = DigitsDataModule(train_subset=200, batch_size=50, crop_padding=1)
+    data = DigitsDataModule(train_subset=200, batch_size=50, augment={"crop": Crop(1)})
     with quiet_lightning():
         trainer.fit(TwinLearner(network, num_classes=10), datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     return history, kept

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tna_lightning.data import DigitsDVSDataModule, EventCamera
+from tna_lightning.data.augment import CutMix, Roll
 from tna_lightning.running.config import compose
 from tna_lightning.running.train import train
 
@@ -34,8 +35,8 @@ def root(tmp_path_factory):
 def test_event_frames_train_in_every_way_at_ternary_precision(tmp_path, monkeypatch, root, baseline, model):
     monkeypatch.chdir(tmp_path)
     overrides = ["data=digits_dvs", *TINY_CAMERA, f"data.root={root}", f"model={model}", "model.width=0.05"]
-    overrides += [f"baseline={baseline}", "quant=ternary", "epochs=1", "optimizer=adamw", "data.augment=nda"]
-    overrides += ["data.cutmix=0.5", "data.batch_size=32", "+trainer.limit_train_batches=2"]
+    overrides += [f"baseline={baseline}", "quant=ternary", "epochs=1", "optimizer=adamw"]
+    overrides += ["augment=nda_cutmix", "data.batch_size=32", "+trainer.limit_train_batches=2"]
     overrides += ["+trainer.limit_test_batches=1", "trainer.enable_progress_bar=false"]
     folder = tmp_path / "run"
     train(compose(overrides), folder)
@@ -50,10 +51,9 @@ def test_event_frames_train_in_every_way_at_ternary_precision(tmp_path, monkeypa
 
 def test_mixed_labels_reach_the_loss(root):
     camera = EventCamera(sensor=12, display=24, leg=4, loops=1)
-    data = DigitsDVSDataModule(root, camera=camera, time_steps=3, augment="flip_roll", cutmix=1.0)
+    data = DigitsDVSDataModule(root, camera=camera, time_steps=3, augment={"roll": Roll(), "cutmix": CutMix(1.0)})
     data.setup("fit")
-    x, target = next(iter(data.train_dataloader()))
-    frames, labels = data.augment(x, target, torch.Generator().manual_seed(0))
+    frames, labels = data.augment(next(iter(data.train_dataloader())), torch.Generator().manual_seed(0))
     assert frames.dtype == torch.float32
     assert labels.shape == (16, 10)
     torch.testing.assert_close(labels.sum(1), torch.ones(16))

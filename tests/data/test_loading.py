@@ -138,7 +138,9 @@ def test_fewer_samples_than_devices() -> None:
 def test_batches_gather_the_subset() -> None:
     inputs = torch.arange(20, dtype=torch.uint8).view(10, 2)
     batches = BatchSet(inputs, torch.arange(10) * 100, subset=torch.tensor([9, 3, 5]))
-    x, target = batches[[2, 0]]
+    batch = batches[[2, 0]]
+    assert batch.index.tolist() == [5, 9]
+    x, target = batch
     assert len(batches) == 3
     assert x.tolist() == [[10, 11], [18, 19]]
     assert target.tolist() == [500, 900]

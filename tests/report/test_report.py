@@ -356,6 +356,19 @@ def test_simulated_data_are_called_so_everywhere(tmp_path):
     assert "SIMULATED events, no recordings of a camera; a stand-in" in (tmp_path / "out" / "table.md").read_text()
 
 
+def test_rows_differ_by_the_name_of_their_augmentation():
+    def augmented(name, seed, **padding):
+        node = {"crop": {"_target_": "x.Crop", **padding}} if padding else {}
+        one = record(seed=seed)
+        one["choices"] = one["choices"] | {"augment": name}
+        return one | {"config": one["config"] | {"augment": node}}
+
+    none, some = augmented("none", 0), augmented("standard", 0, padding=4)
+    assert {row.variant for row in rows([none, some])} == {"augment=none", "augment=standard"}
+    more = augmented("standard", 0, padding=2)
+    assert {row.variant for row in rows([some, more])} == {"padding=4", "padding=2"}
+
+
 @pytest.fixture
 def written(study, tmp_path):
     write(study, *(record(match_weight=weight, seed=seed) for weight in (0.0, 0.05) for seed in (0, 1)))

@@ -1,4 +1,5 @@
-"""Data sets as LightningDataModules: images (:mod:`.images`) and event recordings (:mod:`.events`).
+"""Data sets as LightningDataModules: images (:mod:`.images`) and event recordings (:mod:`.events`), and in
+:mod:`.augment` what is done to their training batches.
 
 The public names load their modules on first use, so that asking for one data set does not import the libraries of all.
 """

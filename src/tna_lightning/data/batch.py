@@ -5,7 +5,7 @@ Letters: T time steps, B batch, C channels, H and W pixels, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -36,10 +36,14 @@ class Inputs:
 class Batch:
     """Samples and what is known of them. Not frozen: Lightning moves a batch to its device by setting the fields.
 
+    It unpacks as a pair, ``x, target = batch``; by this Lightning also finds the size of a batch, which an index or
+    weight of None would hide from it.
+
     Attributes:
         x: images ``[B, C, H, W]``, or event frames ``[B, T, C, H, W]``.
         target: class indices ``[B]`` (int64), or class probabilities ``[B, K]``.
-        index: the samples' numbers in their set, int64 ``[B]``.
+        index: the samples' numbers in their set, int64 ``[B]``: places among all its images or recordings, whatever
+            their split, the same for every seed.
         weight: one number a sample, ``[B]``; None weighs all alike.
     """
 
@@ -62,6 +66,9 @@ class Batch:
         raise ValueError(
             f"batch={type(batch).__name__}: a data module must yield tna_lightning.data.Batch or (x, target)"
         )
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.x, self.target))
 
     def __len__(self) -> int:
         return len(self.target)

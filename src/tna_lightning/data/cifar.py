@@ -112,16 +112,7 @@ class CIFARDataModule(ImageDataModule):
         root: folder that holds an official folder (``cifar-10-batches-bin``, ``cifar-10-batches-py``,
             ``cifar-100-binary``, ``cifar-100-python``) or an official ``.tar.gz``, or is itself such a folder.
         download: fetch the official binary archive (163 MB) to ``root`` if nothing is there.
-        batch_size: training samples per step and device.
-        eval_batch_size: at most so many samples per step and device in validation and test.
-        val_fraction: share of the training images set aside for validation, stratified, by ``seed``; 0 for none.
-        train_subset: train on so many images only, stratified, by ``seed``; None for all.
-        seed: of the splits, of the order of training samples and of the augmentation.
-        crop_padding: shift training images by up to so many pixels; 0 for none.
-        flip: mirror half of the training images.
-        auto_augment: None, ``autoaugment``, ``randaugment`` or ``trivialaugment``.
-        cutout: side of the square erased from each training image, filled with the mean; 0 for none.
-        device_resident: keep the whole uint8 set (184 MB) on the trainer's device, so that batches are gathered there.
+        **settings: see :class:`~tna_lightning.data.ImageDataModule`; the uint8 set takes 184 MB on the device.
 
     Raises:
         FileNotFoundError: nothing under ``root``, and it may not or could not be fetched; or a file of it is missing.
@@ -135,33 +126,13 @@ class CIFARDataModule(ImageDataModule):
         root: str | Path = ".data",
         *,
         download: bool = True,
-        batch_size: int = 128,
-        eval_batch_size: int = 500,
-        val_fraction: float = 0.1,
-        train_subset: int | None = None,
-        seed: int = 0,
-        crop_padding: int = 4,
-        flip: bool = True,
-        auto_augment: str | None = None,
-        cutout: int = 0,
-        device_resident: bool = True,
+        **settings: Any,
     ) -> None:
         if name not in LAYOUTS:
             raise ValueError(f"name={name!r}: must be {' or '.join(LAYOUTS)}")
         self.name = name
         self.mean, self.std = CHANNELS[name]
-        super().__init__(
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            val_fraction=val_fraction,
-            train_subset=train_subset,
-            seed=seed,
-            crop_padding=crop_padding,
-            flip=flip,
-            auto_augment=auto_augment,
-            cutout=cutout,
-            device_resident=device_resident,
-        )
+        super().__init__(**settings)
         self.root = Path(root)
         self.download = download
 

@@ -6,6 +6,7 @@ import shutil
 import warnings
 import zipfile
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from filelock import FileLock
 
@@ -33,22 +34,7 @@ class CIFAR10DVSDataModule(EventDataModule):
         root: where to look, and where the download goes.
         download: fetch tonic's archive if nothing is there. Its host often lets only browsers through; the error then
             says which file to put where.
-        time_steps: T, frames per recording.
-        slicing: ``time`` for frames of equal length, ``count`` for frames of equally many events.
-        size: pixels along a side of a frame, at most 128.
-        batch_size: training samples per step and device.
-        eval_batch_size: at most so many samples per step and device in validation and test.
-        test_fraction: share of each class that is the test set.
-        split_seed: of the test set alone.
-        split_file: JSON with the names of the recordings of each split instead; see :class:`EventDataModule`.
-        val_fraction: share of the rest set aside for validation, stratified, by ``seed``; 0 for none.
-        seed: of the validation split, of the order of training samples and of the augmentation.
-        augment: ``none``, ``flip_roll`` (TET) or ``nda`` (roll, rotation or shear).
-        flip: mirror half of the training samples, beside ``nda`` or ``none``.
-        cutout: side of the square emptied in each training sample, in pixels; 0 for none.
-        cutmix: probability with which a training sample gets a box of another.
-        skip_bad: leave out bad recordings and folders of no class, with a warning that names them, rather than stop.
-        build_workers: processes that build frames; 0 for one per core.
+        **settings: see :class:`~tna_lightning.data.EventDataModule`; ``skip_bad`` leaves out folders of no class too.
 
     Raises:
         FileNotFoundError: no recordings, and they may not or could not be fetched.
@@ -58,47 +44,8 @@ class CIFAR10DVSDataModule(EventDataModule):
     name = "cifar10dvs"
     simulated = False
 
-    def __init__(
-        self,
-        root: str | Path = ".data",
-        *,
-        download: bool = True,
-        time_steps: int = 10,
-        slicing: str = "time",
-        size: int = 48,
-        batch_size: int = 64,
-        eval_batch_size: int = 100,
-        test_fraction: float = 0.1,
-        split_seed: int = 0,
-        split_file: str | Path | None = None,
-        val_fraction: float = 0.1,
-        seed: int = 0,
-        augment: str = "flip_roll",
-        flip: bool = False,
-        cutout: int = 0,
-        cutmix: float = 0.0,
-        skip_bad: bool = False,
-        build_workers: int = 0,
-    ) -> None:
-        super().__init__(
-            root=root,
-            time_steps=time_steps,
-            slicing=slicing,
-            size=size,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            test_fraction=test_fraction,
-            split_seed=split_seed,
-            split_file=split_file,
-            val_fraction=val_fraction,
-            seed=seed,
-            augment=augment,
-            flip=flip,
-            cutout=cutout,
-            cutmix=cutmix,
-            skip_bad=skip_bad,
-            build_workers=build_workers,
-        )
+    def __init__(self, root: str | Path = ".data", *, download: bool = True, **settings: Any) -> None:
+        super().__init__(root, **settings)
         self.download = download
 
     @property

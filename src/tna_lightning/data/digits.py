@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -28,13 +30,7 @@ class DigitsDataModule(ImageDataModule):
     """Handwritten digits, 8x8 grey: 1,797 real scans, of which 360 are for the test, stratified and fixed.
 
     Args:
-        batch_size: training samples per step and device.
-        eval_batch_size: at most so many samples per step and device in validation and test.
-        val_fraction: share of the 1,437 training images set aside for validation, by ``seed``; 0 for none.
-        train_subset: train on so many images only, stratified, by ``seed``; None for all.
-        seed: of the validation split, of the order of training samples and of the augmentation.
-        crop_padding: shift training images by up to so many pixels; 0 for none.
-        device_resident: keep the whole set on the trainer's device.
+        **settings: see :class:`~tna_lightning.data.ImageDataModule`.
     """
 
     name = "digits"
@@ -42,26 +38,8 @@ class DigitsDataModule(ImageDataModule):
     mean = (0.3051,)
     std = (0.3758,)
 
-    def __init__(
-        self,
-        *,
-        batch_size: int = 64,
-        eval_batch_size: int = 500,
-        val_fraction: float = 0.1,
-        train_subset: int | None = None,
-        seed: int = 0,
-        crop_padding: int = 0,
-        device_resident: bool = True,
-    ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            val_fraction=val_fraction,
-            train_subset=train_subset,
-            seed=seed,
-            crop_padding=crop_padding,
-            device_resident=device_resident,
-        )
+    def __init__(self, *, batch_size: int = 64, **settings: Any) -> None:
+        super().__init__(batch_size=batch_size, **settings)
 
     @property
     def class_names(self) -> list[str]:  # noqa: D102

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tna_lightning.data import event_augment
+from tna_lightning.data.batch import Batch
 from tna_lightning.data.frame_cache import FrameCache, cache_key, open_cache
 from tna_lightning.data.frames import FrameSpec, pixels_per_cell
-from tna_lightning.data.loading import Batch, BatchedDataModule, BatchSet, stratified_split
+from tna_lightning.data.loading import BatchedDataModule, BatchSet, stratified_split
 from tna_lightning.data.recordings import RecordingSource
 
 SPLITS = ("train", "val", "test")
 
 
 class EventDataModule(BatchedDataModule):
-    """Base of the event data sets; batches are ``(float32 [B, T, 2, H, W], int64 [B])``, OFF before ON.
+    """Base of the event data sets; inputs are float32 ``[B, T, 2, H, W]``, OFF before ON.
 
     Frames hold counts of events. Where cells cover unequally many pixels (48 of 128), a count is multiplied by the mean
     number of pixels of a cell over its own, so that evenly spread events look even.
@@ -32,20 +33,14 @@ class EventDataModule(BatchedDataModule):
         time_steps: T, frames per recording.
         slicing: ``time`` for frames of equal length, ``count`` for frames of equally many events.
         size: pixels along a side of a frame, at most the sensor's.
-        batch_size: training samples per step and device.
-        eval_batch_size: at most so many samples per step and device in validation and test.
         test_fraction: share of the recordings of each class that is the test set.
         split_seed: of the test set alone, so that runs of several seeds share it.
         split_file: JSON with lists of recordings' names (``airplane/cifar10_airplane_12``) under ``train``, ``test``
             and, if wanted, ``val``; used instead of ``test_fraction`` and ``split_seed``. Others are left out.
         val_fraction: share of the rest set aside for validation, stratified, by ``seed``; 0 for none.
-        seed: of the validation split, of the order of training samples and of the augmentation.
-        augment: ``none``, ``flip_roll`` (TET) or ``nda`` (roll, rotation or shear).
-        flip: mirror half of the training samples, beside ``nda`` or ``none``.
-        cutout: side of the square emptied in each training sample, in pixels; 0 for none.
-        cutmix: probability with which a training sample gets a box of another; labels become ``[B, K]`` if above 0.
         skip_bad: leave out recordings that cannot be used, with a warning that names them, rather than stop.
         build_workers: processes that build frames; 0 for one per core.
+        **settings: see :class:`~tna_lightning.data.loading.BatchedDataModule`.
     """
 
     name: str
@@ -53,50 +48,36 @@ class EventDataModule(BatchedDataModule):
 
     def __init__(
         self,
+        root: str | Path = ".data",
         *,
-        root: str | Path,
-        time_steps: int,
-        slicing: str,
-        size: int,
-        batch_size: int,
-        eval_batch_size: int,
-        test_fraction: float,
-        split_seed: int,
-        split_file: str | Path | None,
-        val_fraction: float,
-        seed: int,
-        augment: str,
-        flip: bool,
-        cutout: int,
-        cutmix: float,
-        skip_bad: bool,
-        build_workers: int,
+        time_steps: int = 10,
+        slicing: str = "time",
+        size: int = 48,
+        batch_size: int = 64,
+        eval_batch_size: int = 100,
+        test_fraction: float = 0.1,
+        split_seed: int = 0,
+        split_file: str | Path | None = None,
+        val_fraction: float = 0.1,
+        skip_bad: bool = False,
+        build_workers: int = 0,
+        **settings: Any,
     ) -> None:
-        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, seed=seed)
+        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, **settings)
         if size < 1:
             raise ValueError(f"size={size!r}: must be at least 1")
         self.spec = FrameSpec(time_steps, slicing, (size, size))
         for setting, value in (("test_fraction", test_fraction), ("val_fraction", val_fraction)):
             if not 0 <= value < 1:
                 raise ValueError(f"{setting}={value!r}: must lie in [0, 1)")
-        for setting, count in (("split_seed", split_seed), ("cutout", cutout), ("build_workers", build_workers)):
+        for setting, count in (("split_seed", split_seed), ("build_workers", build_workers)):
             if count < 0:
                 raise ValueError(f"{setting}={count!r}: must not be negative")
-        if augment not in event_augment.POLICIES:
-            raise ValueError(f"augment={augment!r}: must be one of {', '.join(event_augment.POLICIES)}")
-        if flip and augment == "flip_roll":
-            raise ValueError("flip=True: must be false with augment=flip_roll, which flips already")
-        if not 0 <= cutmix <= 1:
-            raise ValueError(f"cutmix={cutmix!r}: must lie in [0, 1]")
         self.root = Path(root)
         self.test_fraction = test_fraction
         self.split_seed = split_seed
         self.split_file = None if split_file is None else Path(split_file)
         self.val_fraction = val_fraction
-        self.augment_policy = augment
-        self.flip = flip
-        self.cutout = cutout
-        self.cutmix = cutmix
         self.skip_bad = skip_bad
         self.build_workers = build_workers
         self.cache: FrameCache | None = None
@@ -151,19 +132,9 @@ class EventDataModule(BatchedDataModule):
         rest, chosen = stratified_split(labels[pool], self.val_fraction, self.seed)
         return pool[rest], pool[chosen], test
 
-    def augment(self, x: Tensor, target: Tensor, generator: torch.Generator) -> Batch:  # noqa: D102
-        x = self.prepare(x)  # evens out the cells before anything moves
-        if self.augment_policy == "nda":
-            x = event_augment.nda(x, generator)
-        elif self.augment_policy == "flip_roll":
-            x = event_augment.flip_roll(x, generator)
-        if self.flip:
-            x = event_augment.flip(x, generator)
-        if self.cutout:
-            x = event_augment.cutout(x, self.cutout, generator)
-        if self.cutmix:
-            x, target = event_augment.cutmix(x, target, self.num_classes, self.cutmix, generator)
-        return x, target
+    def augment(self, batch: Batch, generator: torch.Generator) -> Batch:  # noqa: D102
+        # evens out the cells before anything moves
+        return super().augment(replace(batch, x=self.prepare(batch.x)), generator)
 
     def prepare(self, x: Tensor) -> Tensor:
         """Turn uint8 counts into float32, evened out over the cells; float frames are prepared already."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
-Batch = tuple[Tensor, Tensor]
+from tna_lightning.data.augment.operation import Operation, set_up
+from tna_lightning.data.batch import Batch
 
 
 def derive_seed(*parts: int) -> int:
@@ -124,7 +126,7 @@ class BatchSet(Dataset[Batch]):
 
     def __getitem__(self, indices: list[int]) -> Batch:
         where = self.subset[indices].to(self.inputs.device, non_blocking=True)
-        return self.inputs.index_select(0, where), self.targets.index_select(0, where)
+        return Batch(self.inputs.index_select(0, where), self.targets.index_select(0, where), index=where)
 
 
 class BatchLoader:
@@ -150,15 +152,16 @@ class BatchLoader:
 
 
 class BatchedDataModule(LightningDataModule):
-    """Serves batches of samples that lie in memory, and augments them on the device.
+    """Serves samples that lie in memory as :class:`~tna_lightning.data.Batch`, and augments batches on the device.
 
     A subclass sets :attr:`name`, fills :attr:`train_set`, :attr:`val_set` and :attr:`test_set` in :meth:`setup`, says
-    what :meth:`augment` and :meth:`prepare` do to a batch on the device, and names its classes.
+    what :meth:`prepare` does to a batch on the device and what is :attr:`blank`, and names its classes.
 
     Args:
         batch_size: training samples per step and device.
         eval_batch_size: at most so many samples per step and device in validation and test.
-        seed: of the validation split, of the order of training samples and of the augmentation.
+        seed: of the splits, of the order of training samples and of the augmentation.
+        augment: the operations on training batches, by name, in their order; None for none.
     """
 
     name: str
@@ -166,7 +169,14 @@ class BatchedDataModule(LightningDataModule):
     val_set: BatchSet
     test_set: BatchSet
 
-    def __init__(self, *, batch_size: int, eval_batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        *,
+        batch_size: int = 128,
+        eval_batch_size: int = 500,
+        seed: int = 0,
+        augment: Mapping[str, Operation] | None = None,
+    ) -> None:
         super().__init__()
         for name, value, least in (
             ("batch_size", batch_size, 1),
@@ -178,6 +188,8 @@ class BatchedDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.seed = seed
+        self.operations = dict(augment or {})
+        self._knows_data = False
 
     @property
     def class_names(self) -> list[str]:
@@ -195,6 +207,16 @@ class BatchedDataModule(LightningDataModule):
         raise NotImplementedError
 
     @property
+    def time_steps(self) -> int | None:
+        """T of event frames; None for images."""
+        return None
+
+    @property
+    def blank(self) -> Tensor:
+        """What stands for nothing in each channel of a batch as operations get it, ``[C]``."""
+        return torch.zeros(self.in_channels)
+
+    @property
     def split_hash(self) -> str:
         """sha256 of which sample is in which split; needs :meth:`setup`."""
         return split_hash(self.train_set.subset, self.val_set.subset, self.test_set.subset)
@@ -210,9 +232,27 @@ class BatchedDataModule(LightningDataModule):
             "split_hash": self.split_hash,
         }
 
-    def augment(self, x: Tensor, target: Tensor, generator: torch.Generator) -> Batch:
+    def set_up_augmentation(self) -> None:
+        """Let the operations read what they must know of the data, once.
+
+        Raises:
+            ValueError: ``augment.NAME=CLASS`` and why it does not fit these data.
+        """
+        if self._knows_data:
+            return
+        for name, operation in self.operations.items():
+            try:
+                set_up(operation, self)
+            except ValueError as error:
+                raise ValueError(f"augment.{name}={type(operation).__name__}: {error}") from error
+        self._knows_data = True
+
+    def augment(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Change a training batch, as loaded, on its device; all randomness comes from ``generator``."""
-        return x, target
+        self.set_up_augmentation()
+        for operation in self.operations.values():
+            batch = operation(batch, generator)
+        return batch
 
     def prepare(self, x: Tensor) -> Tensor:
         """Turn a batch, as loaded or augmented, into what networks take."""
@@ -239,12 +279,12 @@ class BatchedDataModule(LightningDataModule):
         return BatchLoader(batches, sampler)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:  # noqa: D102
-        x, target = batch
         trainer = self.trainer
         if trainer is not None and trainer.training:
             step = trainer.fit_loop.epoch_loop.batch_idx + 1  # Lightning counts the batch after its transfer
             seed = derive_seed(self.seed, trainer.current_epoch, trainer.global_rank, step)
-            x, target = self.augment(x, target, torch.Generator(x.device).manual_seed(seed))
-        x = self.prepare(x)
-        # Lightning has converted the batch to its precision already, when it was still uint8
-        return (x if trainer is None else trainer.precision_plugin.convert_input(x)), target
+            batch = self.augment(batch, torch.Generator(batch.x.device).manual_seed(seed))
+        x = self.prepare(batch.x)
+        # Lightning has converted the batch to its precision already, when it was still uint8. Labels and weights stay
+        # float32: losses are computed in it, whatever the network's precision.
+        return replace(batch, x=x if trainer is None else trainer.precision_plugin.convert_input(x))

@@ -51,10 +51,19 @@ class SimulatedRecordings:
 
 
 class SimulatedDataModule(EventDataModule):
-    """Base of the simulated event data sets; arguments as for :class:`EventDataModule`, and the camera."""
+    """Base of the simulated event data sets. A blank picture gives no recording, and is left out with a warning.
+
+    Args:
+        root: folder in whose folder ``frames`` the frames are cached.
+        camera: that watches the pictures.
+        **settings: see :class:`~tna_lightning.data.EventDataModule`; ``skip_bad`` is true.
+    """
 
     simulated = True
-    camera: EventCamera
+
+    def __init__(self, root: str | Path = ".data", *, camera: EventCamera, **settings: Any) -> None:
+        super().__init__(root, skip_bad=True, **settings)
+        self.camera = camera
 
     def pictures(self) -> tuple[Tensor, Tensor]:
         """What the camera watches: uint8 ``[N, h, w]``, grey, and labels int64 ``[N]``."""
@@ -78,21 +87,7 @@ class DigitsDVSDataModule(SimulatedDataModule):
     Args:
         root: folder in whose folder ``frames`` the frames are cached.
         camera: sensor and motion; by default 24x24 pixels and one loop of 0.2 s, a leg of which is a frame.
-        time_steps: T, frames per recording.
-        slicing: ``time`` for frames of equal length, ``count`` for frames of equally many events.
-        size: pixels along a side of a frame, at most the sensor's.
-        batch_size: training samples per step and device.
-        eval_batch_size: at most so many samples per step and device in validation and test.
-        test_fraction: share of each class that is the test set.
-        split_seed: of the test set alone.
-        split_file: JSON with the names of the recordings of each split instead; see :class:`EventDataModule`.
-        val_fraction: share of the rest set aside for validation, stratified, by ``seed``; 0 for none.
-        seed: of the validation split, of the order of training samples and of the augmentation; not of the camera.
-        augment: ``none``, ``flip_roll`` or ``nda``; flipped digits are other signs, so ``nda`` suits them better.
-        flip: mirror half of the training samples.
-        cutout: side of the square emptied in each training sample, in pixels; 0 for none.
-        cutmix: probability with which a training sample gets a box of another.
-        build_workers: processes that build frames; 0 for one per core.
+        **settings: see :class:`~tna_lightning.data.EventDataModule`.
     """
 
     name = "digits_dvs"
@@ -103,41 +98,22 @@ class DigitsDVSDataModule(SimulatedDataModule):
         *,
         camera: EventCamera | None = None,
         time_steps: int = 4,
-        slicing: str = "time",
         size: int = 12,
         batch_size: int = 16,
         eval_batch_size: int = 500,
         test_fraction: float = 0.2,
-        split_seed: int = 0,
-        split_file: str | Path | None = None,
-        val_fraction: float = 0.1,
-        seed: int = 0,
-        augment: str = "none",
-        flip: bool = False,
-        cutout: int = 0,
-        cutmix: float = 0.0,
-        build_workers: int = 0,
+        **settings: Any,
     ) -> None:
         super().__init__(
-            root=root,
+            root,
+            camera=camera or EventCamera(sensor=24, display=96, loops=1),
             time_steps=time_steps,
-            slicing=slicing,
             size=size,
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
             test_fraction=test_fraction,
-            split_seed=split_seed,
-            split_file=split_file,
-            val_fraction=val_fraction,
-            seed=seed,
-            augment=augment,
-            flip=flip,
-            cutout=cutout,
-            cutmix=cutmix,
-            skip_bad=True,  # a blank picture gives no recording
-            build_workers=build_workers,
+            **settings,
         )
-        self.camera = camera or EventCamera(sensor=24, display=96, loops=1)
 
     @property
     def class_names(self) -> list[str]:  # noqa: D102
@@ -160,21 +136,7 @@ class CIFAR10SimDVSDataModule(SimulatedDataModule):
         download: fetch CIFAR-10 if it is not there.
         per_class: recordings of each class.
         camera: sensor and motion.
-        time_steps: T, frames per recording.
-        slicing: ``time`` for frames of equal length, ``count`` for frames of equally many events.
-        size: pixels along a side of a frame, at most the sensor's.
-        batch_size: training samples per step and device.
-        eval_batch_size: at most so many samples per step and device in validation and test.
-        test_fraction: share of each class that is the test set.
-        split_seed: of the test set alone.
-        split_file: JSON with the names of the recordings of each split instead; see :class:`EventDataModule`.
-        val_fraction: share of the rest set aside for validation, stratified, by ``seed``; 0 for none.
-        seed: of the validation split, of the order of training samples and of the augmentation; not of the camera.
-        augment: ``none``, ``flip_roll`` (TET) or ``nda`` (roll, rotation or shear).
-        flip: mirror half of the training samples, beside ``nda`` or ``none``.
-        cutout: side of the square emptied in each training sample, in pixels; 0 for none.
-        cutmix: probability with which a training sample gets a box of another.
-        build_workers: processes that build frames; 0 for one per core.
+        **settings: see :class:`~tna_lightning.data.EventDataModule`.
     """
 
     name = "cifar10_simdvs"
@@ -186,45 +148,12 @@ class CIFAR10SimDVSDataModule(SimulatedDataModule):
         download: bool = True,
         per_class: int = 1000,
         camera: EventCamera | None = None,
-        time_steps: int = 10,
-        slicing: str = "time",
-        size: int = 48,
-        batch_size: int = 64,
-        eval_batch_size: int = 100,
-        test_fraction: float = 0.1,
-        split_seed: int = 0,
-        split_file: str | Path | None = None,
-        val_fraction: float = 0.1,
-        seed: int = 0,
-        augment: str = "flip_roll",
-        flip: bool = False,
-        cutout: int = 0,
-        cutmix: float = 0.0,
-        build_workers: int = 0,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            root=root,
-            time_steps=time_steps,
-            slicing=slicing,
-            size=size,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            test_fraction=test_fraction,
-            split_seed=split_seed,
-            split_file=split_file,
-            val_fraction=val_fraction,
-            seed=seed,
-            augment=augment,
-            flip=flip,
-            cutout=cutout,
-            cutmix=cutmix,
-            skip_bad=True,  # a blank picture gives no recording
-            build_workers=build_workers,
-        )
+        super().__init__(root, camera=camera or EventCamera(), **settings)
         if per_class < 1:
             raise ValueError(f"per_class={per_class!r}: must be at least 1")
         self.per_class = per_class
-        self.camera = camera or EventCamera()
         self.images = CIFARDataModule("cifar10", root, download=download)
 
     @property

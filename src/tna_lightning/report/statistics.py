@@ -235,18 +235,27 @@ def _variants(alike: Sequence[Record]) -> list[str]:
     ]
     chosen = sorted({group for choices in companions for group in choices})
     flat = [identity_config(record["config"]) for record in alike]
+    augments = [record["choices"].get("augment") for record in alike]
+
+    def differs(key: str) -> bool:
+        values = defaultdict(set)
+        for augment, config in zip(augments, flat, strict=True):  # an augmentation's name stands for its settings
+            values[augment if key.startswith("augment") else None].add(repr(config.get(key)))
+        return any(len(seen) > 1 for seen in values.values())
+
     keys = sorted(
         key
         for key in {key for config in flat for key in config}
         if not _SEEDS.fullmatch(key)
         and not key.startswith(tuple(group.partition("@")[2] for group in chosen) or "\0")
-        and len({repr(config.get(key)) for config in flat}) > 1
+        and differs(key)
     )
     short = [key.rpartition(".")[2] for key in keys]
     names = [name if short.count(name) == 1 else key for name, key in zip(short, keys, strict=True)]
     variants = []
-    for choices, config in zip(companions, flat, strict=True):
-        words = [f"{group.partition('@')[2]}={choices[group]}" for group in chosen if group in choices]
+    for choices, augment, config in zip(companions, augments, flat, strict=True):
+        words = [f"augment={augment}"] if augment and len(set(augments)) > 1 else []
+        words += [f"{group.partition('@')[2]}={choices[group]}" for group in chosen if group in choices]
         words += [f"{name}={_word(config[key])}" for name, key in zip(names, keys, strict=True) if key in config]
         variants.append(" ".join(words))
     return variants

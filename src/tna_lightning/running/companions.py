@@ -52,7 +52,8 @@ def pretraining_config(config: Mapping[str, Any], name: str = "companion") -> di
         choices.pop("trainer", None)
     if alone["data"].get("seed") == config["seed"]:
         alone["data"]["seed"] = companion["seed"]
-    alone["choices"] = {group: choices[group] for group in ("data", "optimizer", "trainer") if group in choices}
+    kept = ("data", "augment", "optimizer", "trainer")
+    alone["choices"] = {group: choices[group] for group in kept if group in choices}
     for group in ("model", "neuron"):
         places = (f"{group}@{companion_prefix(name)}{group}", f"{group}@companion.{group}", group)
         alone["choices"][group] = next((choices[place] for place in places if place in choices), "custom")

@@ -27,7 +27,7 @@ from tna_lightning.running.versions import MOVED
 # the nodes and settings of a config; what else stands in one, nothing reads
 SETTINGS = (
     *("seed", "epochs", "keep", "compile", "channels_last", "output_dir", "study", "resume", "init_from", "ckpt_path"),
-    *("data", "model", "neuron", "quant", "objective", "companion", "companions", "optimizer", "schedule"),
+    *("data", "augment", "model", "neuron", "quant", "objective", "companion", "companions", "optimizer", "schedule"),
     *("trainer", "logger", "cost"),
 )
 BY_THE_PROGRAM = ("choices", "own")  # what it adds to a config, see `resolved`
@@ -154,6 +154,9 @@ def check(config: Mapping[str, Any]) -> None:
     _check_nodes(config["trainer"])
     if config["keep"] == "best" and not config["data"].get("val_fraction", 1):
         raise ValueError("keep='best': needs validation images (data.val_fraction above 0); else use keep=last")
+    for name, node in config["augment"].items():
+        if not isinstance(node, Mapping) or "_target_" not in node:
+            raise ValueError(f"augment.{name}={node!r}: must be an operation; ~augment.{name} takes it out")
     init_from, quant = config["init_from"], config["quant"]
     if init_from is not None and not isinstance(init_from, str):
         raise ValueError(f"init_from={init_from!r}: must be the path of a run, of its .safetensors or of a .ckpt")

@@ -16,6 +16,7 @@ from hydra.utils import get_object, instantiate
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from torch import nn
 
+from tna_lightning.data.loading import BatchedDataModule
 from tna_lightning.models import compile_neurons
 from tna_lightning.models.fused import has_compiler
 from tna_lightning.running.config import refuse_unknown
@@ -134,8 +135,24 @@ def under(key: str) -> Iterator[None]:
         raise ValueError(f"{key}: {error}") from error
 
 
+def build_data(config: Mapping[str, Any]) -> Any:
+    """The data module, with the operations of the node ``augment``.
+
+    Raises:
+        ValueError: a setting is refused, or an operation does not fit the data.
+    """
+    operations = {name: build(f"augment.{name}", node) for name, node in config["augment"].items()}
+    # not handed to `build`: OmegaConf, by whose hands arguments pass there, takes a dataclass for a config
+    factory = build("data", {**config["data"], "_partial_": True})
+    with under("data"):  # a data module of one's own need not know of augmentation
+        datamodule = factory(augment=operations) if operations else factory()
+    if isinstance(datamodule, BatchedDataModule):
+        datamodule.set_up_augmentation()
+    return datamodule
+
+
 def data_to_test(config: Mapping[str, Any], data_root: str | None = None) -> Any:
-    """The data module of a finished run, at another place than in training if ``data_root`` says so.
+    """The data module of a finished run, at another place than in training if ``data_root`` says so; not augmented.
 
     Raises:
         ValueError: these data have no root.

@@ -50,6 +50,19 @@ SOURCES = {
         name: Source(f"tna_lightning.objectives.{name}")
         for name in ("Plain", "TwinAugmentation", "Distillation", "MutualLearning", "Cohort")
     },
+    **{
+        name: Source(f"tna_lightning.data.{name}", without=("augment",))
+        for name in ("CIFARDataModule", "DigitsDataModule", "CIFAR10DVSDataModule")
+    },
+    **{  # what they leave out, a blank picture, is no choice
+        name: Source(f"tna_lightning.data.{name}", without=("augment", "camera", "skip_bad"))
+        for name in ("DigitsDVSDataModule", "CIFAR10SimDVSDataModule")
+    },
+    "EventCamera": Source("tna_lightning.data.EventCamera"),
+    **{
+        name: Source(f"tna_lightning.data.augment.{name}")
+        for name in ("AutoAugment", "Crop", "CutMix", "Cutout", "Flip", "MixUp", "NDA", "Roll")
+    },
     "Trainer": Source(
         "lightning.Trainer",
         without=(*NOT_FOR_TRAINER, "limit_predict_batches", "enable_autolog_hparams", "model_registry"),

@@ -30,7 +30,7 @@ from tna_lightning.quantization.packing import save_network
 from tna_lightning.running import checkpoints, companions, loggers
 from tna_lightning.running.config import BAD_INPUT, check, companion_nodes, companion_prefix, read_config, write_config
 from tna_lightning.running.console import leave, print_record, quiet_lightning, was_interrupted
-from tna_lightning.running.factory import build, build_network, compile_network, network_spec, under
+from tna_lightning.running.factory import build, build_data, build_network, compile_network, network_spec, under
 from tna_lightning.running.pictures import plot_curves, plot_inspection
 from tna_lightning.running.processes import end_with_parent
 from tna_lightning.running.record import LAST_CHECKPOINT, NETWORK, Run, now
@@ -130,7 +130,7 @@ def _prepare(run: Run) -> _Prepared:
     config = run.config
     ckpt_path = _checkpoint(run)
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
-    datamodule = build("data", config["data"])
+    datamodule = build_data(config)
     if _rank() == 0:
         with under("data"):  # the trainer asks for both again
             datamodule.prepare_data()

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from tna_lightning.data.auto_augment import FILL, OPERATIONS, WIDE, AutoAugment, operate
+from tna_lightning.data.augment.policies import FILL, OPERATIONS, WIDE, AutoAugment, operate
 
 
 @pytest.fixture
@@ -100,6 +100,17 @@ def test_strength_is_each_images_own(images: Tensor) -> None:
             torch.testing.assert_close(together[i, None], alone, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_grey_images_are_changed_as_their_colour_copies_are(images: Tensor, operation: str) -> None:
+    grey, strengths = images[:, :1], torch.linspace(-1, 1, 8)
+    result = operate(operation, grey.float() / 255, strengths)
+    assert result.shape == grey.shape
+    in_colour = operate(operation, grey.expand(-1, 3, -1, -1).float() / 255, strengths)
+    torch.testing.assert_close(result.expand_as(in_colour), in_colour, rtol=0, atol=1 / 255)
+    if operation == "color":
+        assert torch.equal(result, grey.float() / 255)
+
+
 def test_wide_scale(images: Tensor) -> None:
     assert torch.equal(ours("translate_x", images, 1.0, ranges=WIDE), torch.full((8, 3, 32, 32), round(255 * FILL)))
     expected = by_pil(images, lambda image: ImageOps.posterize(image, 2))
@@ -153,14 +164,14 @@ class TestDraws:
 @pytest.mark.parametrize("policy", ["autoaugment", "randaugment", "trivialaugment"])
 class TestPolicies:
     def test_each_sample_has_its_own_draw(self, policy: str, images: Tensor) -> None:
-        result = AutoAugment(policy)(images[:1].expand(100, -1, -1, -1), generator())
+        result = AutoAugment(policy).apply(images[:1].expand(100, -1, -1, -1), generator())
         assert result.shape == (100, 3, 32, 32)
         assert result.dtype == torch.uint8
         assert len(result.flatten(1).unique(dim=0)) > 30
 
     def test_is_a_function_of_the_generator(self, policy: str, images: Tensor) -> None:
         before = torch.get_rng_state()
-        augment = AutoAugment(policy)
+        augment = AutoAugment(policy).apply
         first = augment(images, generator(5))
         assert torch.equal(first, augment(images, generator(5)))
         assert not torch.equal(first, augment(images, generator(6)))
@@ -169,7 +180,7 @@ class TestPolicies:
     def test_each_image_goes_through_its_operations_in_turn(self, policy: str, images: Tensor) -> None:
         augment = AutoAugment(policy)
         rounds = augment.draw(8, generator(3))
-        result = augment(images, generator(3))
+        result = augment.apply(images, generator(3))
         for i, image in enumerate(images):
             x = image[None].float() / 255
             for operation, strength in rounds:
@@ -181,3 +192,11 @@ class TestPolicies:
 def test_unknown_policy() -> None:
     with pytest.raises(ValueError, match=r"^policy='augmix': must be one of autoaugment"):
         AutoAugment("augmix")
+
+
+@pytest.mark.parametrize("policy", ["autoaugment", "randaugment", "trivialaugment"])
+def test_small_grey_images(policy: str) -> None:
+    grey = torch.randint(0, 256, (64, 1, 8, 8), dtype=torch.uint8, generator=generator())
+    result = AutoAugment(policy).apply(grey, generator(1))
+    assert result.shape == grey.shape
+    assert (result != grey).flatten(1).any(1).sum() > 30

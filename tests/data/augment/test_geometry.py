@@ -2,7 +2,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tna_lightning.data.augment import crop, cutout, erase, random_crop, random_horizontal_flip
+from tna_lightning.data import Batch
+from tna_lightning.data.augment import Crop, Cutout, Flip
+from tna_lightning.data.augment.erasing import cutout
+from tna_lightning.data.augment.geometry import crop, random_crop, random_horizontal_flip
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -65,35 +68,6 @@ def test_random_horizontal_flip_mirrors_half(images: Tensor) -> None:
     assert 200 < is_mirrored.sum() < 300  # 250 expected, standard deviation 11
 
 
-def erase_one_by_one(images: Tensor, size: int, row: Tensor, column: Tensor, fill: Tensor) -> Tensor:
-    result = images.clone()
-    for b in range(len(images)):
-        first_y, first_x = int(row[b]) - size // 2, int(column[b]) - size // 2
-        for channel in range(images.shape[1]):
-            y, x = max(0, first_y), max(0, first_x)
-            result[b, channel, y : first_y + size, x : first_x + size] = fill[channel].to(images.dtype)
-    return result
-
-
-@pytest.mark.parametrize("size", [1, 4, 5])
-def test_erase_equals_a_loop_over_images(images: Tensor, size: int) -> None:
-    row = torch.randint(8, (500,), generator=generator(1))
-    column = torch.randint(10, (500,), generator=generator(2))
-    fill = torch.tensor([10.0, 20.0, 30.0])
-    erased = erase(images, size, row, column, fill)
-    assert erased.dtype == torch.uint8
-    assert torch.equal(erased, erase_one_by_one(images, size, row, column, fill))
-
-
-def test_cutout_centres_lie_anywhere() -> None:
-    ones = torch.ones(8000, 1, 8, 10)
-    erased = cutout(ones, 1, generator(), fill=torch.zeros(1)) == 0
-    assert (erased.flatten(1).sum(1) == 1).all()
-    counts = erased.sum(0)  # 100 expected at each of the 80 pixels, standard deviation 10
-    assert counts.min() > 55
-    assert counts.max() < 145
-
-
 @pytest.mark.parametrize(
     "augment",
     [
@@ -109,3 +83,28 @@ def test_draws_differ_over_the_batch_and_repeat_with_the_seed(images: Tensor, au
     assert len(first.flatten(1).unique(dim=0)) > 1
     assert torch.equal(first, augment(same_image, generator(3)))
     assert not torch.equal(first, augment(same_image, generator(4)))
+
+
+@pytest.mark.parametrize("operation", [Crop(3), Flip(), Cutout(6)], ids=lambda operation: type(operation).__name__)
+def test_frames_of_a_recording_go_together_and_recordings_apart(operation) -> None:
+    picture = torch.randint(1, 50, (1, 1, 1, 12, 14), generator=generator(2)).float()
+    batch = Batch(picture.expand(24, 4, 2, -1, -1).contiguous(), torch.arange(24), torch.arange(24))
+    done = operation(batch, generator())
+    assert done.x.shape == batch.x.shape
+    assert torch.equal(done.x, done.x[:, :1, :1].expand_as(done.x))
+    assert len(done.x[:, 0, 0].flatten(1).unique(dim=0)) >= 2
+    assert torch.equal(batch.x, picture.expand_as(batch.x))  # what came in is as it was
+    assert done.target is batch.target
+    assert done.index is batch.index
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Crop(0), "padding=0: must be at least 1 pixel"),
+        (lambda: Cutout(0), "size=0: must be at least 1 pixel"),
+    ],
+)
+def test_bad_settings(make, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        make()

@@ -1,4 +1,4 @@
-"""Augmentation of event frames: pure functions of whole batches on their device and an explicit generator.
+"""What moves event frames as a whole: roll, and NDA's choice of roll, rotation and shear.
 
 Frames are ``[B, T, C, H, W]`` of any dtype and keep it. Every sample draws its own numbers and applies them to all its
 time steps and both polarities. Pixels are taken from their nearest source, so that counts stay counts.
@@ -7,13 +7,14 @@ time steps and both polarities. Pixels are taken from their nearest source, so t
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from tna_lightning.data import augment
+from tna_lightning.data.augment.operation import Samples, need_events
+from tna_lightning.data.batch import Batch
 
-POLICIES = ("none", "flip_roll", "nda")
 SHIFT = 5 / 48  # largest roll, as a share of the side: 5 pixels of 48
 DEGREES = 30  # largest rotation and shear
 
@@ -54,8 +55,7 @@ def rotated(height: int, width: int, angle: Tensor) -> Coordinates:
 def nda(frames: Tensor, generator: torch.Generator) -> Tensor:
     """Neuromorphic data augmentation (arXiv 2203.06145, its authors' code): one of roll, rotation and shear along x.
 
-    Rolls go up to 5 of 48 pixels along each axis, angles up to 30 degrees. The paper's flip, cutout and CutMix are
-    :func:`flip`, :func:`cutout` and :func:`cutmix`.
+    Rolls go up to 5 of 48 pixels along each axis, angles up to 30 degrees.
     """
     height, width = frames.shape[-2:]
     choice = torch.randint(3, (len(frames), 1, 1), generator=generator, device=frames.device)
@@ -69,62 +69,10 @@ def nda(frames: Tensor, generator: torch.Generator) -> Tensor:
     return resample(frames, (rows, columns))
 
 
-def flip_roll(frames: Tensor, generator: torch.Generator) -> Tensor:
-    """TET's augmentation (arXiv 2202.11946, its authors' code): a flip for every second sample, then a roll for all."""
+def roll(frames: Tensor, generator: torch.Generator) -> Tensor:
+    """Roll each sample around the border by up to 5 of 48 pixels along each axis."""
     height, width = frames.shape[-2:]
-    return resample(flip(frames, generator), rolled(height, width, *_shifts(frames, generator)))
-
-
-def flip(frames: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror each sample left to right with probability one half."""
-    return augment.random_horizontal_flip(frames.flatten(1, 2), generator).view_as(frames)
-
-
-def cutout(frames: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Empty one square of ``size`` pixels per sample, centred anywhere in it."""
-    stacked = frames.flatten(1, 2)
-    return augment.cutout(stacked, size, generator, stacked.new_zeros(stacked.shape[1])).view_as(frames)
-
-
-def cutmix(
-    frames: Tensor, target: Tensor, num_classes: int, probability: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """CutMix (arXiv 1905.04899 with alpha 1): put a box of another sample into each, and mix the labels by area.
-
-    The box covers a share of the frame drawn uniformly, around a centre drawn uniformly, and is clipped by the border.
-
-    Args:
-        frames: ``[B, T, C, H, W]``.
-        target: int64 ``[B]``.
-        num_classes: K.
-        probability: with which a sample is mixed.
-        generator: of all draws.
-
-    Returns:
-        The frames, and float32 labels ``[B, K]`` that sum to 1: each class weighs what its pixels cover.
-    """
-    height, width = frames.shape[-2:]
-    count = len(frames)
-    share, row, column, mixed = torch.rand(4, count, generator=generator, device=frames.device)
-    partner = torch.randperm(count, generator=generator, device=frames.device)
-    side = share.sqrt() * (mixed < probability)
-    rows = _span(height, row, side)
-    columns = _span(width, column, side)
-    box = rows[:, :, None] & columns[:, None]
-    weight = box.float().mean(dim=(1, 2))[:, None]
-    labels = torch.nn.functional.one_hot(target, num_classes).float()
-    return (
-        torch.where(box[:, None, None], frames[partner], frames),
-        (1 - weight) * labels + weight * labels[partner],
-    )
-
-
-def _span(length: int, centre: Tensor, side: Tensor) -> Tensor:
-    """Which pixels lie in a span of ``int(side * length)`` of them around the centre; bool ``[B, length]``."""
-    size = (side * length).long()[:, None]
-    start = (centre * length).long()[:, None] - size // 2
-    pixel = torch.arange(length, device=centre.device)
-    return (pixel >= start) & (pixel < start + size)
+    return resample(frames, rolled(height, width, *_shifts(frames, generator)))
 
 
 def _shifts(frames: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -144,3 +92,30 @@ def _centred(height: int, width: int, device: torch.device) -> tuple[Tensor, Ten
 def _to_pixels(y: Tensor, x: Tensor) -> Coordinates:
     height, width = y.shape[-2:]
     return (y + (height - 1) / 2).round().long(), (x + (width - 1) / 2).round().long()
+
+
+class Roll:
+    """Roll each sample of event frames by up to 5 of 48 pixels; after :class:`Flip` it is TET's (arXiv 2202.11946)."""
+
+    def setup(self, data: Samples) -> None:
+        """Refuse images."""
+        need_events(data)
+
+    def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """See :class:`~tna_lightning.data.augment.Operation`."""
+        return replace(batch, x=roll(batch.x, generator))
+
+
+class NDA:
+    """One of roll, rotation and shear for each sample of event frames (:func:`nda`).
+
+    The paper's flip, cutout and CutMix are :class:`Flip`, :class:`Cutout` and :class:`CutMix` after it.
+    """
+
+    def setup(self, data: Samples) -> None:
+        """Refuse images."""
+        need_events(data)
+
+    def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """See :class:`~tna_lightning.data.augment.Operation`."""
+        return replace(batch, x=nda(batch.x, generator))

@@ -4,16 +4,20 @@ The operations on colours are kornia's functions, and so is the table of the CIF
 are not used: they draw one policy for a whole batch, and read the table's levels on scales of their own, where level 9
 of a translation always goes the same way, half an image far.
 
-Letters: B batch, H W pixels. Images are float ``[B, 3, H, W]`` in [0, 1] within this file.
+Letters: B batch, C channels (3, or 1 for grey images), H W pixels. Images are float ``[B, C, H, W]`` in [0, 1] within
+this file.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from tna_lightning.data.augment.operation import Samples, need_images
+from tna_lightning.data.batch import Batch
 
 POLICIES = ("autoaugment", "randaugment", "trivialaugment")
 GEOMETRIC = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
@@ -59,7 +63,8 @@ def affine(images: Tensor, matrix: Tensor) -> Tensor:
 def operate(operation: str, images: Tensor, strength: Tensor, ranges: Ranges = STANDARD) -> Tensor:
     """Apply one of :data:`OPERATIONS`, with a strength in [-1, 1] for each image.
 
-    The sign is the direction; ``posterize`` and ``solarize`` have none, and the last three no strength either.
+    The sign is the direction; ``posterize`` and ``solarize`` have none, and the last three no strength either. A grey
+    image has no saturation: ``color`` leaves it as it is, as PIL's does; all others change it as they change colours.
     """
     from kornia import enhance
 
@@ -87,7 +92,8 @@ def operate(operation: str, images: Tensor, strength: Tensor, ranges: Ranges = S
         case "brightness":
             return enhance.adjust_brightness_accumulative(images, factor)
         case "color":
-            return enhance.adjust_saturation_with_gray_subtraction(images, factor)
+            grey = images.shape[1] == 1
+            return images if grey else enhance.adjust_saturation_with_gray_subtraction(images, factor)
         case "contrast":
             return enhance.adjust_contrast_with_mean_subtraction(images, factor)
         case "sharpness":
@@ -106,7 +112,7 @@ def operate(operation: str, images: Tensor, strength: Tensor, ranges: Ranges = S
 
 
 class AutoAugment:
-    """One of three policies, drawn anew for each image.
+    """One of three policies, drawn anew for each image, colour or grey (see :func:`operate`).
 
     Args:
         policy: ``autoaugment``: one of the 25 pairs found for CIFAR-10 (arXiv 1805.09501), each half of a pair with its
@@ -114,7 +120,7 @@ class AutoAugment:
             ``trivialaugment`` (arXiv 2103.10158): one operation of any strength, on the wide scale.
     """
 
-    def __init__(self, policy: str) -> None:
+    def __init__(self, policy: str = "autoaugment") -> None:
         if policy not in POLICIES:
             raise ValueError(f"policy={policy!r}: must be one of {', '.join(POLICIES)}")
         self.policy = policy
@@ -128,8 +134,18 @@ class AutoAugment:
             ]
             self.operation, self.chance, self.strength = torch.tensor(halves).unbind(2)  # each [25, 2]
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Augment uint8 colour images ``[B, 3, H, W]``."""
+    def setup(self, data: Samples) -> None:
+        """Refuse what is neither grey nor coloured."""
+        need_images(data)
+        if data.in_channels not in (1, 3):
+            raise ValueError(f"works on images of 1 or 3 channels, and these have {data.in_channels}")
+
+    def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """See :class:`~tna_lightning.data.augment.Operation`."""
+        return replace(batch, x=self.apply(batch.x, generator))
+
+    def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Augment uint8 images ``[B, C, H, W]``."""
         x = images.float() / 255
         for operation, strength in self.draw(len(x), generator):
             for index in operation.unique().tolist():
