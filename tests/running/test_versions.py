@@ -40,8 +40,19 @@ def differing(record, composed):
     return {key: value for key, value in wanted.items() if json.dumps(value) != json.dumps(today[key])}
 
 
+# how one sets today what were flags
+MOVED_TO = {
+    "data.crop_padding": {0: ["~augment.crop"]},
+    "data.flip": {False: ["~augment.flip"]},
+}
+
+
 def words(overrides):
-    return [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+    """Overrides of today for settings of 0.1.0."""
+    found = []
+    for key, value in overrides.items():
+        found += MOVED_TO[key][value] if key in MOVED_TO else [f"{key}={json.dumps(value)}"]
+    return found
 
 
 def command(record):
@@ -84,7 +95,9 @@ def test_the_command_of_every_committed_record_names_its_run():
 
 
 def test_a_record_of_an_earlier_version_is_read_with_todays_settings():
+    names = {"data": "augment", "trainer": "twin_stream", "quant": "network"}
     for record in RECORDS.values():
         now = as_now(record["config"])
+        assert not any(old in (now[node] or {}) for node, old in names.items())
         assert identity(now, record["config"]) == record["identity"]
         assert as_now(now) == now

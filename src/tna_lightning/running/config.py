@@ -154,6 +154,8 @@ def check(config: Mapping[str, Any]) -> None:
     _check_nodes(config["trainer"])
     if config["keep"] == "best" and not config["data"].get("val_fraction", 1):
         raise ValueError("keep='best': needs validation images (data.val_fraction above 0); else use keep=last")
+    if "augment" in config["data"]:
+        raise ValueError(f"data.augment: {MOVED['data.augment']}")
     for name, node in config["augment"].items():
         if not isinstance(node, Mapping) or "_target_" not in node:
             raise ValueError(f"augment.{name}={node!r}: must be an operation; ~augment.{name} takes it out")

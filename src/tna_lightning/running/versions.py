@@ -15,6 +15,9 @@ from typing import Any
 # settings of the base and of a companion: `neuron.per` for `companion.neuron.per` too.
 ADDED: dict[str, Any] = {
     "callbacks": {},
+    "companions": {},
+    "companion.device": None,
+    "companion.precision": "full",
     "trainer.min_epochs": None,
     "trainer.max_steps": -1,
     "trainer.min_steps": None,
@@ -42,8 +45,25 @@ ADDED_BEFORE: dict[str, Any] = {
     "quant.layer_quantizers": None,
 }
 
-# Where a setting of 0.1.0 stands now, as the end of the sentence "KEY: ...".
-MOVED: dict[str, str] = {}
+# Where a setting of 0.1.0 stands now: the end of the sentence that begins with it.
+MOVED: dict[str, str] = {
+    "data.crop_padding": "is augment.crop.padding now (augment=standard has it, ~augment.crop takes it out)",
+    "data.flip": "is the operation augment.flip now (augment=standard has it, ~augment.flip takes it out)",
+    "data.auto_augment": "is augment.policy.policy now (augment=strong has it)",
+    "data.cutout": "is augment.cutout.size now (augment=strong has it)",
+    "data.augment": "is a choice of its own now: augment=none, flip_roll, nda or nda_cutmix",
+    "data.cutmix": "is augment.cutmix.probability now (augment=cutmix or nda_cutmix has it)",
+    "trainer.twin_device": "is companion.device now",
+    "trainer.twin_stream": "is gone: no measurement showed that it helps",
+    "quant.network": "is said by the companion now: companion.precision=base, full or a quantizer",
+    "quant.companion_quantizer": "is companion.precision now",
+}
+
+_OPERATIONS = "tna_lightning.data.augment."
+Known = Mapping[str, Mapping[str, Any]]  # operations by name, with their settings by dotted key
+
+_IMAGES = ("CIFARDataModule", "DigitsDataModule")
+_EVENTS = ("CIFAR10DVSDataModule", "DigitsDVSDataModule", "CIFAR10SimDVSDataModule")
 
 
 def as_before(flat: Mapping[str, Any], recorded: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -53,18 +73,132 @@ def as_before(flat: Mapping[str, Any], recorded: Mapping[str, Any] | None = None
         flat: settings by dotted key; those of 0.1.0 come out as they are.
         recorded: the settings of an earlier record: those of :data:`ADDED_BEFORE` that it lacks are left out likewise.
     """
+    flat = _augmentation_before(_companion_before(dict(flat)))
     neutral = dict(ADDED)
     if recorded is not None:
-        neutral |= {key: value for key, value in ADDED_BEFORE.items() if not _has(recorded, key)}
+        neutral |= {key: value for key, value in ADDED_BEFORE.items() if key not in recorded}
     return {key: value for key, value in flat.items() if not _is_neutral(key, value, neutral)}
+
+
+def _companion_before(flat: dict[str, Any]) -> dict[str, Any]:
+    """``companion.device`` and ``companion.precision`` as ``trainer.twin_device`` and settings of ``quant``."""
+    if "trainer.twin_device" not in flat:
+        flat["trainer.twin_device"] = flat.pop("companion.device", None)
+        flat["trainer.twin_stream"] = False
+    if "quant._target_" in flat and "quant.network" not in flat:
+        precision = flat.pop("companion.precision", "full")
+        own = {key: value for key, value in flat.items() if key.startswith("companion.precision.")}
+        flat["quant.network"] = "base" if precision == "full" and not own else "both"
+        flat |= {"quant.companion_quantizer": None} if not own else {}
+        for key, value in own.items():
+            del flat[key]
+            flat[key.replace("companion.precision.", "quant.companion_quantizer.")] = value
+    return flat
+
+
+def _augmentation_before(flat: dict[str, Any]) -> dict[str, Any]:
+    """The operations of ``augment`` as the flags of 0.1.0's data sets, where these can say them, else as they are."""
+    _, _, data = str(flat.get("data._target_")).rpartition(".")
+    operations: dict[str, dict[str, Any]] = {}
+    for key in [key for key in flat if key.startswith("augment.")]:
+        _, name, setting = key.split(".", 2)
+        operations.setdefault(name, {})[setting] = flat[key]
+    flags = None
+    if data in (*_IMAGES, *_EVENTS) and not _has(flat, "data.crop_padding") and not _has(flat, "data.cutmix"):
+        flags = _flags_of_images(data, operations) if data in _IMAGES else _flags_of_events(operations)
+        flat |= flags or (_flags_of_images(data, {}) if data in _IMAGES else _flags_of_events({})) or {}
+    if flags is not None or not operations:
+        return {key: value for key, value in flat.items() if key != "augment" and not key.startswith("augment.")}
+    return flat | {"augment": list(operations)}  # their order
+
+
+def _flags_of_images(data: str, operations: Known) -> dict[str, Any] | None:
+    known: Known = {
+        "crop": {"_target_": f"{_OPERATIONS}Crop", "padding": None},
+        "flip": {"_target_": f"{_OPERATIONS}Flip"},
+        "policy": {"_target_": f"{_OPERATIONS}AutoAugment", "policy": None},
+        "cutout": {"_target_": f"{_OPERATIONS}Cutout", "size": None},
+    }
+    flags = {
+        "data.crop_padding": operations.get("crop", {}).get("padding", 0),
+        "data.flip": "flip" in operations,
+        "data.auto_augment": operations.get("policy", {}).get("policy"),
+        "data.cutout": operations.get("cutout", {}).get("size", 0),
+    }
+    if data == "DigitsDataModule":  # which could be cropped alone
+        known, flags = {"crop": known["crop"]}, {"data.crop_padding": flags["data.crop_padding"]}
+    return flags if _are(operations, known) else None
+
+
+def _flags_of_events(operations: Known) -> dict[str, Any] | None:
+    flip, roll = ({"_target_": f"{_OPERATIONS}{name}"} for name in ("Flip", "Roll"))
+    is_flip_roll = "roll" in operations
+    known: Known = {
+        **({"flip": flip, "roll": roll} if is_flip_roll else {"nda": {"_target_": f"{_OPERATIONS}NDA"}, "flip": flip}),
+        "cutout": {"_target_": f"{_OPERATIONS}Cutout", "size": None},
+        "cutmix": {"_target_": f"{_OPERATIONS}CutMix", "probability": None},
+    }
+    if not _are(operations, known) or (is_flip_roll and "flip" not in operations):
+        return None
+    return {
+        "data.augment": "flip_roll" if is_flip_roll else "nda" if "nda" in operations else "none",
+        "data.flip": "flip" in operations and not is_flip_roll,
+        "data.cutout": operations.get("cutout", {}).get("size", 0),
+        "data.cutmix": operations.get("cutmix", {}).get("probability", 0.0),
+    }
+
+
+def _are(operations: Known, known: Known) -> bool:
+    """Whether these are some of the known operations, in their order, with no other settings (None stands for any)."""
+    return list(operations) == [name for name in known if name in operations] and all(
+        settings.keys() == known[name].keys()
+        and all(value == known[name][key] for key, value in settings.items() if known[name][key] is not None)
+        for name, settings in operations.items()
+    )
 
 
 def as_now(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config of an earlier version's record, with its settings where they stand today."""
-    config = dict(config)
+    config = {key: dict(node) if isinstance(node, Mapping) else node for key, node in config.items()}
     if isinstance(cost := config.get("cost") or {}, Mapping):
         config["cost"] = {"_target_": "tna_lightning.callbacks.inference_cost.InferenceCost", **cost}
+    if any(not isinstance(config.get(node) or {}, Mapping) for node in ("data", "trainer", "quant", "companion")):
+        return config  # damaged: whoever reads it says so
+    config.setdefault("companions", {})
+    config.setdefault("callbacks", {})
+    data, trainer, quant, companion = (config.get(node) for node in ("data", "trainer", "quant", "companion"))
+    if data and "augment" not in config:
+        config["augment"] = _operations(data)
+    if trainer:
+        device = trainer.pop("twin_device", None)
+        trainer.pop("twin_stream", None)
+        if companion:
+            companion.setdefault("device", device)
+    if companion:
+        companion.setdefault("precision", "full")
+    if quant and "network" in quant:
+        network, own = quant.pop("network"), quant.pop("companion_quantizer", None)
+        if companion and network != "base":
+            companion["precision"] = own or ("base" if network == "both" else quant.get("quantizer"))
+        if network == "companion":
+            config["quant"] = {}
     return config
+
+
+def _operations(data: dict[str, Any]) -> dict[str, Any]:
+    """The operations that the flags of a data set of 0.1.0 stand for; the flags are taken out."""
+    crop, policy, size = data.pop("crop_padding", 0), data.pop("auto_augment", None), data.pop("cutout", 0)
+    kind, flip, cutmix = data.pop("augment", "none"), data.pop("flip", False), data.pop("cutmix", 0.0)
+    operations = {
+        "crop": crop and {"_target_": f"{_OPERATIONS}Crop", "padding": crop},
+        "nda": kind == "nda" and {"_target_": f"{_OPERATIONS}NDA"},
+        "flip": (flip or kind == "flip_roll") and {"_target_": f"{_OPERATIONS}Flip"},
+        "roll": kind == "flip_roll" and {"_target_": f"{_OPERATIONS}Roll"},
+        "policy": policy and {"_target_": f"{_OPERATIONS}AutoAugment", "policy": policy},
+        "cutout": size and {"_target_": f"{_OPERATIONS}Cutout", "size": size},
+        "cutmix": cutmix and {"_target_": f"{_OPERATIONS}CutMix", "probability": cutmix},
+    }
+    return {name: operation for name, operation in operations.items() if operation}
 
 
 def _has(flat: Mapping[str, Any], name: str) -> bool:
@@ -73,5 +207,5 @@ def _has(flat: Mapping[str, Any], name: str) -> bool:
 
 def _is_neutral(key: str, value: Any, neutral: Mapping[str, Any]) -> bool:
     # by JSON, as the hash has it: False is not 0 there, nor 1 the same as 1.0
-    name = key.removeprefix("companion.")
-    return name in neutral and json.dumps(value) == json.dumps(neutral[name])
+    names = (key, key.removeprefix("companion."))
+    return any(name in neutral and json.dumps(value) == json.dumps(neutral[name]) for name in names)
