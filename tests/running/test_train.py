@@ -255,9 +255,9 @@ def test_a_teacher_of_another_shape_is_refused(done_run, tmp_path):
         (["companion.precision={bits: 8}"], "error: companion.precision={'bits': 8}: allowed are full, base and"),
         (
             ["+companion.frezee=true"],
-            "error: companion.frezee: no such setting; a companion has model, neuron, weights",
+            "error: companion.frezee: nothing reads such a setting; did you mean freeze?",
         ),
-        (["baseline=cohort", "+companions.third.prec=base"], "error: companions.third.prec: no such setting"),
+        (["baseline=cohort", "+companions.third.prec=base"], "error: companions.third.prec: nothing reads such a setting; did you mean precision?"),
         (["baseline=cohort", "companions.third.freeze=true"], "+companions.third.freeze=VALUE says it"),
         (
             ["baseline=cohort", "+companions.third.freeze=1"],
