@@ -11,9 +11,9 @@ from torch import nn
 from tna_lightning.quantization.parametrized import (
     check_names,
     check_quantizer,
-    layers_to_quantize,
     quantize_network,
     quantized_layers,
+    schemes_by_layer,
 )
 from tna_lightning.quantization.quantizers import Quantizer
 
@@ -87,10 +87,11 @@ class WeightQuantization(lightning.Callback):
         Raises:
             ValueError: no companion, or a frozen one; a name in ``skip`` or ``layer_quantizers`` that matches no layer;
                 a schedule after which
-                training has not seen all weights quantised (``max_epochs`` of None or below 1 sets no end).
+                training has not seen all weights quantised (``max_epochs`` of None or below 1 sets no end); codes that
+                differ by time step for a layer that does not stand in a ``PerStep``.
         """
-        for network, _ in self._networks(learner):
-            layers_to_quantize(network, self.skip, self.layer_quantizers)
+        for network, quantizer in self._networks(learner):
+            schemes_by_layer(network, quantizer, self.skip, self.layer_quantizers)
         companion: Any = learner.companion
         if "companion" in self._quantizers and not any(weight.requires_grad for weight in companion.parameters()):
             raise ValueError(
