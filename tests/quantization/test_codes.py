@@ -181,6 +181,21 @@ def test_a_linear_layer_in_a_perstep_meets_time_too():
     assert cost["synaptic_operations"] * T == pytest.approx(2 * spikes.sum().item())
 
 
+def test_weights_that_training_does_not_see_quantised_are_the_same_at_every_step():
+    network = PerStep(nn.Linear(4, 2))
+    quantize_network(network, Rising())
+    parametrization = network[0].parametrizations.weight
+    original = parametrization.original
+    parametrization[0].set_share(original, 0.5)
+    quantised = Rising()(original)
+    is_large = original.abs() >= original.abs().flatten().sort(descending=True).values[3]
+    for t in range(T):
+        assert torch.equal(network[0].weight[t], torch.where(is_large, quantised[t], original))
+    parametrization[0].set_share(original, 0.0)
+    assert torch.equal(network[0].weight, original.expand(T, -1, -1))
+    assert torch.equal(network.eval()[0].weight, quantised)
+
+
 def test_where_weights_do_not_meet_time_the_layer_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"^quantizer=rising: .*right in a PerStep; .* skip=\[stem,classifier\]$"):
         quantize_network(build(SPEC), Rising(), skip=["stem"])
