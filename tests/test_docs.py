@@ -39,7 +39,7 @@ def workshop(tmp_path_factory):
 EXTENSIONS = [fence["text"] for fence in fences("docs/extending.md") if fence["language"] == "bash"]
 
 
-@pytest.mark.parametrize("command", EXTENSIONS, ids=["backbone", "quantiser", "objective", "augmentation", "data"])
+@pytest.mark.parametrize("command", EXTENSIONS, ids=lambda command: command.partition("my_conf ")[2].split()[0])
 def test_each_extension_trains_through_the_command_line(command, workshop):
     program, *arguments = shlex.split(command)
     assert program == "python"

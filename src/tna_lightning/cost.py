@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from tna_lightning.data.batch import Batch
 from tna_lightning.models import SpikingNeuron
+from tna_lightning.models.over_time import OverTime
 from tna_lightning.quantization.kept import network_bytes, weight_report
 from tna_lightning.quantization.parametrized import WEIGHTED
 
@@ -159,33 +160,37 @@ class _LayerCount:
         self.num_outputs = 0
         self.num_inputs = 0
         self.num_samples = 0  # images times steps
-        # by shape of one input: a layer may see several sizes
+        self.has_steps = isinstance(module, OverTime)
+        # by shape of one input, since a layer may see several sizes: [1, *shape], or [T, *shape] with a weight a step
         self.nonzero: defaultdict[torch.Size, Tensor] = defaultdict(lambda: torch.zeros(()))
         self.sees_spikes_only = True
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         (x,) = inputs
-        num_feature_dims = 1 if isinstance(module, nn.Linear) else self.module.weight.ndim - 1
+        num_feature_dims = 1 if isinstance(module, nn.Linear) else 1 + len(self.module.kernel_size)
         shape = x.shape[x.ndim - num_feature_dims :]
-        samples = x.detach().reshape(-1, *shape)
+        samples = x.detach().reshape(len(x) if self.has_steps else 1, -1, *shape)
         if torch.equal(samples * samples, samples):  # all 0 or 1: their sum is the quicker count
-            nonzero = samples.sum(0, dtype=torch.float32)
+            nonzero = samples.sum(1, dtype=torch.float32)
         else:
-            nonzero = (samples != 0).float().sum(0)
+            nonzero = (samples != 0).float().sum(1)
             self.sees_spikes_only = False
         self.nonzero[shape] = self.nonzero[shape].to(x.device) + nonzero.double()
         self.num_inputs += x.numel()
         self.num_outputs += output.numel()
-        self.num_samples += len(samples)
+        self.num_samples += samples.shape[0] * samples.shape[1]
 
     def report(self, num_images: int) -> dict[str, Any]:
-        weight = self.module.weight.detach()
+        weights = self.module.weight.detach()
+        if not self.has_steps:
+            weights = weights.unsqueeze(0)
         num_nonzero, operations, on_nonzero = 0.0, 0.0, 0.0
         for shape, nonzero in self.nonzero.items():
             num_nonzero += float(nonzero.sum())
-            operations += float((nonzero * self._fan_out(shape, torch.ones_like(weight))).sum())
-            on_nonzero += float((nonzero * self._fan_out(shape, (weight != 0).to(weight.dtype))).sum())
-        fan_in = weight.numel() // len(weight)
+            operations += float((nonzero * self._fan_out(shape, torch.ones_like(weights[0]))).sum())
+            for count, weight in zip(nonzero, weights, strict=True):
+                on_nonzero += float((count * self._fan_out(shape, (weight != 0).to(weight.dtype))).sum())
+        fan_in = weights[0].numel() // len(weights[0])
         acs, macs = (operations, 0.0) if self.sees_spikes_only else (0.0, operations)
         return {
             "input": "spikes" if self.sees_spikes_only else "numbers",

@@ -1,15 +1,14 @@
 """The backbones: shapes, parameter counts by hand, structure others rely on, and nothing kept between forwards."""
 
 import copy
-import inspect
 import pickle
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import nn
 
 from tna_lightning import models
@@ -26,6 +25,7 @@ from tna_lightning.models import (
     vgg16,
     vggsnn,
 )
+from tna_lightning.running.config import compose
 
 CONF = Path(__file__).parents[2] / "conf"
 BACKBONES = [path.stem for path in sorted((CONF / "model").glob("*.yaml"))]
@@ -33,10 +33,15 @@ NEURONS = [path.stem for path in sorted((CONF / "neuron").glob("*.yaml"))]
 
 
 def composed(model, neuron="lif", in_channels=3, num_classes=7, **settings):
-    """The network as the front door makes it: from the two YAML files."""
-    factory = instantiate(OmegaConf.load(CONF / "neuron" / f"{neuron}.yaml"))
-    config = OmegaConf.load(CONF / "model" / f"{model}.yaml")
-    return instantiate(config, in_channels=in_channels, num_classes=num_classes, neuron=factory, **settings)
+    """The network as the front door makes it: from the two choices."""
+    node, factory = nodes(model, neuron)
+    return instantiate(node, in_channels=in_channels, num_classes=num_classes, neuron=instantiate(factory), **settings)
+
+
+@cache
+def nodes(model, neuron):
+    config = compose([f"model={model}", f"neuron={neuron}"])
+    return config["model"], config["neuron"]
 
 
 def settled(backbone, neuron="lif", **settings):
@@ -73,23 +78,6 @@ def test_one_yaml_for_each_backbone_and_neuron():
         convnet, resnet8, resnet18, resnet19, resnet20, vgg11, vgg16, vggsnn,
     }  # fmt: skip
     assert set(NEURONS) == {"lif", "plif", "if", "relu"}
-
-
-@pytest.mark.parametrize("path", sorted(CONF.glob("model/*.yaml")) + sorted(CONF.glob("neuron/*.yaml")), ids=str)
-def test_yaml_shows_every_setting_with_its_default(path):
-    first_line = path.read_text().splitlines()[0]
-    assert first_line.startswith("# ")
-    config = OmegaConf.to_container(OmegaConf.load(path))
-    target = models
-    for name in config.pop("_target_").removeprefix("tna_lightning.models.").removeprefix("torch.").split("."):
-        target = getattr(torch if name == "nn" else target, name)
-    config.pop("_partial_", None)
-    defaults = {name: parameter.default for name, parameter in inspect.signature(target).parameters.items()}
-    for joined in ("in_channels", "num_classes", "neuron", "inplace"):
-        defaults.pop(joined, None)
-    assert config.keys() == defaults.keys()
-    choice = {"plif": {"learn_beta": True}, "if": {"beta": 1.0}}.get(path.stem, {})
-    assert config == {**defaults, **choice}
 
 
 @pytest.mark.parametrize("neuron", NEURONS)
@@ -354,7 +342,7 @@ SPEC = {
 
 def test_build_gives_the_network_described():
     network = build(SPEC)
-    factory = instantiate(OmegaConf.create(SPEC["neuron"]))
+    factory = instantiate(SPEC["neuron"])
     same = resnet20(3, 10, factory, time_steps=2, width=0.25)
     network.load_state_dict(same.state_dict())
     images = torch.randn(2, 3, 8, 8)
@@ -365,9 +353,10 @@ def test_build_gives_the_network_described():
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("neuron", NEURONS)
 def test_build_reads_what_the_configuration_holds(backbone, neuron):
+    model, neuron_node = nodes(backbone, neuron)
     spec = {
-        "model": OmegaConf.to_container(OmegaConf.load(CONF / "model" / f"{backbone}.yaml")) | {"width": 0.05},
-        "neuron": OmegaConf.to_container(OmegaConf.load(CONF / "neuron" / f"{neuron}.yaml")),
+        "model": model | {"width": 0.05},
+        "neuron": neuron_node,
         "in_channels": 3,
         "num_classes": 7,
     }

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,9 +28,10 @@ from tna_lightning.quantization import (
     save_network,
     weight_report,
 )
-from tna_lightning.quantization.packing import pack, read_packed, unpack
-from tna_lightning.quantization.quantizers import alphabet
+from tna_lightning.quantization.codes import alphabet
+from tna_lightning.quantization.packing import decoded_state, pack, read_packed, unpack
 
+DATA = Path(__file__).parent / "data"
 SCHEMES = {
     "binary": Binary(),
     "ternary": Ternary(),
@@ -207,6 +209,65 @@ def test_names_of_the_format_are_not_given_away(packed, network):
     assert packed.read_bytes() == before
 
 
+@pytest.mark.parametrize("file", ["format1", "format1_folded"])
+def test_files_of_version_1_are_read_as_they_were(file, tmp_path):
+    """Written and decoded by the code of commit 95ada24: a layer of each scheme, and each with batch norm folded."""
+    path = DATA / f"{file}.safetensors"
+    state, kept, metadata = decoded_state(path)
+    assert metadata["version"] == 1
+    expected = load_file(DATA / "format1_decoded.safetensors")
+    expected = {name.partition("/")[2]: value for name, value in expected.items() if name.startswith(f"{file}/")}
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in state)
+    axes = {
+        name.removesuffix(".weight"): None if codes.scale is None else codes.scale_axes for name, codes in kept.items()
+    }
+    if file == "format1_folded":
+        assert axes == {"0.0": None, "1.0": None, "2.0": ("sign", "channel"), "3.0": None, "4.0": None}
+        network = nn.Sequential(*(nn.Sequential(nn.Conv2d(2, 2, 3, bias=False), nn.BatchNorm2d(2)) for _ in range(6)))
+    else:
+        by_layer = {"ternary_layer": (), "int4_layer": (), "ternary_ttq": ("sign",)}
+        by_layer |= {"ternary_ttq_channel": ("sign", "channel"), "conv": ("sign", "channel")}
+        assert axes == {name: by_layer.get(name, ("channel",)) for name in axes}
+        assert len(axes) == 18
+        network = nn.ModuleDict({name: nn.Linear(5, 3) for name in axes})
+        network["conv"], network["conv1d"] = nn.Conv2d(2, 3, 3), nn.Conv1d(2, 3, 2)
+        network["one_channel"], network["plain"] = nn.Linear(4, 1), nn.Linear(2, 2)
+    # and are the same once written anew
+    save_network(tmp_path / "again", load_packed(path, network))
+    tensors, metadata = read_packed(tmp_path / "again")
+    assert metadata["version"] == 2
+    before = load_file(path)
+    assert tensors.keys() == before.keys()
+    assert all(torch.equal(tensors[name], before[name]) for name in tensors)
+
+
+def test_a_file_says_what_its_network_expects(packed, network):
+    assert set(read_packed(packed)[1]["inputs"].values()) == {None}
+    inputs = {"kind": "events", "shape": [2, 8, 8], "mean": (0.1, 0.2), "std": [1, 0.5], "class_names": ["a", "b"]}
+    save_network(packed, network, inputs=inputs)
+    known = inputs | {"mean": [0.1, 0.2], "time_steps": None}
+    assert read_packed(packed)[1]["inputs"] == known
+    for name, value in {
+        "kind": "sound",
+        "shape": [8, 8],
+        "mean": [0.1],
+        "std": [1.0, 0.0],
+        "class_names": "ab",
+        "time_steps": 0,
+        "pixels": 64,
+    }.items():
+        with pytest.raises(ValueError, match=rf"^inputs.*{name}"):
+            save_network(packed, network, inputs=inputs | {name: value})
+        rewrite(packed, inputs=known | {name: value})
+        assert name in refusal(packed, make_network())
+        save_network(packed, network)
+    for value in (None, [], "x"):
+        rewrite(packed, inputs=value)
+        assert f"inputs={value!r}" in refusal(packed, make_network())
+        save_network(packed, network)
+
+
 def rewrite(path, tensors=None, **metadata):
     old_tensors, old = read_packed(path)
     old.pop("sha256", None)  # as in a file made by hand
@@ -214,8 +275,8 @@ def rewrite(path, tensors=None, **metadata):
 
 
 def test_a_newer_version_is_refused(packed):
-    rewrite(packed, version=2)
-    assert "newer version (format 2; this one reads up to 1)" in refusal(packed)
+    rewrite(packed, version=3)
+    assert "newer version (format 3; this one reads up to 2)" in refusal(packed)
 
 
 def test_codes_outside_the_alphabet_are_refused(packed):
@@ -228,10 +289,36 @@ def test_codes_outside_the_alphabet_are_refused(packed):
 def test_damaged_entries_are_refused(packed):
     rewrite(packed, {"0.weight.codes": torch.zeros(3, dtype=torch.uint8)})
     assert "0.weight: 3 bytes" in refusal(packed)
-    rewrite(packed, layers={"0.weight": {"scheme": "ternary", "bits": 0, "shape": [5, 2, 3, 3]}})
-    assert "bits=0" in refusal(packed)
-    rewrite(packed, layers={"1.weight": {"scheme": "ternary", "bits": 2, "shape": [5, 2, 3, 3]}})
+    layers = read_packed(packed)[1]["layers"]
+    rewrite(packed, layers={"1.weight": layers["0.weight"]})
     assert "1.weight.codes" in refusal(packed)
+
+
+@pytest.mark.parametrize(
+    ("entry", "values", "words"),
+    [
+        ("bits", [0, 9, "2", True, 1.5], "bits="),
+        ("shape", [[5, 2, 9], [5, 18], 90, None, [], [-1, -90], [5, 2, 3, 3.0], [0, 2, 3, 3], [True, 90]], "shape"),
+        ("axes", [[], ["step"], ["channel", "step"], "channel", None, [["channel"]], ["time", "channel"]], "axes="),
+        ("scale_axes", [[], ["step", "channel"], ["channel", "sign"], ["sign"], "channel", {}, 0, [[]]], "scale"),
+        ("scale_axes", [None], "scale_axes=None"),
+        ("encoding", ["periods", None, 0], "encoding="),
+        ("scheme", [None, 2], "scheme="),
+    ],
+)
+def test_an_entry_of_the_header_is_not_believed(packed, entry, values, words):
+    layers = read_packed(packed)[1]["layers"]
+    for value in values:
+        rewrite(packed, layers=layers | {"0.weight": layers["0.weight"] | {entry: value}})
+        assert words in refusal(packed, make_network())
+    rewrite(packed, layers=layers | {"0.weight": {k: v for k, v in layers["0.weight"].items() if k != entry}})
+    assert entry in refusal(packed, make_network())
+    # codes that differ by step, where no weight meets time
+    as_steps = {"shape": [5, 2, 9], "axes": ["step", "channel"], "scale_axes": ["step"]}
+    rewrite(
+        packed, {"0.weight.scale": torch.ones(5, 1, 1)}, layers={**layers, "0.weight": layers["0.weight"] | as_steps}
+    )
+    assert "0: its weight differs by time step" in refusal(packed, make_network())
 
 
 @pytest.mark.parametrize("version", ["1", None, 0, -1, True, [1]])

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tna_lightning.quantization import Binary, Ternary, TernaryAbsmean, TernaryTTQ, Uniform, decode
-from tna_lightning.quantization.quantizers import alphabet
+from tna_lightning.quantization import Binary, Ternary, TernaryAbsmean, TernaryTTQ, Uniform
+from tna_lightning.quantization.codes import alphabet
 
 # magnitudes that training meets, and exact zeros; one layer may mix them all
 MAGNITUDES = st.floats(2.0**-20, 2.0**4, width=32) | st.just(0.0)
@@ -91,18 +91,18 @@ def _is_on_edge(scheme, weights, **settings_):
 @settings(deadline=None, max_examples=300)
 def test_quantising_twice_is_quantising_once(weight, per, scheme):
     quantizer = SCHEMES[scheme](per=per).for_weight(weight)
-    codes, scale = quantizer.encode(weight)
-    assert set(codes.flatten().tolist()) <= set(alphabet(quantizer.bits))
-    once = quantizer.decode(codes, scale)
-    again, scale_again = quantizer.encode(once)
+    codes = quantizer.encode(weight)
+    assert set(codes.values.flatten().tolist()) <= set(alphabet(quantizer.bits))
+    once = codes.weight
+    again = quantizer.encode(once)
     is_lost = once == 0 if scheme == "binary" else torch.zeros_like(once, dtype=torch.bool)  # -1 times a scale of 0
-    assert torch.equal(again[~is_lost], codes[~is_lost])
+    assert torch.equal(again.values[~is_lost], codes.values[~is_lost])
     if scheme == "ternary_absmean":  # its scale is a mean over the zeros too
         return
     if scheme in ("int3", "int4", "int8"):
-        torch.testing.assert_close(quantizer.decode(again, scale_again), once, rtol=3e-7, atol=0)
+        torch.testing.assert_close(again.weight, once, rtol=3e-7, atol=0)
     else:
-        assert torch.equal(quantizer.decode(again, scale_again), once)
+        assert torch.equal(again.weight, once)
 
 
 @given(weight=WEIGHTS, per=PER, scheme=st.sampled_from(sorted(SCHEMES)))
@@ -111,7 +111,7 @@ def test_forward_is_decode_of_encode_to_the_bit(weight, per, scheme):
     quantizer = SCHEMES[scheme](per=per).for_weight(weight)
     forward = quantizer(weight)
     assert forward.shape == weight.shape
-    assert torch.equal(forward, decode(*quantizer.encode(weight)))
+    assert torch.equal(forward, quantizer.encode(weight).weight)
 
 
 @pytest.mark.parametrize("scheme", ["ternary", "ternary_ttq", "ternary_absmean", "binary", "int2", "int4", "int4_lsq"])
@@ -120,7 +120,7 @@ def test_bfloat16_keeps_its_dtype_and_its_codes(scheme):
     quantizer = SCHEMES[scheme](per="channel").for_weight(weight)
     codes, scale = quantizer.encode(weight)
     assert scale.dtype == quantizer(weight).dtype == torch.bfloat16
-    assert torch.equal(quantizer.encode(decode(codes, scale))[0], codes)
+    assert torch.equal(quantizer.encode(quantizer.encode(weight).weight).values, codes)
     from_float, _ = SCHEMES[scheme](per="channel").for_weight(weight.float()).encode(weight.float())
     assert (codes == from_float).float().mean() > 0.99  # an LSQ step rounded to bfloat16 moves an edge a little
 
@@ -129,7 +129,7 @@ def test_shares_of_zeros_of_gaussian_weights():
     weight = torch.randn(4, 100_000, generator=torch.Generator().manual_seed(1))
 
     def zeros(quantizer):
-        return (quantizer.encode(weight)[0] == 0).float().mean().item()
+        return (quantizer.encode(weight).values == 0).float().mean().item()
 
     # P(|x| < t * sqrt(2 / pi)) of a standard normal x
     assert zeros(Ternary(0.7)) == pytest.approx(math.erf(0.7 / math.sqrt(math.pi)), abs=3e-3)
@@ -238,7 +238,7 @@ def test_a_learned_step_below_zero_counts_as_its_magnitude():
     value = quantizer(weight)
     quantizer.scale.data.neg_()
     assert torch.equal(quantizer(weight), value)
-    assert (quantizer.encode(weight)[1] > 0).all()
+    assert (quantizer.encode(weight).scale > 0).all()
 
 
 def test_learned_scales_start_anew_from_the_weights():

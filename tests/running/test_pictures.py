@@ -64,8 +64,8 @@ def test_picture_of_weights_codes_and_rates(quantizer, tmp_path, drawn):
     zeros_only = "zeros alone (float, or 4 bits and more)"
     if quantizer is not None and quantizer.bits <= 3:
         _, _, kept = next(kept_weights(network))
-        values, counts = kept.codes.unique(return_counts=True)
-        expected = dict(zip(values.tolist(), (counts / kept.codes.numel()).tolist(), strict=True))
+        values, counts = kept.values.unique(return_counts=True)
+        expected = dict(zip(values.tolist(), (counts / kept.values.numel()).tolist(), strict=True))
         drawn_shares = {
             code: patch.get_height() for code, patch in zip(ALPHABETS[quantizer.bits], of_stem, strict=True)
         }

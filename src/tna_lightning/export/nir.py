@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from tna_lightning.export.checking import check, peek, require
-from tna_lightning.export.nir_graph import NIRRunner, to_nir, write_nir
+from tna_lightning.export.nir_graph import NIRRunner, check_weights, to_nir, write_nir
 from tna_lightning.files import replacing
 from tna_lightning.quantization.folding import fold_batch_norm
 
@@ -23,6 +23,7 @@ def export_nir(network: nn.Module, path: Path | str, batches: Iterable[Tensor]) 
         ValueError: NIR cannot say what the network does.
     """
     require("nir")
+    check_weights(network)  # before folding, which refuses them too
     first, batches = peek(batches)
     with replacing(path) as temporary:
         write_nir(temporary, to_nir(fold_batch_norm(network), tuple(first.shape[-3:])))

@@ -6,7 +6,8 @@ read it: a decay of ``beta`` is ``tau = DT / (1 - beta)`` with ``r = 1 / (1 - be
 the readout.
 
 What NIR cannot say is refused: max pooling, pooling with a rest of pixels, ``reset="none"``, and ``reset="subtract"``
-with ``beta < 1`` (what NIR subtracts then decays, what snntorch and we subtract does not). NIR's neurons reset to a
+with ``beta < 1`` (what NIR subtracts then decays, what snntorch and we subtract does not), and weights that differ by
+time step. NIR's neurons reset to a
 value since version 1.0.5; until 1.0.4 they subtracted the threshold, so a network with ``reset="subtract"`` is written
 as a 1.0.4 file, for readers of that version (sinabs 3.1.3).
 """
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from tna_lightning.models import LIF, BasicBlock, Network
+from tna_lightning.models.over_time import OverTime
 from tna_lightning.quantization.folding import ScaledConv2d
 
 DT = 1e-4  # seconds; the step that NIR's readers assume
@@ -141,6 +143,17 @@ class _Builder:
         self.add(name, node, (self.shape[0], *pooled))
 
 
+def check_weights(network: nn.Module) -> None:
+    """Refuse weights that NIR cannot say.
+
+    Raises:
+        ValueError: one differs by time step; the message names the module.
+    """
+    for name, module in network.named_modules():
+        if isinstance(module, OverTime):
+            raise ValueError(f"network.{name}: NIR has no node whose weight differs by time step")
+
+
 def to_nir(network: nn.Module, input_shape: tuple[int, ...]) -> Any:
     """The ``nir.NIRGraph`` of a network whose batch norm is folded.
 
@@ -155,6 +168,7 @@ def to_nir(network: nn.Module, input_shape: tuple[int, ...]) -> Any:
     """
     import nir
 
+    check_weights(network)
     builder = _Builder(input_shape)
     with torch.no_grad():
         builder.walk("", network)

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tna_lightning.models.neurons import SpikingNeuron
+from tna_lightning.models.over_time import OverTime, has_weights_over_time
 
 NeuronFactory = Callable[[], nn.Module]
 
@@ -41,10 +42,17 @@ def settings_of(builder: Callable[..., Network], *given: str) -> Callable[[Calla
 
 
 class PerStep(nn.Sequential):
-    """Layers without state, run on `[T*B, ...]`: `[T, B, ...] -> [T, B, ...]` without a copy."""
+    """Layers without state, run on `[T*B, ...]`: `[T, B, ...] -> [T, B, ...]` without a copy.
+
+    The one place where weights meet time: a layer whose weight differs by step (`over_time.py`) sees `[T, B, ...]`.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """The layers' output for every time step and image."""
+        if any(isinstance(layer, OverTime) for layer in self):
+            for layer in self:
+                x = layer(x) if isinstance(layer, OverTime) else layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+            return x
         return super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
@@ -107,8 +115,9 @@ class Network(nn.Module):
     """A backbone, time first: stem, body (a neuron first), average pool, head, classifier.
 
     `[B, C, H, W]` is a static image: the stem runs once for it, and its output is the current of every one of
-    `time_steps` steps. `[B, T, C, H, W]` are event frames, which bring their own T. Gives logits `[T, B, K]`; without
-    spiking neurons a static image is seen once, so T = 1. No state outlives a forward pass.
+    `time_steps` steps; a stem whose weight differs by step runs at each. `[B, T, C, H, W]` are event frames, which
+    bring their own T. Gives logits `[T, B, K]`; without spiking neurons a static image is seen once, so T = 1. No state
+    outlives a forward pass.
 
     Args:
         stem: first convolution and norm.
@@ -148,7 +157,10 @@ class Network(nn.Module):
             allowed = f"[B, {self.in_channels}, H, W] or event frames [B, T, {self.in_channels}, H, W]"
             raise ValueError(f"x={list(x.shape)}: must be images {allowed}")
         static = x.ndim == 4
-        current = self.stem(x.unsqueeze(0) if static else x.transpose(0, 1))
+        x = x.unsqueeze(0) if static else x.transpose(0, 1)
+        if static and has_weights_over_time(self.stem):
+            x = x.expand(self.time_steps, -1, -1, -1, -1)
+        current = self.stem(x)
         if static and is_spiking(self):
             current = current.expand(self.time_steps, -1, -1, -1, -1)
         features = self.head(self.pool(self.body(current)))

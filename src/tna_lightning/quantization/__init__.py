@@ -5,6 +5,7 @@ Only ``WeightQuantization`` knows Lightning; it is imported when it is asked for
 
 from typing import TYPE_CHECKING, Any
 
+from tna_lightning.quantization.codes import Codes, decode
 from tna_lightning.quantization.kept import network_bytes, quantized_share, weight_report
 from tna_lightning.quantization.packing import load_packed, save_network
 from tna_lightning.quantization.parametrized import plain_state_dict, quantize_network
@@ -15,7 +16,6 @@ from tna_lightning.quantization.quantizers import (
     TernaryAbsmean,
     TernaryTTQ,
     Uniform,
-    decode,
 )
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Binary",
+    "Codes",
     "Quantizer",
     "Ternary",
     "TernaryAbsmean",

@@ -11,9 +11,9 @@ from torch import nn
 from tna_lightning.quantization.parametrized import (
     check_names,
     check_quantizer,
-    layers_to_quantize,
     quantize_network,
     quantized_layers,
+    schemes_by_layer,
 )
 from tna_lightning.quantization.quantizers import Quantizer
 
@@ -96,10 +96,11 @@ class WeightQuantization(lightning.Callback):
         Raises:
             ValueError: a network that is not there, or a frozen companion; a name in ``skip`` or ``layer_quantizers``
                 that matches no layer; a schedule after which training has not seen all weights quantised
-                (``max_epochs`` of None or below 1 sets no end).
+                (``max_epochs`` of None or below 1 sets no end); codes that differ by time step for a layer that does
+                not stand in a ``PerStep``.
         """
-        for name, (network, _) in zip(self._quantizers, self._networks(learner), strict=True):
-            layers_to_quantize(network, self.skip, self.layer_quantizers)
+        for name, (network, quantizer) in zip(self._quantizers, self._networks(learner), strict=True):
+            schemes_by_layer(network, quantizer, self.skip, self.layer_quantizers)
             if name != "base" and not any(weight.requires_grad for weight in network.parameters()):
                 raise ValueError(
                     f"network={self.network!r}: the {name} is frozen and keeps the weights that it was trained to; "

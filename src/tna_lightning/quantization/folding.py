@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from tna_lightning.quantization.kept import KeptWeight, kept_weights
-from tna_lightning.quantization.quantizers import decode
+from tna_lightning.models.over_time import OverTime
+from tna_lightning.quantization.codes import CHANNEL, SIGN, Codes
+from tna_lightning.quantization.kept import kept_weights
 
 
 class ScaledConv2d(nn.Conv2d):
@@ -53,11 +55,15 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
     with bias, whose weight has the norm's gain in it. The new scales and biases are computed in float64.
 
     Raises:
-        ValueError: a batch norm does not directly follow a convolution in an ``nn.Sequential``.
+        ValueError: a batch norm does not directly follow a convolution in an ``nn.Sequential``, or follows one whose
+            weight differs by time step.
     """
     network = without_quantizers(network)
     for parent, conv_name, norm_name in _conv_norm_pairs(network):
         conv, norm = cast(nn.Conv2d, parent[conv_name]), cast(nn.BatchNorm2d, parent[norm_name])
+        if isinstance(conv, OverTime):
+            (name,) = [name for name, module in network.named_modules() if module is norm]
+            raise ValueError(f"network: cannot fold {name}: the weight before it differs by time step")
         parent[conv_name], parent[norm_name] = _folded(conv, norm), nn.Identity()
     left = [name for name, module in network.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     if left:
@@ -102,19 +108,19 @@ def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     if norm.affine:
         bias = bias + norm.bias.double()
 
-    kept: KeptWeight | None = getattr(conv, "kept", None)
-    if kept is not None and kept.scale is not None and kept.scale.ndim == kept.codes.ndim:
+    kept: Codes | None = getattr(conv, "kept", None)
+    if kept is not None and kept.scale is not None and SIGN not in kept.scale_axes:
         folded: Any = ScaledConv2d(conv)
-        folded.weight.copy_(kept.codes)
+        folded.weight.copy_(kept.values)
         folded.scale.copy_(kept.scale.double().flatten() * gain)
-        folded.kept = KeptWeight(kept.scheme, kept.bits, kept.codes, None)
+        folded.kept = dataclasses.replace(kept, scale=None, scale_axes=())
     else:
         folded = _with_bias(conv)
         gain_per_channel = gain.view(-1, 1, 1, 1)
         if kept is not None and kept.scale is not None:
             scale = (kept.scale.double() * gain_per_channel).to(conv.weight.dtype)
-            folded.weight.copy_(decode(kept.codes, scale))
-            folded.kept = KeptWeight(kept.scheme, kept.bits, kept.codes, scale)
+            folded.kept = dataclasses.replace(kept, scale=scale, scale_axes=(SIGN, CHANNEL))
+            folded.weight.copy_(folded.kept.weight)
         else:
             folded.weight.copy_(conv.weight.double() * gain_per_channel)
     folded.bias.copy_(bias)

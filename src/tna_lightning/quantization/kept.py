@@ -3,56 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tna_lightning.models.over_time import OverTime
+from tna_lightning.quantization.codes import Codes, alphabet
 from tna_lightning.quantization.parametrized import plain_state_dict, weighted_layers
-from tna_lightning.quantization.quantizers import alphabet, decode
-
-
-@dataclass(frozen=True, eq=False)
-class KeptWeight:
-    """A weight as it is kept: codes (int8) at so many bits, and their scale (None: the codes are the weight)."""
-
-    scheme: str
-    bits: int
-    codes: Tensor
-    scale: Tensor | None
-
-    @property
-    def weight(self) -> Tensor:
-        """The decoded weight."""
-        return self.codes.to(torch.get_default_dtype()) if self.scale is None else decode(self.codes, self.scale)
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of codes and scale when packed."""
-        scale_bytes = 0 if self.scale is None else self.scale.numel() * self.scale.element_size()
-        return packed_size(self.codes.numel(), self.bits) + scale_bytes
-
-
-def packed_size(count: int, bits: int) -> int:
-    """Bytes of so many codes at so many bits each."""
-    return -(-count * bits // 8)
 
 
 @torch.no_grad()
-def kept_weights(network: nn.Module) -> Iterator[tuple[str, Tensor, KeptWeight | None]]:
+def kept_weights(network: nn.Module) -> Iterator[tuple[str, Tensor, Codes | None]]:
     """Name of each convolution and linear layer, its weight in eval mode, and its codes if it is quantised.
 
+    The weight of a layer whose codes differ by step is ``[T, ...]``.
     A layer's codes are those of its parametrisation, or the ones that it was loaded with (``layer.kept``) if its weight
     still is what they say.
     """
     for name, weight, quantized in weighted_layers(network):
         if quantized is not None:
-            codes, scale = quantized.quantizer.encode(weight)
-            kept = KeptWeight(quantized.quantizer.name, quantized.quantizer.bits, codes, scale)
+            kept = quantized.quantizer.encode(weight)
             yield name, kept.weight, kept
         else:
-            loaded: KeptWeight | None = getattr(network.get_submodule(name), "kept", None)
+            loaded: Codes | None = getattr(network.get_submodule(name), "kept", None)
             is_valid = loaded is not None and torch.equal(loaded.weight, weight.cpu())
             yield name, weight.detach(), loaded if is_valid else None
 
@@ -61,20 +35,26 @@ def weight_report(network: nn.Module) -> dict[str, Any]:
     """What is quantised and what is not, JSON-able: totals, and ``layers`` by name.
 
     Bytes are those of codes and scales, or of the weights where they are kept as they are; ``bytes_float32`` is 4 a
-    weight. Zeros and ``code_shares`` (given up to three bits) are those of the weights as eval mode sees them.
+    weight. Zeros and ``code_shares`` (given up to three bits a code) are those of the weights as eval mode sees them.
+    A weight that differs by time step counts once: its ``bits`` are those of all its T codes together, ``zeros`` the
+    mean over its steps, and the layer has an entry ``time_steps``.
     """
     layers = []
     for name, weight, kept in kept_weights(network):
-        entry: dict[str, Any] = {"name": name, "weights": weight.numel(), "is_quantized": kept is not None}
+        steps = _time_steps(network.get_submodule(name), weight)
+        count = weight.numel() // (steps or 1)
+        entry: dict[str, Any] = {"name": name, "weights": count, "is_quantized": kept is not None}
         if kept is None:
             entry |= {"scheme": str(weight.dtype).removeprefix("torch."), "bits": 8 * weight.element_size()}
             entry["bytes"] = weight.numel() * weight.element_size()
         else:
             entry |= {"scheme": kept.scheme, "bits": kept.bits, "bytes": kept.num_bytes}
             if kept.bits <= 3:
-                shares = {code: int((kept.codes == code).sum()) / weight.numel() for code in alphabet(kept.bits)}
+                shares = {code: int((kept.values == code).sum()) / weight.numel() for code in alphabet(kept.bits)}
                 entry["code_shares"] = {str(code): share for code, share in shares.items()}
         entry["zeros"] = int((weight == 0).sum())
+        if steps is not None:
+            entry |= {"bits": entry["bits"] * steps, "zeros": entry["zeros"] / steps, "time_steps": steps}
         layers.append(entry)
     total = sum(layer["weights"] for layer in layers)
     return {
@@ -93,13 +73,25 @@ def quantized_share(network: nn.Module) -> float:
 
 
 def network_bytes(network: nn.Module) -> dict[str, int]:
-    """Bytes of a network's parameters and buffers: ``float32`` (4 a number), and ``kept``, as they are packed."""
+    """Bytes of a network's parameters and buffers: ``float32`` (4 a number), and ``kept``, as they are packed.
+
+    In float32 a weight that differs by time step counts once, as in :func:`weight_report`.
+    """
     state = plain_state_dict(network.state_dict())
-    kept = {weight_name(name): kept.num_bytes for name, _, kept in kept_weights(network) if kept is not None}
+    kept, counts = {}, {name: tensor.numel() for name, tensor in state.items()}
+    for name, weight, codes in kept_weights(network):
+        counts[weight_name(name)] = weight.numel() // (_time_steps(network.get_submodule(name), weight) or 1)
+        if codes is not None:
+            kept[weight_name(name)] = codes.num_bytes
     return {
-        "float32": 4 * sum(tensor.numel() for tensor in state.values()),
+        "float32": 4 * sum(counts.values()),
         "kept": sum(kept.get(name, tensor.numel() * tensor.element_size()) for name, tensor in state.items()),
     }
+
+
+def _time_steps(layer: nn.Module, weight: Tensor) -> int | None:
+    """T of a layer whose weight differs by step."""
+    return len(weight) if isinstance(layer, OverTime) else None
 
 
 def weight_name(layer: str) -> str:

@@ -2,8 +2,21 @@
 
 The file is safetensors: it holds no code and runs none. A quantised weight ``name`` is stored as ``name.codes``, its
 codes bit by bit in bytes, and ``name.scale``; everything else of the network's state under its own name. The header's
-metadata have one entry, named after the format, in JSON: ``version``, ``layers`` (scheme, bits and shape of each
-quantised weight), ``spec`` (how to build the network), ``sha256`` (of the tensors) and whatever the caller adds.
+metadata have one entry, named after the format, in JSON:
+
+- ``version``: 2.
+- ``layers``: of each quantised weight by name, what :class:`~.codes.Codes` says of it: ``scheme``, ``bits``, ``axes``,
+  ``scale_axes`` (null without a scale), ``shape`` of the codes, and ``encoding``, how they became bytes. So far there
+  is one, ``values``: each code in the order of memory, its rank in the alphabet of so many bits, low bit first; the
+  last byte is filled with zeros.
+- ``spec``: how to build the network; null for one of the user's own.
+- ``inputs``: what the network expects, see :data:`INPUTS`; null where that is unknown.
+- ``sha256``: of the tensors' bytes in the order of their names.
+- whatever the caller adds.
+
+Version 1 had no ``inputs``, and of a layer ``scheme``, ``bits``, ``shape`` and ``scaled`` (whether there is a scale).
+Its axes follow from the scale's shape: with one dimension more than the codes it differs by sign, and by channel where
+it has as many numbers as the codes have channels. It is read as before.
 """
 
 from __future__ import annotations
@@ -11,7 +24,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +35,37 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tna_lightning.files import replacing
+from tna_lightning.quantization.codes import CHANNEL, SIGN, Codes, alphabet, packed_size
 from tna_lightning.quantization.folding import adopt_folding
-from tna_lightning.quantization.kept import KeptWeight, kept_weights, packed_size, weight_name
-from tna_lightning.quantization.parametrized import plain_state_dict
-from tna_lightning.quantization.quantizers import alphabet
+from tna_lightning.quantization.kept import kept_weights, weight_name
+from tna_lightning.quantization.parametrized import give_steps, plain_state_dict
 
 FORMAT = "tna_lightning.packed"
-VERSION = 1
+VERSION = 2
+ENCODING = "values"
+
+
+# what a network expects, by name: what may stand there, in words and as a test of the value from JSON
+INPUTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "kind": ("images or events", lambda value: value in ("images", "events")),
+    "shape": ("[C, H, W] of an image or frame", lambda value: _is_list(value, _is_count) and len(value) == 3),
+    "mean": ("a list of numbers, one a channel", lambda value: _is_list(value, _is_number)),
+    "std": ("a list of numbers above 0, one a channel", lambda value: _is_list(value, _is_number) and min(value) > 0),
+    "class_names": ("a list of names", lambda value: _is_list(value, lambda name: isinstance(name, str))),
+    "time_steps": ("a whole number of at least 1", lambda value: _is_count(value)),
+}
+
+
+def _is_list(value: Any, is_allowed: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(map(is_allowed, value))
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
@@ -56,7 +93,7 @@ def unpack(packed: Tensor, bits: int, shape: list[int]) -> Tensor:
     Raises:
         ValueError: too few or too many bytes, or a code outside the alphabet.
     """
-    if bits not in range(1, 9):
+    if type(bits) is not int or bits not in range(1, 9):
         raise ValueError(f"bits={bits!r}: must be a whole number from 1 to 8")
     count = math.prod(shape)
     if packed.dtype != torch.uint8 or packed.numel() != packed_size(count, bits):
@@ -86,14 +123,16 @@ def packed_state(network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]
         if kept is not None:
             name = weight_name(layer)
             del tensors[name]
-            tensors[f"{name}.codes"] = pack(kept.codes, kept.bits)
+            tensors[f"{name}.codes"] = pack(kept.values, kept.bits)
             if kept.scale is not None:
                 tensors[f"{name}.scale"] = kept.scale
             layers[name] = {
                 "scheme": kept.scheme,
                 "bits": kept.bits,
-                "shape": list(kept.codes.shape),
-                "scaled": kept.scale is not None,
+                "axes": list(kept.axes),
+                "scale_axes": None if kept.scale is None else list(kept.scale_axes),
+                "shape": list(kept.values.shape),
+                "encoding": ENCODING,
             }
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}, layers
 
@@ -103,6 +142,7 @@ def save_network(
     network: nn.Module,
     spec: Mapping[str, Any] | None = None,
     metadata: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a network to one packed file, as a whole or not at all.
 
@@ -112,12 +152,22 @@ def save_network(
         spec: for :func:`tna_lightning.models.build`, JSON-able; None for a network of the user's own, which
             :func:`load_packed` then has to be given.
         metadata: more to remember, JSON-able, by name.
+        inputs: what the network expects, as far as it is known: ``kind`` (``images`` or ``events``), ``shape``
+            (``[C, H, W]``), ``mean`` and ``std`` (one a channel, of pixels from 0 to 1), ``class_names``,
+            ``time_steps``.
 
     Raises:
-        ValueError: a weight to quantise holds NaN or infinite values, or a name in ``metadata`` is the format's own.
+        ValueError: a weight to quantise holds NaN or infinite values, a name in ``metadata`` is the format's own, or
+            ``inputs`` has another entry or one that cannot be.
     """
     tensors, layers = packed_state(network)
-    header = {"version": VERSION, "layers": layers, "spec": spec, "sha256": _digest(tensors)}
+    header = {
+        "version": VERSION,
+        "layers": layers,
+        "spec": spec,
+        "inputs": _checked_inputs({} if inputs is None else inputs),
+        "sha256": _digest(tensors),
+    }
     if reserved := header.keys() & (metadata or {}).keys():
         raise ValueError(f"metadata={sorted(reserved)}: must have other names than {', '.join(header)}")
     header |= metadata or {}
@@ -134,8 +184,31 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def _checked_inputs(inputs: Any) -> dict[str, Any]:
+    """All entries of ``inputs``, None where one is unknown.
+
+    Raises:
+        ValueError: there is another entry, or a value that cannot be.
+    """
+    if not isinstance(inputs, Mapping) or not inputs.keys() <= INPUTS.keys():
+        names = sorted(inputs) if isinstance(inputs, Mapping) else inputs
+        raise ValueError(f"inputs={names!r}: must be a mapping with no other names than {', '.join(INPUTS)}")
+    checked: dict[str, Any] = {}
+    for name, (words, is_allowed) in INPUTS.items():
+        value = inputs.get(name)
+        checked[name] = list(value) if isinstance(value, tuple) else value
+        if value is not None and not is_allowed(checked[name]):
+            raise ValueError(f"inputs.{name}={value!r}: must be {words}")
+    channels = {name: len(checked[name]) for name in ("mean", "std") if checked[name] is not None}
+    if checked["shape"] is not None:
+        channels["shape"] = checked["shape"][0]
+    if len(set(channels.values())) > 1:
+        raise ValueError(f"inputs={channels!r} channels: must be as many in each")
+    return checked
+
+
 def read_packed(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and metadata of a packed file.
+    """Tensors and metadata of a packed file; of its ``inputs`` all entries are there, None where unknown.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -158,6 +231,13 @@ def read_packed(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
                     f"path={str(path)!r}: written by a newer version (format {metadata['version']}; "
                     f"this one reads up to {VERSION})"
                 )
+            if metadata["version"] == 1:
+                metadata = {"inputs": _checked_inputs({})} | metadata
+            else:
+                try:
+                    metadata["inputs"] = _checked_inputs(metadata["inputs"])
+                except ValueError as error:
+                    raise ValueError(f"path={str(path)!r}: {error}") from None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             if metadata.get("sha256", digest := _digest(tensors)) != digest:
                 raise ValueError(f"path={str(path)!r}: damaged, its tensors are not those that were written")
@@ -166,7 +246,7 @@ def read_packed(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"path={str(path)!r}: cut short, damaged or not a packed network ({error})") from None
 
 
-def decoded_state(path: Path | str) -> tuple[dict[str, Tensor], dict[str, KeptWeight], dict[str, Any]]:
+def decoded_state(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Codes], dict[str, Any]]:
     """What a packed file holds: the state dict with its weights decoded, the codes of those, and the metadata.
 
     Raises:
@@ -177,10 +257,8 @@ def decoded_state(path: Path | str) -> tuple[dict[str, Tensor], dict[str, KeptWe
     kept = {}
     try:
         for name, layer in metadata["layers"].items():
-            codes = unpack(tensors.pop(f"{name}.codes"), layer["bits"], layer["shape"])
-            scale = tensors.pop(f"{name}.scale", None)
-            _check_scale(scale, codes, layer)
-            kept[name] = KeptWeight(layer["scheme"], layer["bits"], codes, scale)
+            packed, scale = tensors.pop(f"{name}.codes"), tensors.pop(f"{name}.scale", None)
+            kept[name] = _codes(layer if metadata["version"] > 1 else _layer_of_version_1(layer, scale), packed, scale)
             tensors[name] = kept[name].weight
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"path={str(path)!r}: damaged ({type(error).__name__}: {error})") from None
@@ -189,26 +267,43 @@ def decoded_state(path: Path | str) -> tuple[dict[str, Tensor], dict[str, KeptWe
     return tensors, kept, metadata
 
 
-def _check_scale(scale: Tensor | None, codes: Tensor, layer: Mapping[str, Any]) -> None:
+def _codes(layer: Mapping[str, Any], packed: Tensor, scale: Tensor | None) -> Codes:
+    """The codes of a layer's entry in the header, in which nothing is believed before it is checked."""
     if not isinstance(layer["scheme"], str):
         raise ValueError(f"scheme={layer['scheme']!r}: must be a name")
+    if layer["encoding"] != ENCODING:
+        raise ValueError(f"encoding={layer['encoding']!r}: must be {ENCODING!r}, the one that this version reads")
+    shape, axes, scale_axes = layer["shape"], layer["axes"], layer["scale_axes"]
+    if not _is_list(shape, _is_count):
+        raise ValueError(f"shape={shape!r}: must be a list of whole numbers above 0")
+    if scale is None and scale_axes is not None:
+        raise ValueError("its scale is missing")
     if scale is None:
-        if layer.get("scaled", False):
-            raise ValueError("its scale is missing")
-    elif not scale.is_floating_point() or not scale.isfinite().all():
-        raise ValueError(f"its scale ({scale.dtype}) must be finite floating-point numbers")
-    else:
-        sizes = list(scale.shape[1:] if scale.ndim == codes.ndim + 1 and len(scale) == 2 else scale.shape)
-        wide = [len(codes), *[1] * (codes.ndim - 1)]
-        if sizes not in (wide, [1] * codes.ndim):
-            raise ValueError(f"its scale has the shape {list(scale.shape)}, which fits no codes of {list(codes.shape)}")
+        scale_axes = []
+    for name, names in {"axes": axes, "scale_axes": scale_axes}.items():
+        if not isinstance(names, list):
+            raise ValueError(f"{name}={names!r}: must be a list of names")
+    values = unpack(packed, layer["bits"], shape)
+    return Codes(values, scale, layer["scheme"], layer["bits"], tuple(axes), tuple(scale_axes))
+
+
+def _layer_of_version_1(layer: Mapping[str, Any], scale: Tensor | None) -> dict[str, Any]:
+    """The entry as version 2 has it; what the scale's axes are, follows from its shape."""
+    scale_axes = None
+    if scale is not None:
+        has_signs = scale.ndim == len(layer["shape"]) + 1
+        channels = scale.shape[has_signs : has_signs + 1]
+        scale_axes = [SIGN] * has_signs + [CHANNEL] * (list(channels) == layer["shape"][:1])
+    elif layer.get("scaled", False):
+        scale_axes = []  # and missing
+    return {**layer, "axes": [CHANNEL], "scale_axes": scale_axes, "encoding": ENCODING}
 
 
 def load_packed(path: Path | str, network: nn.Module | None = None) -> nn.Module:
     """The network of a packed file, on the CPU, in eval mode, with its decoded weights as plain parameters.
 
     Its logits equal those of the network that was saved, to the bit. Each layer with decoded weights has its
-    :class:`KeptWeight` as ``layer.kept``, for reports.
+    :class:`~.codes.Codes` as ``layer.kept``, for reports. Weights that differ by time step are ``[T, ...]``.
 
     Args:
         path: written by :func:`save_network`.
@@ -236,10 +331,20 @@ def load_packed(path: Path | str, network: nn.Module | None = None) -> nn.Module
         raise ValueError(f"path={str(path)!r}: {broken[0]}: holds NaN or infinite values")
     adopt_folding(network, state)
     try:
+        _adopt_steps(network, kept)
         network.load_state_dict(state)
+    except ValueError as error:
+        raise ValueError(f"path={str(path)!r}: fits another network ({error})") from None
     except RuntimeError as error:
         raise ValueError(f"path={str(path)!r}: fits another network ({str(error).splitlines()[1].strip()})") from None
     for name, module in network.named_modules():
         if weight_name(name) in kept:
             module.kept = kept[weight_name(name)]
     return network.eval()
+
+
+def _adopt_steps(network: nn.Module, kept: Mapping[str, Codes]) -> None:
+    """Give a network the layers over time of the one that these codes were taken from."""
+    for name, codes in kept.items():
+        if codes.time_steps is not None:
+            give_steps(network, name.removesuffix(".weight"), codes.time_steps)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from tna_lightning.models.blocks import PerStep
+from tna_lightning.models.over_time import OVER_TIME, OverTime, weigh_over_time
 from tna_lightning.quantization.quantizers import Quantizer
 
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -22,7 +24,8 @@ WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 class QuantizedWeight(nn.Module):
     """The parametrisation of one weight. In eval mode the whole weight is quantised, always.
 
-    In training mode, weights of magnitude at least ``cutoff`` are: infinity leaves all at full precision, 0 none.
+    In training mode, weights of magnitude at least ``cutoff`` are: infinity leaves all at full precision, 0 none. Where
+    codes differ by time step, a weight that is not quantised is the same at every step.
 
     Args:
         quantizer: the prototype; this weight gets its own copy.
@@ -103,6 +106,59 @@ def layers_to_quantize(network: nn.Module, skip: Sequence[str] = (), own: Iterab
     ]
 
 
+def schemes_by_layer(
+    network: nn.Module, quantizer: Quantizer, skip: Sequence[str] = (), own: Mapping[str, Quantizer] | None = None
+) -> dict[str, Quantizer]:
+    """The quantiser of each layer that :func:`quantize_network` quantises, by name; arguments as there.
+
+    Raises:
+        ValueError: as there.
+    """
+    own = own or {}
+    schemes = {}
+    for name in layers_to_quantize(network, skip, own):
+        around = [module for module in own if _is_within(name, module)]
+        schemes[name] = own[max(around, key=len)] if around else quantizer
+    given = [name for name in schemes if isinstance(network.get_submodule(name), OverTime)]
+    if given:
+        raise ValueError(
+            f"network: the weights of {', '.join(given)} differ by time step already, as in a packed file; quantise "
+            "the full-precision ones of its checkpoint"
+        )
+    refused = [
+        name for name, scheme in schemes.items() if scheme.time_steps is not None and not _meets_time(network, name)
+    ]
+    if refused:
+        raise ValueError(
+            f"quantizer={schemes[refused[0]].name}: its codes differ by time step, so each layer must be a Conv2d or "
+            f"Linear right in a PerStep; leave out what is not, skip=[{','.join([*skip, *refused])}]"
+        )
+    return schemes
+
+
+def give_steps(network: nn.Module, name: str, time_steps: int) -> None:
+    """Give a layer a weight ``[T, ...]``, not yet filled; one that has such a weight gets one of this T.
+
+    Raises:
+        ValueError: it does not stand where weights meet time.
+    """
+    if not _meets_time(network, name):
+        raise ValueError(f"{name}: its weight differs by time step, and it is no Conv2d or Linear right in a PerStep")
+    layer: Any = network.get_submodule(name)
+    shape = layer.weight.shape
+    if isinstance(layer, OverTime):
+        shape = shape[1:]
+    else:
+        weigh_over_time(layer)
+    layer.weight = nn.Parameter(layer.weight.new_empty(time_steps, *shape))
+
+
+def _meets_time(network: nn.Module, name: str) -> bool:
+    modules = dict(network.named_modules())
+    parent, layer = modules.get(name.rpartition(".")[0]), modules.get(name)
+    return name != "" and isinstance(parent, PerStep) and type(layer) in {*OVER_TIME, *OVER_TIME.values()}
+
+
 def check_quantizer(name: str, scheme: object) -> None:
     """Refuse what is no quantizer.
 
@@ -141,16 +197,17 @@ def quantize_network(
         layer_quantizers: names of modules with a scheme of their own for all they contain; the innermost counts.
 
     Raises:
-        ValueError: a name in ``skip`` or ``layer_quantizers`` matches no layer, or is in both; or no quantizer.
+        ValueError: a name in ``skip`` or ``layer_quantizers`` matches no layer, or is in both; no quantizer; or one
+            whose codes differ by time step, for a layer that does not stand in a ``PerStep``.
     """
     check_names(skip, layer_quantizers)
     own = layer_quantizers or {}
     for argument, scheme in {"quantizer": quantizer, **{f"layer_quantizers.{key}": own[key] for key in own}}.items():
         check_quantizer(argument, scheme)
-    for name in layers_to_quantize(network, skip, own):
+    for name, scheme in schemes_by_layer(network, quantizer, skip, own).items():
         layer: Any = network.get_submodule(name)
-        around = [module for module in own if _is_within(name, module)]
-        scheme = own[max(around, key=len)] if around else quantizer
+        if scheme.time_steps is not None:
+            weigh_over_time(layer)
         new = QuantizedWeight(scheme, layer.weight)
         parametrize.register_parametrization(layer, "weight", new, unsafe=True)  # unsafe: skips a trial run
 

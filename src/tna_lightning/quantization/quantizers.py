@@ -2,7 +2,8 @@
 
 A scheme is a pure function of ``rows``, the weights that share a scale: ``[G, N]`` with one row per output channel
 (``per="channel"``, dimension 0 of the weight) or one row in all (``per="layer"``). Codes are integers in an alphabet
-that follows from the bits of a code alone (:func:`alphabet`), and :func:`decode` is the same for every scheme.
+that follows from the bits of a code alone (:func:`~.codes.alphabet`), and :func:`~.codes.decode` is the same for every
+scheme. One whose codes differ by time step gives ``[T, G, N]``.
 
 Quantising twice gives the codes of quantising once. It gives the same weights to the bit for TWN, binary, and learned
 scales; a maximum scale may move by one rounding, and absmean shrinks its scale by the share of nonzero codes, which is
@@ -19,26 +20,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-
-def alphabet(bits: int) -> tuple[int, ...]:
-    """The codes that a quantiser of so many bits may use: -1, +1 for one bit, else -q .. q with q = 2^(bits-1) - 1."""
-    if bits == 1:
-        return (-1, 1)
-    limit = 2 ** (bits - 1) - 1
-    return tuple(range(-limit, limit + 1))
-
-
-def decode(codes: Tensor, scale: Tensor) -> Tensor:
-    """Weights of the given codes, in the scale's dtype.
-
-    Args:
-        codes: int8, the weight's shape.
-        scale: broadcasts against the codes; or, with one dimension more, ``[2, ...]``: the scale of positive codes and
-            the scale of negative ones.
-    """
-    if scale.ndim == codes.ndim + 1:
-        scale = torch.where(codes > 0, scale[0], scale[1])
-    return codes.to(scale.dtype) * scale
+from tna_lightning.quantization.codes import CHANNEL, SIGN, STEP, Codes, decode, scale_shape
 
 
 def twn(rows: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
@@ -107,7 +89,7 @@ class _TTQ(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
         ctx.save_for_backward(codes, scale)
-        return decode(codes, scale)
+        return decode(codes, scale, (SIGN,))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor]:
@@ -144,23 +126,28 @@ class _LSQ(torch.autograd.Function):
 
 
 class Quantizer(nn.Module):
-    """A quantiser of weights: ``weight -> decode(*encode(weight))`` with a straight-through gradient.
+    """A quantiser of weights: ``weight -> encode(weight).weight`` with a straight-through gradient.
 
     A new scheme sets ``name`` and ``bits`` and defines :meth:`quantize`; one with learned scales also defines
     :meth:`initial_scale`, reads :attr:`scale` in :meth:`quantize`, and says in :meth:`with_gradient` what flows back.
+    One whose codes differ by time step sets ``time_steps``; the weight of its layers is then ``[T, ...]``.
 
     Args:
         per: weights that share a scale: ``channel``, those of one output channel, or ``layer``, all.
 
     Attributes:
         name: the scheme's name in tables and files.
-        bits: bits per weight when packed; the codes lie in ``alphabet(bits)``.
+        bits: of one code when packed; the codes lie in ``alphabet(bits)``.
+        time_steps: T of codes that differ by step; None where they do not.
+        scales_by: what has a scale each beside what ``per`` says: ``sign``, ``step`` or both, in this order.
         grows: whether training may see a part of the weights quantised: false where the scales start far from them.
         scale: the learned scale, a parameter; None where the scale follows from the weights.
     """
 
     name: str
     bits: int
+    time_steps: int | None = None
+    scales_by: tuple[str, ...] = ()
     grows = True
     scale: nn.Parameter | None
 
@@ -172,7 +159,11 @@ class Quantizer(nn.Module):
         self.register_parameter("scale", None)
 
     def quantize(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes ``[G, N]`` (any dtype) and scale ``[G, 1]``, or ``[2, G, 1]``, of rows in float32 or float64."""
+        """Codes ``[G, N]`` or ``[T, G, N]`` (any dtype) and scale of rows in float32 or float64.
+
+        The scale is ``[G, 1]``, with an axis before it for each name in ``scales_by``: 2 signs (positive, negative
+        codes), T steps.
+        """
         raise NotImplementedError
 
     def initial_scale(self, rows: Tensor) -> Tensor | None:
@@ -180,8 +171,13 @@ class Quantizer(nn.Module):
         return None
 
     def with_gradient(self, rows: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
-        """``decode(codes, scale)``, connected to the weights (and to a learned scale) for the backward pass."""
-        return _StraightThrough.apply(rows, decode(codes, scale))
+        """The decoded codes, connected to the weights (and to a learned scale) for the backward pass.
+
+        By default the gradient goes to the weights as it is; of codes that differ by step, the sum over the steps.
+        """
+        if self.time_steps is not None:
+            rows = rows.expand(self.time_steps, -1, -1)
+        return _StraightThrough.apply(rows, decode(codes, scale, self.scales_by))
 
     def for_weight(self, weight: Tensor) -> Self:
         """A copy of this quantiser for one weight, with its learned scales made from that weight."""
@@ -198,27 +194,25 @@ class Quantizer(nn.Module):
         if self.scale is not None and scale is not None:
             self.scale.copy_(scale)
 
-    def encode(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes (int8, the weight's shape) and scale (``[C, 1, ...]``, ``[1, 1, ...]``, or two of them stacked).
+    def encode(self, weight: Tensor) -> Codes:
+        """The codes of a weight, whose ``weight`` is what :meth:`forward` gives.
 
         Raises:
             ValueError: the weight holds NaN or infinite values.
         """
         if not weight.isfinite().all():
             raise ValueError(f"weight of shape {list(weight.shape)}: holds NaN or infinite values")
-        with torch.no_grad():
-            codes, scale = self._encode_rows(weight)
-        scale_shape = [*scale.shape[:-1], *[1] * (weight.ndim - 1)]
-        return codes.reshape(weight.shape), scale.reshape(scale_shape)
-
-    def decode(self, codes: Tensor, scale: Tensor) -> Tensor:
-        """See :func:`decode`."""
-        return decode(codes, scale)
+        values, scale = self._encode_rows(weight)
+        values = values.reshape(self._shape(weight))
+        axes = (CHANNEL,) if self.time_steps is None else (STEP, CHANNEL)
+        scale_axes = (*self.scales_by, CHANNEL) if self.per == "channel" else self.scales_by
+        scale = scale.detach().reshape(scale_shape(values.shape, axes, scale_axes))
+        return Codes(values, scale, self.name, self.bits, axes, scale_axes)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The quantised weight, in the weight's shape and dtype."""
+        """The quantised weight, in the weight's shape (with a leading T where codes differ by step) and dtype."""
         codes, scale = self._encode_rows(weight)
-        return self.with_gradient(self._rows(weight), codes, scale).reshape(weight.shape)
+        return self.with_gradient(self._rows(weight), codes, scale).reshape(self._shape(weight))
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"per={self.per!r}"
@@ -226,9 +220,20 @@ class Quantizer(nn.Module):
     def _rows(self, weight: Tensor) -> Tensor:
         return weight.reshape(weight.shape[0] if self.per == "channel" else 1, -1)
 
+    def _shape(self, weight: Tensor) -> list[int]:
+        return [*([] if self.time_steps is None else [self.time_steps]), *weight.shape]
+
     def _encode_rows(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         rows = self._rows(weight.detach())
         codes, scale = self.quantize(rows.to(torch.promote_types(rows.dtype, torch.float32)))
+        sizes = {SIGN: 2, STEP: self.time_steps}
+        codes_shape = self._shape(rows)
+        row_scale_shape = [*(sizes[axis] for axis in self.scales_by), len(rows), 1]
+        if list(codes.shape) != codes_shape or list(scale.shape) != row_scale_shape:
+            raise ValueError(
+                f"{type(self).__name__}.quantize: gave codes {list(codes.shape)} and a scale {list(scale.shape)}; "
+                f"they must be {codes_shape} and {row_scale_shape}"
+            )
         return codes.to(torch.int8), scale.to(weight.dtype)
 
 
@@ -266,6 +271,7 @@ class TernaryTTQ(Quantizer):
 
     name = "ternary_ttq"
     bits = 2
+    scales_by = (SIGN,)
     grows = False
 
     def __init__(self, threshold: float = 0.05, per: str = "layer") -> None:

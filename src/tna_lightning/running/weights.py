@@ -56,17 +56,30 @@ def load_weights(key: str, network: nn.Module, source: Path | str, neurons: str 
             equal, since it is to be the very network that was trained. Learned ones are weights, and are copied.
 
     Raises:
-        ValueError: there is no such file, or it holds a network of another shape, or of other neurons.
+        ValueError: there is no such file, or it holds a network of another shape, of other neurons, or with weights
+            that differ by time step, which only a network that is loaded for good can have.
     """
     path = weights_file(key, source)
     try:
-        state = checkpoint_weights(path) if path.suffix == ".ckpt" else decoded_state(path)[0]
+        state = checkpoint_weights(path) if path.suffix == ".ckpt" else _deployed_weights(path)
         network.load_state_dict(_with_neurons(network, state, neurons))
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()
         raise ValueError(f"{key}={str(source)!r}: fits another network ({reason})") from None
     except ValueError as error:
         raise ValueError(_named(key, source, error)) from None
+
+
+def _deployed_weights(path: Path) -> dict[str, Tensor]:
+    """The state of a kept network, as deployed."""
+    state, kept, _ = decoded_state(path)
+    by_step = [name for name, codes in kept.items() if codes.time_steps is not None]
+    if by_step:
+        raise ValueError(
+            f"path={str(path)!r}: {by_step[0]} differs by time step there; name the run's checkpoint "
+            "(checkpoints/last.ckpt), which holds the full-precision weights"
+        )
+    return state
 
 
 def _with_neurons(network: nn.Module, state: Mapping[str, Tensor], neurons: str) -> dict[str, Tensor]:
