@@ -259,7 +259,7 @@ def test_a_teacher_of_another_shape_is_refused(done_run, tmp_path):
         ),
         (
             ["baseline=cohort", "+companions.third.prec=base"],
-            "error: companions.third.prec: did you mean precision?",
+            "did you mean precision?",
         ),
         (["baseline=cohort", "companions.third.freeze=true"], "+companions.third.freeze=VALUE says it"),
         (
