@@ -108,6 +108,6 @@ def test_the_readme_names_every_choice():
 
 
 def test_what_the_readme_links_to_exists():
-    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("experiments/results/*/README.md")]:
         for target in re.findall(r"\]\((?!http)([^)#]+)", path.read_text()):
-            assert (path.parent / target).exists(), f"{path.name}: {target}"
+            assert (path.parent / target).exists(), f"{path}: {target}"

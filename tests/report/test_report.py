@@ -2,12 +2,15 @@
 
 import copy
 import csv
+import gzip
 import io
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -20,6 +23,7 @@ from tna_lightning.report.plots import figures, learning_curves
 from tna_lightning.report.references import published
 from tna_lightning.report.statistics import missing, paired_difference, rows
 from tna_lightning.report.tables import HEADINGS, as_csv, as_latex, as_markdown, cells
+from tna_lightning.running.archive import RECORDS, keep_records, read_records
 from tna_lightning.running.home import home
 from tna_lightning.running.identity import folder_name, identity
 from tna_lightning.running.record import Run
@@ -465,6 +469,112 @@ def test_published_rows_name_their_source():
     assert published(["digits"]) == []
 
 
+@pytest.fixture
+def other(tmp_path):
+    folder = tmp_path / "other"
+    write(folder, record("mutual"), record("mutual", seed=1) | {"status": "failed", "error": "ValueError: no"})
+    write(folder / "deeper", record("plain", "int4", study=None))
+    return folder
+
+
+def test_a_file_of_records_gives_the_report_of_its_folders(study, other, tmp_path):
+    file = tmp_path / "kept.jsonl.gz"
+    assert keep_records([study, other], file) == (10, [])
+    for sources, name in (([study, other], "folders"), ([file], "file")):
+        report(sources, tmp_path / name)
+    names = sorted(path.name for path in (tmp_path / "folders").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "file").iterdir())
+    for name in names:
+        assert (tmp_path / "folders" / name).read_bytes() == (tmp_path / "file" / name).read_bytes(), name
+
+
+def test_a_report_is_named_by_folder_or_file_where_no_run_names_a_study(tmp_path):
+    write(tmp_path / "mine", record(study=None, status="failed"))
+    files = [tmp_path / "mine.jsonl.gz", tmp_path / "mine" / RECORDS]
+    for source in (tmp_path / "mine", *files):
+        if source in files:
+            keep_records([tmp_path / "mine"], source)
+        report([source], tmp_path / "report")
+        assert (tmp_path / "report" / "table.md").read_text().startswith("# Report on mine\n")
+
+
+def test_files_of_records_are_found_beside_each_other_and_beside_runs(study, other, tmp_path):
+    before = collect([study, other])
+    for folder in (study, other):
+        keep_records([folder], tmp_path / "kept" / folder.name / RECORDS)
+    for sources in (
+        [tmp_path / "kept"],
+        [tmp_path / "kept" / folder.name / RECORDS for folder in (study, other)],
+        [study, tmp_path / "kept" / "other"],
+    ):
+        found = collect(sources)
+        assert by_identity(found.done) == by_identity(before.done)
+        assert (found.unfinished, found.left_out) == (before.unfinished, [])
+
+
+def by_identity(records):
+    return {record["identity"]: record for record in records}
+
+
+def test_a_study_is_kept_in_its_own_folder_while_it_changes_and_its_runs_go(study):
+    first, file = record("plain"), study / RECORDS
+    write(study, first | {"status": "failed"})
+    keep_records([study], file)
+    write(study, first)  # it was mended, and another one taken away
+    gone = record("tna", seed=2)["name"]
+    shutil.rmtree(study / gone)
+    collection = collect([study])
+    assert (len(collection.done), collection.unfinished, collection.left_out) == (7, [], [])
+    assert keep_records([study], file) == (7, [])
+    kept = read_records(file)
+    assert (kept[first["name"]]["status"], kept[gone]["status"], len(kept)) == ("done", "done", 7)
+
+
+def test_records_of_one_folder_in_two_files_are_told_apart(study, tmp_path):
+    first, file = record("plain"), tmp_path / "first.jsonl.gz"
+    keep_records([study], file)
+    write(study, record("plain", accuracy=0.5) | {"results": {"test/acc": 0.5}})
+    keep_records([study], tmp_path / "second.jsonl.gz")
+    both = [file, tmp_path / "second.jsonl.gz"]
+    (line,) = [line for line in collect(both).left_out if "WITH ANOTHER RESULT" in line]
+    assert f"second.jsonl.gz/{first['name']}': the same run as {file / first['name']}" in line
+    assert keep_records(both, tmp_path / "both.jsonl.gz") == (8, [])
+    kept = read_records(tmp_path / "both.jsonl.gz")
+    results = [kept[name]["results"]["test/acc"] for name in (first["name"], f"second.jsonl.gz/{first['name']}")]
+    assert results == [PLAIN[0], 0.5]
+
+
+@pytest.mark.parametrize("damage", ["cut off", "a byte", "not gzip", "no JSON", "no record", "twice", "empty"])
+def test_a_damaged_file_of_records_is_refused(damage, study):
+    file = study.parent / RECORDS
+    keep_records([study], file)
+    content = file.read_bytes()
+    lines = gzip.decompress(content)
+    file.write_bytes(
+        {
+            "cut off": content[:-20],
+            "a byte": content[:200] + bytes([content[200] ^ 1]) + content[201:],
+            "not gzip": b"{}\n",
+            "no JSON": gzip.compress(lines[:-5]),
+            "no record": gzip.compress(lines + b'{"folder": "x"}\n'),
+            "twice": content + content,
+            "empty": b"",
+        }[damage]
+    )
+    for source in (file, file.parent):
+        with pytest.raises(ValueError, match=r"^records='.*records.jsonl.gz': damaged, or no file of records \(.*\)$"):
+            collect([source])
+
+
+def test_the_committed_tables_are_those_of_the_committed_records():
+    results = Path(__file__).parents[2] / "experiments" / "results"
+    for table in sorted(results.rglob("table.csv")):
+        (file,) = [path / RECORDS for path in (table.parent, table.parent.parent) if (path / RECORDS).exists()]
+        committed = list(csv.DictReader(io.StringIO(table.read_text())))
+        rebuilt = list(csv.DictReader(io.StringIO(as_csv(rows(collect([file]).done)))))
+        assert [{key: row[key] for key in committed[0]} for row in rebuilt] == committed, table
+
+
 def test_command_line(study):
     def command(*arguments):
         return subprocess.run(
@@ -476,10 +586,14 @@ def test_command_line(study):
     assert result.returncode == 0, result.stderr
     assert result.stdout == f"7 finished runs: {study / 'report' / 'index.html'}\n"
     assert result.stderr == f"left out: run='{study / 'empty'}': no run folder, it has no run.json\n"
-    again = command(str(study))  # the report's own folder is no run either, and is not taken for one
-    assert again.stderr == result.stderr
+    file = study.parent / "kept.jsonl.gz"
+    again = command(str(study), "--records", str(file))
+    assert again.stdout == f"7 records: {file}\n{result.stdout}"
+    assert again.stderr == result.stderr  # the report's own folder is no run either, and is not taken for one
+    from_file = command(str(file))
+    assert (from_file.stdout, from_file.stderr) == (result.stdout.replace("/study/report", "/report"), "")
     wrong = command(str(study / "nowhere"))
-    assert (wrong.returncode, wrong.stderr) == (2, f"error: study='{study / 'nowhere'}': no such folder\n")
+    assert (wrong.returncode, wrong.stderr) == (2, f"error: study='{study / 'nowhere'}': no such folder or file\n")
 
 
 def test_a_study_without_runs_is_refused_and_an_earlier_report_kept(tmp_path):

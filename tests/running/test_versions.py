@@ -5,19 +5,19 @@ import re
 from collections import Counter
 from pathlib import Path
 
+from tna_lightning.running.archive import find_records
 from tna_lightning.running.config import compose
 from tna_lightning.running.identity import identity, identity_config
 from tna_lightning.running.versions import ADDED_BEFORE, as_before, as_now
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
-RECORDS = {path.parent: json.loads(path.read_text()) for path in sorted(RESULTS.rglob("run.json"))}
+RECORDS = {place: read() for place, read in find_records(RESULTS)}
 
 MODEL = re.compile(r"model\.[a-z]")
 
 # Runs of the time when 0.1.0 was made, before ADDED_BEFORE were added: their folders carry the hash of then. By study.
 OLDER = {
-    "first_runs/plain_none": 1,
-    "first_runs/tna_ternary": 1,
+    "first_runs": 2,
     "cifar10_simdvs": 2,
     "digits_dvs": 1,
     "evidence/match_weight": 8,

@@ -6,15 +6,16 @@ from pathlib import Path
 
 from tna_lightning.report.collect import collect
 from tna_lightning.report.statistics import mean_and_deviation, paired_difference
+from tna_lightning.running.archive import RECORDS
 
 HERE = Path(__file__).parent
 Accuracies = dict[int, float]
 
 
-def accuracies(folder: str, quant: str, what: str = "test/acc") -> dict[str, Accuracies]:
+def accuracies(study: str, quant: str, what: str = "test/acc") -> dict[str, Accuracies]:
     """Percent by baseline and seed: of the test, or of the last epoch's training for `train/acc`."""
     found: dict[str, Accuracies] = {}
-    for record in collect([HERE / folder]).done:
+    for record in collect([HERE / study / RECORDS]).done:
         if record["choices"]["quant"] == quant:
             value = record["history"][what][-1] if what == "train/acc" else record["results"][what]
             found.setdefault(record["choices"]["baseline"], {})[record["seed"]] = 100 * value
@@ -44,14 +45,14 @@ def main() -> None:
     """All of them."""
     references = ("plain", "plain_twice", "kd", "kd_ann", "tna")
     for quant in ("none", "ternary_hidden", "ternary"):
-        compare(f"crop and flip, quant={quant}", accuracies("records", quant), references)
-        compare("the same, training accuracy", accuracies("records", quant, "train/acc"), ("plain",))
-    apart = accuracies("attempts/records", "ternary")
+        compare(f"crop and flip, quant={quant}", accuracies(".", quant), references)
+        compare("the same, training accuracy", accuracies(".", quant, "train/acc"), ("plain",))
+    apart = accuracies("attempts", "ternary")
     compare("no augmentation, quant=ternary", apart, references)
     compare("the same, seeds 3 and up", {name: apart[name] for name in apart if name != "kd_ann"}, ("tna",), since=3)
-    compare("the same, training accuracy", accuracies("attempts/records", "ternary", "train/acc"), ("plain",))
-    with_crop = accuracies("records", "ternary")
-    compare("ablation", with_crop | accuracies("ablation/records", "ternary"), ("plain", "tna"))
+    compare("the same, training accuracy", accuracies("attempts", "ternary", "train/acc"), ("plain",))
+    with_crop = accuracies(".", "ternary")
+    compare("ablation", with_crop | accuracies("ablation", "ternary"), ("plain", "tna"))
     for other in ("plain", "plain_twice"):
         gains = [
             {seed: rows["tna"][seed] - rows[other][seed] for seed in rows["tna"].keys() & rows[other].keys()}

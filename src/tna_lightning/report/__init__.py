@@ -1,4 +1,4 @@
 """A study as tables, plots and one page: ``python -m tna_lightning.report STUDY...``.
 
-Reads ``run.json`` and nothing else.
+Reads records and nothing else: a ``run.json`` a run, or a study's in one compressed file.
 """

@@ -16,6 +16,7 @@ from tna_lightning.report.plots import figures
 from tna_lightning.report.references import Published, published
 from tna_lightning.report.statistics import Row, missing, rows
 from tna_lightning.report.tables import LEGEND, as_csv, as_latex, as_markdown
+from tna_lightning.running.archive import RECORDS, SUFFIX, keep_records
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,13 +26,13 @@ def report(studies: Sequence[Path | str], folder: Path | str, *, references: boo
     """Write ``table.md``, ``table.csv``, ``table.tex``, plots as PNG and SVG, and ``index.html``.
 
     Args:
-        studies: folders with runs below them.
+        studies: folders with runs below them, or files of records.
         folder: where the report goes.
         references: add the published accuracies on the data sets of the table.
 
     Raises:
-        FileNotFoundError: a study's folder is not there.
-        ValueError: no run is in it.
+        FileNotFoundError: a study is not there.
+        ValueError: no run is in it, or a file of records is damaged.
     """
     collection = collect(studies)
     if not (collection.done or collection.unfinished or collection.left_out):
@@ -41,7 +42,7 @@ def report(studies: Sequence[Path | str], folder: Path | str, *, references: boo
     notes = how(collection.done)
     known = published({row.data for row in table}) if references else []
     named = sorted({record["study"] for record in collection.done if record.get("study")})
-    title = "Report on " + ", ".join(named or [Path(study).resolve().name for study in studies])
+    title = "Report on " + ", ".join(named or [_name(Path(study)) for study in studies])
 
     folder = Path(folder)
     plots = []
@@ -55,6 +56,12 @@ def report(studies: Sequence[Path | str], folder: Path | str, *, references: boo
     write_text(folder / "table.tex", as_latex(table))
     write_text(folder / "index.html", page(title, table, collection, absent, plots, notes, known))
     return collection
+
+
+def _name(study: Path) -> str:
+    """A study's name where no record has one: its folder's, or its file's if that has one of its own."""
+    study = study.resolve()
+    return study.parent.name if study.name == RECORDS else study.name.removesuffix(SUFFIX)
 
 
 def how(records: Sequence[dict[str, Any]]) -> list[str]:
@@ -152,17 +159,31 @@ def _write_bytes(path: Path, content: bytes) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tna_lightning.report", description=__doc__)
-    parser.add_argument("studies", nargs="+", metavar="STUDY", help="a folder with runs in it: multirun/ternary_table")
     parser.add_argument(
-        "-o", "--output", type=Path, help="the report's folder; report/ in the first study if not given"
+        "studies",
+        nargs="+",
+        metavar="STUDY",
+        help="a folder with runs in it, multirun/ternary_table, or a file of records",
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, help="the report's folder; report/ in the first study, or beside it, if not given"
+    )
+    parser.add_argument(
+        "--records", type=Path, metavar="FILE", help=f"keep the runs' records in one file as well: {RECORDS}"
     )
     parser.add_argument("--references", action="store_true", help="add published accuracies, with their sources")
     parser.add_argument(
         "--wandb", metavar="ENTITY/PROJECT", help="make a W&B workspace and report of these runs as well"
     )
     arguments = parser.parse_args()
-    output = arguments.output or Path(arguments.studies[0]) / "report"
+    first = Path(arguments.studies[0])
+    output = arguments.output or (first.parent if first.is_file() else first) / "report"
     try:
+        if arguments.records:
+            number, unreadable = keep_records(arguments.studies, arguments.records)
+            for line in unreadable:
+                print(f"not kept: {line}", file=sys.stderr)
+            print(f"{number} records: {arguments.records}")
         collection = report(arguments.studies, output, references=arguments.references)
         for line in collection.left_out:
             print(f"left out: {line}", file=sys.stderr)

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tna_lightning.running.record import CONFIG, RECORD, find_runs, is_active, read_record, refuse_types
+from tna_lightning.running.archive import RECORDS, find_records
+from tna_lightning.running.record import CONFIG, RECORD, as_record, is_active, refuse_types
 
 # what a record of a finished run must hold to be put in a table
 NEEDED = ("results", "weights", "cost", "history", "data", "choices", "config", "seed")
@@ -36,7 +37,7 @@ class Unfinished:
 
 @dataclasses.dataclass(frozen=True)
 class Collection:
-    """What stands in the folders of one or more studies.
+    """What stands in the folders, or files of records, of one or more studies.
 
     Attributes:
         done: the records of finished runs, one an identity, in the order of their folders.
@@ -50,20 +51,21 @@ class Collection:
 
 
 def collect(studies: Sequence[Path | str]) -> Collection:
-    """Read every run under these folders.
+    """Read every run under these folders, and in these files of records.
+
+    A file knows no folder without a record: jobs that never began are not in it.
 
     Raises:
-        FileNotFoundError: a study's folder is not there.
+        FileNotFoundError: a study is not there.
+        ValueError: a file of records is damaged.
     """
     left_out: list[str] = []
     found: dict[str, list[tuple[Path, dict[str, Any]]]] = defaultdict(list)
     unfinished: list[Unfinished] = []
     for study in map(Path, studies):
-        if not study.is_dir():
-            raise FileNotFoundError(f"study={str(study)!r}: no such folder")
-        for folder in find_runs(study):
+        for folder, read in find_records(study):
             try:
-                record = read_record(folder)
+                record = as_record(folder, read())
                 _check(folder, record)
             except (ValueError, OSError) as error:
                 left_out.append(str(error))
@@ -111,9 +113,9 @@ def _check(folder: Path, record: dict[str, Any]) -> None:
 
 def _without_record(study: Path) -> Iterator[Path]:
     """Folders directly in the study in which there is no record at any depth, but for the report's own."""
-    for folder in sorted(study.iterdir()):
+    for folder in sorted(study.iterdir()) if study.is_dir() else ():
         is_ours = folder.name == "report" or folder.name.startswith(".")
-        if folder.is_dir() and not is_ours and next(folder.rglob(RECORD), None) is None:
+        if folder.is_dir() and not is_ours and not any(next(folder.rglob(name), None) for name in (RECORD, RECORDS)):
             yield folder
 
 

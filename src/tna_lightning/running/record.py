@@ -1,7 +1,8 @@
 """A run's folder and its record, and how others find and read it.
 
 A run folder holds ``config.yaml`` (resolved), ``checkpoints/``, ``metrics.csv``, ``curves.png``, the kept network in
-``network.safetensors`` and the record in ``run.json``. Everything that reports reads ``run.json`` and nothing else.
+``network.safetensors`` and the record in ``run.json``. Everything that reports reads records and nothing else:
+``run.json``, or the file that keeps a study's (:mod:`~tna_lightning.running.archive`).
 """
 
 from __future__ import annotations
@@ -36,13 +37,30 @@ def read_record(folder: Path | str) -> dict[str, Any]:
     Raises:
         ValueError: there is none, or it is no record; the message names the file.
     """
+    return as_record(folder, written_record(folder))
+
+
+def written_record(folder: Path | str) -> Any:
+    """What stands in the ``run.json`` of a run folder, whatever it is.
+
+    Raises:
+        ValueError: there is none, or it is no JSON; the message names the file.
+    """
     path = Path(folder) / RECORD
     try:
-        record = json.loads(path.read_text())
+        return json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"run={str(folder)!r}: no run folder, it has no {RECORD}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"run={str(folder)!r}: {RECORD} is damaged ({error})") from None
+
+
+def as_record(folder: Path | str, record: Any) -> dict[str, Any]:
+    """What was written for a run, with its settings where they stand today.
+
+    Raises:
+        ValueError: it is no record, or one of a later version; the message names the folder.
+    """
     if not isinstance(record, dict) or not isinstance(record.get("format"), int):
         raise ValueError(f"run={str(folder)!r}: {RECORD} is not the record of a run")
     if record["format"] > RECORD_FORMAT:
@@ -124,8 +142,13 @@ def _outermost(layer: str, others: Sequence[str]) -> str:
 def find_runs(root: Path | str) -> Iterator[Path]:
     """Folders under ``root`` (itself included) that hold a ``run.json``, in order; hidden folders are left out."""
     for path in sorted(Path(root).rglob(RECORD)):
-        if not any(part.startswith(".") for part in path.relative_to(root).parts):
+        if visible(path, root):
             yield path.parent
+
+
+def visible(path: Path, root: Path | str) -> bool:
+    """Whether no folder from ``root`` down to ``path`` is hidden."""
+    return not any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
 def remove_if_empty(folder: Path) -> None:
