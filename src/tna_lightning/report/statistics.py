@@ -220,8 +220,8 @@ def _partner_key(record: Record, *, any_seed: bool = False) -> str:
 
     A baseline sets the objective, the companions and (plain_twice) how many times its `epochs` the trainer runs.
     """
-    of_baseline = ("objective", "companion", "companions")
-    config = {key: value for key, value in record["config"].items() if key not in of_baseline}
+    config = {key: value for key, value in record["config"].items() if key not in ("objective", "companion")}
+    config["companions"] = {}
     config["trainer"] = {key: value for key, value in config.get("trainer", {}).items() if key != "max_epochs"}
     if any_seed:
         config |= {"seed": None, "data": config["data"] | {"seed": None}}
