@@ -41,6 +41,7 @@ class DigitsDataModule(ImageDataModule):
     # over the 1,437 training images, as a share of 255
     mean = (0.3051,)
     std = (0.3758,)
+    size = (8, 8)
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tna_lightning.data import event_augment
+from tna_lightning.data.batch import Inputs
 from tna_lightning.data.frame_cache import FrameCache, cache_key, open_cache
 from tna_lightning.data.frames import FrameSpec, pixels_per_cell
 from tna_lightning.data.loading import Batch, BatchedDataModule, BatchSet, stratified_split
@@ -110,6 +111,10 @@ class EventDataModule(BatchedDataModule):
     def time_steps(self) -> int:
         """T."""
         return self.spec.time_steps
+
+    @property
+    def inputs(self) -> Inputs:  # noqa: D102
+        return Inputs(self.in_channels, *self.spec.size, self.time_steps, self.num_classes)
 
     def source(self) -> RecordingSource:
         """The recordings."""

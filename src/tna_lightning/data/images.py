@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tna_lightning.data.augment import cutout, random_crop, random_horizontal_flip
 from tna_lightning.data.auto_augment import POLICIES, AutoAugment
+from tna_lightning.data.batch import Inputs
 from tna_lightning.data.loading import Batch, BatchedDataModule, BatchSet, derive_seed, stratified_split
 
 
@@ -34,6 +35,8 @@ class ImageDataModule(BatchedDataModule):
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    size: tuple[int, int] | None = None
+    """H and W, where they are known before the images are loaded."""
 
     def __init__(
         self,
@@ -74,6 +77,14 @@ class ImageDataModule(BatchedDataModule):
     @property
     def in_channels(self) -> int:  # noqa: D102
         return len(self.mean)
+
+    @property
+    def inputs(self) -> Inputs:
+        """What networks are built for; without :attr:`size` it is seen from the images, which are loaded for it."""
+        if self.size is None and self._samples is None:
+            self.setup("fit")
+        height, width = self.size or self._samples[0].shape[-2:]  # type: ignore[index]  # setup has filled it
+        return Inputs(self.in_channels, height, width, None, self.num_classes)
 
     def load(self) -> tuple[Tensor, Tensor, Tensor]:
         """All images, uint8 ``[N, C, H, W]``, their labels, int64 ``[N]``, and the indices of the test images."""

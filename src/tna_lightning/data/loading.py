@@ -17,6 +17,8 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
+from tna_lightning.data.batch import Inputs
+
 Batch = tuple[Tensor, Tensor]
 
 
@@ -192,6 +194,11 @@ class BatchedDataModule(LightningDataModule):
     @property
     def in_channels(self) -> int:
         """C."""
+        raise NotImplementedError
+
+    @property
+    def inputs(self) -> Inputs:
+        """What networks are built for."""
         raise NotImplementedError
 
     @property

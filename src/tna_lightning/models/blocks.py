@@ -5,16 +5,78 @@ Letters: T time steps, B batch, C channels, H W pixels, K classes. Between layer
 
 from __future__ import annotations
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules import activation
 
 from tna_lightning.models.neurons import SpikingNeuron
 
-NeuronFactory = Callable[[], nn.Module]
+NeuronFactory = Callable[..., nn.Module]
+
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 POOLS: dict[str, type[nn.AvgPool2d] | type[nn.MaxPool2d]] = {"avg": nn.AvgPool2d, "max": nn.MaxPool2d}
+
+
+# units without time; PReLU is none of them, since it may have a weight for each entry of the second dimension, here B
+_NOT_ELEMENTWISE = {"GLU", "LogSoftmax", "MultiheadAttention", "PReLU", "Softmax", "Softmax2d", "Softmin"}
+UNITS = (nn.Identity, *(getattr(nn, name) for name in activation.__all__ if name not in _NOT_ELEMENTWISE))
+
+
+def new_neuron(neuron: NeuronFactory, **hints: Any) -> nn.Module:
+    """A layer of neurons from their factory, which gets those hints that its signature takes.
+
+    Args:
+        neuron: the class of a `SpikingNeuron` or of an activation, or whatever else makes one.
+        hints: `channels`, `time_steps`, and where a block needs one a `threshold`.
+
+    Raises:
+        ValueError: what the factory makes is neither a `SpikingNeuron` nor an elementwise activation of torch.nn.
+    """
+    layer = with_hints(neuron, **hints)()
+    check_unit(layer)
+    return layer
+
+
+def check_unit(layer: nn.Module) -> None:
+    """Refuse a module in a neuron's place that would take time for something else.
+
+    Raises:
+        ValueError: it is neither a `SpikingNeuron` nor an elementwise activation of torch.nn.
+    """
+    if not isinstance(layer, SpikingNeuron) and type(layer) not in UNITS:
+        raise ValueError(
+            f"neuron={type(layer).__name__}: must derive from tna_lightning.models.SpikingNeuron, "
+            "or be an elementwise activation of torch.nn"
+        )
+
+
+def with_hints(neuron: NeuronFactory, **hints: Any) -> NeuronFactory:
+    """The factory with those hints that its signature takes."""
+    names, takes_all = parameters_of(neuron)
+    return partial(neuron, **{name: value for name, value in hints.items() if takes_all or name in names})
+
+
+def parameters_of(function: Callable[..., Any]) -> tuple[set[str], bool]:
+    """The names that a call takes, and whether it takes any other; the `**settings` of a class are its base class's."""
+    while isinstance(function, partial):
+        function = function.func
+    takers = [function]
+    if isinstance(function, type):
+        owners = [owner for owner in function.__mro__ if "__init__" in vars(owner)]
+        takers = [vars(owner)["__init__"] for owner in owners if owner not in (nn.Module, object)]
+    names: set[str] = set()
+    for each in takers:
+        parameters = inspect.signature(each).parameters.values()
+        names |= {parameter.name for parameter in parameters if parameter.kind in _BY_NAME}
+        if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+            return names, False
+    return names, bool(takers)
 
 
 class PerStep(nn.Sequential):
@@ -66,13 +128,13 @@ class BasicBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int, neuron: NeuronFactory):
         super().__init__()
         self.conv1 = ConvNorm(in_channels, out_channels, stride=stride)
-        self.neuron1 = neuron()
+        self.neuron1 = new_neuron(neuron, channels=out_channels)
         self.conv2 = ConvNorm(out_channels, out_channels)
         nn.init.constant_(self.conv2.norm.weight, 0.1)
         nn.init.constant_(self.conv2.norm.bias, 0.25)
         same_shape = stride == 1 and in_channels == out_channels
         self.shortcut = nn.Identity() if same_shape else ConvNorm(in_channels, out_channels, 1, stride)
-        self.neuron2 = neuron()
+        self.neuron2 = new_neuron(neuron, channels=out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Spikes of the second neuron."""

@@ -171,6 +171,10 @@ class Quantizer(nn.Module):
         self.per = per
         self.register_parameter("scale", None)
 
+    def no_weight_decay(self) -> set[str]:
+        """Names of those parameters that weight decay must leave alone: all."""
+        return {name for name, _ in self.named_parameters()}
+
     def quantize(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Codes ``[G, N]`` (any dtype) and scale ``[G, 1]``, or ``[2, G, 1]``, of rows in float32 or float64."""
         raise NotImplementedError

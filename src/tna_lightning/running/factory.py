@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -14,8 +15,11 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from torch import Tensor, nn
 
+from tna_lightning.data.batch import Inputs
 from tna_lightning.models import compile_neurons
+from tna_lightning.models.blocks import check_unit, parameters_of, with_hints
 from tna_lightning.models.fused import has_compiler
+from tna_lightning.models.spec import sizes_for
 
 log = logging.getLogger(__name__)
 
@@ -121,14 +125,56 @@ def data_to_test(config: Mapping[str, Any], data_root: str | None = None) -> Any
     return build("data", data if data_root is None else {**data, "root": data_root})
 
 
+def inputs_of(datamodule: Any) -> Inputs:
+    """What a data module says of its inputs.
+
+    Raises:
+        ValueError: it says nothing.
+    """
+    try:
+        inputs: Inputs = datamodule.inputs
+    except (AttributeError, NotImplementedError) as error:
+        name = type(datamodule).__name__
+        raise ValueError(
+            f"data={name}: must say what it yields, in a property inputs (tna_lightning.data.Inputs)"
+        ) from error
+    return inputs
+
+
 def network_spec(config: Mapping[str, Any], datamodule: Any) -> dict[str, Any]:
-    """The JSON-able description from which a network is rebuilt: model, neuron, channels and classes."""
-    return {
-        "model": config["model"],
-        "neuron": config["neuron"],
-        "in_channels": datamodule.in_channels,
-        "num_classes": datamodule.num_classes,
-    }
+    """The JSON-able description from which a network is rebuilt: model, neuron and inputs.
+
+    Event frames bring their own T, and a model that has ``time_steps`` among its settings is told it.
+    """
+    inputs = inputs_of(datamodule)
+    model = dict(config["model"])
+    if inputs.time_steps is not None:
+        model.pop("time_steps", None)
+        names, takes_all = parameters_of(_target(model))
+        if takes_all or "time_steps" in names:
+            model["time_steps"] = inputs.time_steps
+    return {"model": model, "neuron": config["neuron"], "inputs": asdict(inputs)}
+
+
+def check_time_steps(key: str, model: Mapping[str, Any], inputs: Inputs) -> None:
+    """Refuse a T that does not count.
+
+    Raises:
+        ValueError: a model's ``time_steps`` differ from those of the event frames.
+    """
+    asked = model.get("time_steps", inputs.time_steps)
+    if inputs.time_steps is not None and asked != inputs.time_steps:
+        raise ValueError(
+            f"{key}.time_steps={asked!r}: event frames bring their own T; set data.time_steps ({inputs.time_steps})"
+        )
+
+
+def _target(node: Mapping[str, Any]) -> Any:
+    """What a node's ``_target_`` names; a stand-in where that cannot be imported, which :func:`build` reports."""
+    try:
+        return get_object(node["_target_"])
+    except Exception:
+        return dict
 
 
 def build_network(spec: Mapping[str, Any], prefix: str = "", channels_last: bool = False) -> nn.Module:
@@ -139,15 +185,17 @@ def build_network(spec: Mapping[str, Any], prefix: str = "", channels_last: bool
     and one line in the log says which (:func:`unsafe_channels_last`).
     """
     neuron = build(f"{prefix}neuron", spec["neuron"])
+    time_steps = spec["model"].get("time_steps")
+    if time_steps is not None:  # for backbones that call `neuron()` and know nothing of hints
+        neuron = with_hints(neuron, time_steps=time_steps)
     with under(f"{prefix}neuron"):
-        neuron()  # a refused value is reported under its own key, not as the model's
-    network: nn.Module = build(
-        f"{prefix}model",
-        spec["model"],
-        neuron=neuron,
-        in_channels=spec["in_channels"],
-        num_classes=spec["num_classes"],
-    )
+        tried = with_hints(neuron, channels=1)()  # a refused value is reported under its own key, not as the model's
+    try:
+        check_unit(tried)
+    except ValueError as error:
+        raise ValueError(f"{prefix}{error}") from None
+    sizes = sizes_for(_target(spec["model"]), spec)
+    network: nn.Module = build(f"{prefix}model", spec["model"], neuron=neuron, **sizes)
     unsafe = unsafe_channels_last(network) if channels_last else None
     if unsafe is not None:
         log.warning("%schannels_last=true: left out, since %s has too few channels for it", prefix, unsafe)

@@ -44,7 +44,7 @@ class Source:
 
 
 SOURCES = {
-    "LIF": Source("tna_lightning.models.LIF", is_partial=True),
+    "LIF": Source("tna_lightning.models.LIF", is_partial=True, without=("channels",)),
     **{
         name: Source(f"tna_lightning.models.{name}", "tna_lightning.models.resnet.resnet", without=("num_hidden",))
         for name in ("resnet8", "resnet18", "resnet19", "resnet20")

@@ -29,7 +29,16 @@ from tna_lightning.quantization.packing import save_network
 from tna_lightning.running import checkpoints, companions, loggers
 from tna_lightning.running.config import BAD_INPUT, check, read_config, write_config
 from tna_lightning.running.console import leave, print_record, quiet_lightning, was_interrupted
-from tna_lightning.running.factory import build, build_network, compile_network, network_spec, under
+from tna_lightning.running.factory import (
+    build,
+    build_network,
+    check_time_steps,
+    compile_network,
+    inputs_of,
+    network_spec,
+    under,
+)
+from tna_lightning.running.neuron_trial import try_neurons
 from tna_lightning.running.pictures import plot_curves, plot_inspection
 from tna_lightning.running.processes import end_with_parent
 from tna_lightning.running.record import LAST_CHECKPOINT, NETWORK, Run, now
@@ -219,13 +228,19 @@ def build_learner(config: Mapping[str, Any], datamodule: Any) -> TwinLearner:
 
     The base is drawn first, so that it is the same in all baselines.
     """
+    inputs = inputs_of(datamodule)
+    check_time_steps("model", config["model"], inputs)
     base = build_network(network_spec(config, datamodule), channels_last=config["channels_last"])
+    try_neurons(base, inputs)
     if config["init_from"] is not None:
         load_weights("init_from", base, config["init_from"])
     companion = None
     if config["companion"] is not None:
-        spec = network_spec(companions.companion_networks(config), datamodule)
+        of_companion = companions.companion_networks(config)
+        check_time_steps("companion.model", of_companion["model"], inputs)
+        spec = network_spec(of_companion, datamodule)
         companion = build_network(spec, prefix="companion.", channels_last=config["channels_last"])
+        try_neurons(companion, inputs, prefix="companion.")
         if config["companion"]["weights"] not in ("random", "pretrained"):
             load_weights("companion.weights", companion, config["companion"]["weights"], neurons="same")
     for network in filter(None, (base, companion)):
