@@ -39,7 +39,7 @@ def workshop(tmp_path_factory):
 EXTENSIONS = [fence["text"] for fence in fences("docs/extending.md") if fence["language"] == "bash"]
 
 
-@pytest.mark.parametrize("command", EXTENSIONS, ids=["backbone", "quantiser", "objective", "data"])
+@pytest.mark.parametrize("command", EXTENSIONS, ids=["neuron", "backbone", "quantiser", "objective", "data"])
 def test_each_extension_trains_through_the_command_line(command, workshop):
     program, *arguments = shlex.split(command)
     assert program == "python"
@@ -48,7 +48,7 @@ def test_each_extension_trains_through_the_command_line(command, workshop):
     assert result.returncode == 0, result.stderr
     record = finished_record(arguments[-1].partition("=")[2])
     choice = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    (group,) = [group for group in ("model", "quant", "baseline", "data") if group in choice]
+    (group,) = [group for group in ("neuron", "model", "quant", "baseline", "data") if group in choice]
     assert record["choices"][group] == choice[group]
 
     evaluated = subprocess.run(

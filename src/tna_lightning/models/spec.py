@@ -34,7 +34,11 @@ def build(spec: Mapping[str, Any]) -> nn.Module:
         raise ValueError(f"spec={sorted(spec)!r}: must also have {', '.join(sorted(missing))}")
     neuron = _resolve("neuron", spec["neuron"])
     target = _target("model._target_", spec["model"].get("_target_"))
-    return _resolve("model", {**spec["model"], **sizes_for(target, spec), "neuron": neuron})()
+    backbone = _resolve("model", {**spec["model"], **sizes_for(target, spec), "neuron": neuron})
+    try:
+        return backbone()
+    except TypeError as error:  # of what its `**settings` reach
+        raise ValueError(f"model={sorted(spec['model'])!r}: must be settings of {target.__name__} ({error})") from None
 
 
 def sizes_for(backbone: Callable[..., Any], spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -195,7 +195,9 @@ def build_network(spec: Mapping[str, Any], prefix: str = "", channels_last: bool
     except ValueError as error:
         raise ValueError(f"{prefix}{error}") from None
     sizes = sizes_for(_target(spec["model"]), spec)
-    network: nn.Module = build(f"{prefix}model", spec["model"], neuron=neuron, **sizes)
+    backbone = build(f"{prefix}model", {**spec["model"], "_partial_": True}, neuron=neuron)
+    with under(f"{prefix}model"):
+        network: nn.Module = backbone(**sizes)  # not by Hydra, which would make a dict of the inputs
     unsafe = unsafe_channels_last(network) if channels_last else None
     if unsafe is not None:
         log.warning("%schannels_last=true: left out, since %s has too few channels for it", prefix, unsafe)
