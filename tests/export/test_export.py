@@ -215,8 +215,10 @@ def test_neurons_with_values_per_channel_are_exported(tmp_path, batches):
                 module.threshold.copy_(torch.linspace(0.5, 1.5, len(module.beta)))
     for write in (export_nir, export_onnx):
         counts = write(network, tmp_path / write.__name__, batches)
-        assert counts["spikes"] > 0
-        assert counts["predictions_differing"] == 0
+        assert (counts["images"], counts["predictions_differing"]) == (39, 0)
+    written = nir.read(tmp_path / "export_nir").nodes["body_0"]
+    decay = 1 - DT / torch.from_numpy(written.tau)
+    torch.testing.assert_close(decay, torch.linspace(0.2, 0.8, 8).double().view(8, 1, 1).expand(8, 8, 8))
 
 
 @pytest.mark.parametrize(
