@@ -222,10 +222,6 @@ def test_a_teacher_of_another_shape_is_refused(done_run, tmp_path):
         (["model=resnet21"], "error: model=resnet21: allowed are convnet, resnet18"),
         (["modle=convnet"], "error: modle: no such group or setting; did you mean model?"),
         (["optimizer.learning_rate=1"], "error: optimizer.learning_rate: no such setting here"),
-        (
-            ["data=digits_dvs", "model.time_steps=8"],
-            "error: model.time_steps=8: event frames bring their own T; set data",
-        ),
         (["model.time_steps=0"], "error: model.time_steps=0: "),
         (["neuron.beta=1.5"], "error: neuron.beta=1.5: must lie in [0, 1]"),
         (["objective.match_weight=-1"], "error: objective.match_weight=-1: must be at least 0"),
