@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tna_lightning.data import Batch
+from tna_lightning.data import Batch, Inputs
 from tna_lightning.learner import DEFAULT_OPTIMIZER
 from tna_lightning.running.config import compose
 from tna_lightning.running.factory import build
@@ -78,7 +78,8 @@ def test_every_combination_takes_a_training_step(model, choices):
 
 def take_a_training_step(model, neuron, quant, baseline, choices):
     torch.manual_seed(0)
-    datamodule = SimpleNamespace(in_channels=CHANNELS, num_classes=CLASSES)
+    inputs = Inputs(CHANNELS, 8, 8, None, CLASSES)
+    datamodule = SimpleNamespace(inputs=inputs, num_classes=CLASSES)
     x, target = torch.randn(4, CHANNELS, 8, 8), torch.tensor([0, 5, 2, 2])
     node = {**choices["model"][model], "width": WIDTH.get(model, 1 / 32), "time_steps": 2}
     config = {**choices["common"], "model": node, "neuron": choices["neuron"][neuron], **choices["baseline"][baseline]}

@@ -48,7 +48,7 @@ def test_each_extension_trains_through_the_command_line(command, workshop):
     assert result.returncode == 0, result.stderr
     record = finished_record(arguments[-1].partition("=")[2])
     choice = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    (group,) = [group for group in ("model", "quant", "baseline", "augment", "data") if group in choice]
+    (group,) = [group for group in ("neuron", "model", "quant", "baseline", "augment", "data") if group in choice]
     assert record["choices"][group] == choice[group]
 
     evaluated = subprocess.run(

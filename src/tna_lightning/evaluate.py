@@ -26,6 +26,7 @@ def evaluate(folder: Path | str, data_root: str | None = None) -> dict[str, floa
     """
     config = finished_record(folder)["config"]
     datamodule = data_to_test(config, data_root)
+    datamodule.prepare_data()  # images of the user's own may have to be read before their size is known
     network = build_network(network_spec(config, datamodule), channels_last=config.get("channels_last", False))
     load_packed(Path(folder) / NETWORK, network)
     with quiet_lightning():

@@ -20,7 +20,6 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchmetrics.classification import MulticlassAccuracy
 
 from tna_lightning.data.batch import Batch
-from tna_lightning.models import LIF
 from tna_lightning.objectives import Losses, Objective, Plain, readout
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
@@ -237,25 +236,32 @@ class TwinLearner(lightning.LightningModule):
     def parameter_groups(self) -> Iterator[dict[str, Any]]:
         """Named groups: each network's weights, and what weight decay must not pull at.
 
-        ``<network>.no_decay`` holds the parameters of normalisations, neurons and quantisers (learned scales), and all
-        biases; ``<network>.weights`` the rest, at the optimizer's own weight decay.
+        ``<network>.no_decay`` holds the parameters of normalisations, all of fewer than two dimensions (biases), and
+        those that a module names in ``no_weight_decay()``, as neurons and quantisers do (timm's convention);
+        ``<network>.weights`` the rest, at the optimizer's own weight decay.
         """
         trained = {name: network for name, network in self.networks.items() if name not in self.frozen}
         for network_name, network in trained.items():
             weights: list[nn.Parameter] = []
             no_decay: list[nn.Parameter] = []
-            for module_name, module in network.named_modules():
-                # the full-precision copy of a quantised weight is `parametrizations.weight.original`;
-                # below it, at `parametrizations.weight.0`, stands the quantiser with its learned scales
-                in_quantizer = "parametrizations" in module_name.split(".")[:-2]
-                is_excluded = in_quantizer or isinstance(module, _NormBase | nn.GroupNorm | nn.LayerNorm | LIF)
+            left_alone = {id(parameter) for module in network.modules() for parameter in _left_alone(module)}
+            for module in network.modules():
                 for parameter in module.parameters(recurse=False):
                     if parameter.requires_grad:
-                        (no_decay if is_excluded or parameter.ndim < 2 else weights).append(parameter)
+                        (no_decay if id(parameter) in left_alone or parameter.ndim < 2 else weights).append(parameter)
             if weights:
                 yield {"name": f"{network_name}.weights", "params": weights}
             if no_decay:
                 yield {"name": f"{network_name}.no_decay", "params": no_decay, "weight_decay": 0.0}
+
+
+def _left_alone(module: nn.Module) -> Iterator[nn.Parameter]:
+    """The parameters of a module, or inside of it, that weight decay must leave alone because of it."""
+    if isinstance(module, _NormBase | nn.GroupNorm | nn.LayerNorm):
+        yield from module.parameters()
+    elif named := getattr(module, "no_weight_decay", None):
+        names = named()
+        yield from (parameter for name, parameter in module.named_parameters() if name in names)
 
 
 def _refuse_old_call(objective: Objective) -> None:

@@ -49,6 +49,14 @@ def test_event_frames_train_in_every_way_at_ternary_precision(tmp_path, monkeypa
     assert ("test/companion_acc" in record["results"]) == (baseline != "plain")
 
 
+@pytest.mark.parametrize("key", ["model", "companion.model"])
+def test_a_model_of_other_time_steps_than_the_frames_is_refused(key, root, tmp_path):
+    overrides = ["data=digits_dvs", *TINY_CAMERA, f"data.root={root}", "model@companion.model=resnet8"]
+    with pytest.raises(ValueError, match=rf"^{key}\.time_steps=8: .* their own T; set data\.time_steps \(3\)"):
+        train(compose([*overrides, f"{key}.time_steps=8"]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_mixed_labels_reach_the_loss(root):
     camera = EventCamera(sensor=12, display=24, leg=4, loops=1)
     data = DigitsDVSDataModule(root, camera=camera, time_steps=3, augment={"roll": Roll(), "cutmix": CutMix(1.0)})

@@ -206,6 +206,21 @@ def test_runner_follows_nirs_equations(tmp_path):
     assert runner(torch.tensor([0.5, 0.5, 0.545]).view(3, 1, 1)).flatten().tolist() == [0, 1, 1]
 
 
+def test_neurons_with_values_per_channel_are_exported(tmp_path, batches):
+    network = make_network(make_spec(learn_beta=True, per="channel"))
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, LIF):
+                module.beta.copy_(torch.linspace(0.2, 0.8, len(module.beta)))
+                module.threshold.copy_(torch.linspace(0.5, 1.5, len(module.beta)))
+    for write in (export_nir, export_onnx):
+        counts = write(network, tmp_path / write.__name__, batches)
+        assert (counts["images"], counts["predictions_differing"]) == (39, 0)
+    written = nir.read(tmp_path / "export_nir").nodes["body_0"]
+    decay = 1 - DT / torch.from_numpy(written.tau)
+    torch.testing.assert_close(decay, torch.linspace(0.2, 0.8, 8).double().view(8, 1, 1).expand(8, 8, 8))
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [

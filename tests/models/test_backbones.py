@@ -3,8 +3,8 @@
 import copy
 import pickle
 import re
-from functools import cache
-from pathlib import Path
+from dataclasses import asdict
+from functools import cache, partial
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from torch import nn
 
 from tna_lightning import models
+from tna_lightning.data import Inputs
 from tna_lightning.models import (
     LIF,
     build,
@@ -25,23 +26,24 @@ from tna_lightning.models import (
     vgg16,
     vggsnn,
 )
+from tna_lightning.models.spec import sizes_for
 from tna_lightning.running.config import compose
+from tna_lightning.running.home import options
 
-CONF = Path(__file__).parents[2] / "conf"
-BACKBONES = [path.stem for path in sorted((CONF / "model").glob("*.yaml"))]
-NEURONS = [path.stem for path in sorted((CONF / "neuron").glob("*.yaml"))]
-
-
-def composed(model, neuron="lif", in_channels=3, num_classes=7, **settings):
-    """The network as the front door makes it: from the two choices."""
-    node, factory = nodes(model, neuron)
-    return instantiate(node, in_channels=in_channels, num_classes=num_classes, neuron=instantiate(factory), **settings)
+BACKBONES, NEURONS = list(options("model")), list(options("neuron"))
 
 
 @cache
-def nodes(model, neuron):
-    config = compose([f"model={model}", f"neuron={neuron}"])
-    return config["model"], config["neuron"]
+def node(group, choice):
+    return compose([f"{group}={choice}"])[group]
+
+
+def composed(model, neuron="lif", in_channels=3, num_classes=7, **settings):
+    """The network as the front door makes it: from the two YAML files."""
+    factory = instantiate(node("neuron", neuron))
+    return instantiate(
+        node("model", model), in_channels=in_channels, num_classes=num_classes, neuron=factory, **settings
+    )
 
 
 def settled(backbone, neuron="lif", **settings):
@@ -353,12 +355,10 @@ def test_build_gives_the_network_described():
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("neuron", NEURONS)
 def test_build_reads_what_the_configuration_holds(backbone, neuron):
-    model, neuron_node = nodes(backbone, neuron)
     spec = {
-        "model": model | {"width": 0.05},
-        "neuron": neuron_node,
-        "in_channels": 3,
-        "num_classes": 7,
+        "model": node("model", backbone) | {"width": 0.05},
+        "neuron": node("neuron", neuron),
+        "inputs": {"channels": 3, "height": 8, "width": 8, "time_steps": None, "num_classes": 7},
     }
     assert repr(build(spec)) == repr(composed(backbone, neuron, width=0.05))
 
@@ -391,11 +391,72 @@ def test_build_calls_nothing_from_elsewhere(key, target):
 
 
 def test_build_refuses_what_does_not_fit():
-    with pytest.raises(ValueError, match=r"^spec=.*: must also have in_channels, neuron"):
+    with pytest.raises(ValueError, match=r"^spec=.*: must also have inputs, neuron"):
         build({"model": {}, "num_classes": 3})
+    with pytest.raises(ValueError, match=r"^spec=.*: must also have num_classes"):
+        build({"model": {}, "neuron": {}, "in_channels": 3})
+    with pytest.raises(ValueError, match=r"^inputs=\{'channels': 3\}: must be those of tna_lightning.data.Inputs"):
+        build({"model": SPEC["model"], "neuron": SPEC["neuron"], "inputs": {"channels": 3}})
     with pytest.raises(ValueError, match=r"^model=.*: must be settings of resnet20 .*'wide'"):
         build({**SPEC, "model": {"_target_": "tna_lightning.models.resnet20", "wide": 2}})
     with pytest.raises(ValueError, match=r"^neuron=.*: must be settings of LIF .*'tau'"):
         build({**SPEC, "neuron": {"_target_": "tna_lightning.models.LIF", "tau": 2}})
     with pytest.raises(ValueError, match=r"^model=.*: must be settings of is_spiking"):
         build({**SPEC, "model": {"_target_": "tna_lightning.models.is_spiking"}})
+
+
+class Asking(LIF):
+    """Remembers its hints; what it does not know it hands on, as `**settings` do."""
+
+    def __init__(self, time_steps=None, **settings):
+        super().__init__(**settings)
+        self.told = time_steps, settings.get("channels")
+
+
+@pytest.mark.parametrize("backbone", [convnet, resnet19])
+def test_neurons_are_told_time_and_channels(backbone):
+    network = backbone(3, 10, partial(Asking, beta=0.25), width=0.1, time_steps=3)
+    shapes = {}
+    for name, module in network.named_modules():
+        if isinstance(module, Asking):
+            module.register_forward_hook(lambda _, x, spikes, name=name: shapes.update({name: spikes.shape}))
+    network(torch.randn(2, 3, 8, 8))
+    told = {name: network.get_submodule(name).told for name in shapes}
+    assert told == {name: (shape[0], shape[2]) for name, shape in shapes.items()}
+    assert {network.get_submodule(name).beta.item() for name in shapes} == {0.25}
+
+
+def test_a_factory_gets_those_hints_that_it_takes():
+    class Bare(models.SpikingNeuron):
+        pass
+
+    hints = {"channels": 4, "time_steps": 2}
+    assert isinstance(models.new_neuron(Bare, **hints), Bare)
+    assert isinstance(models.new_neuron(nn.ReLU, **hints), nn.ReLU)
+    assert models.new_neuron(lambda: LIF(0.25), **hints).beta == 0.25
+    assert models.new_neuron(lambda **taken: LIF(taken["channels"] / 8), **hints).beta == 0.5
+    assert models.new_neuron(lambda *, time_steps: LIF(time_steps / 8), **hints).beta == 0.25
+    assert models.new_neuron(partial(LIF, 0.75, threshold=3.0), **hints).threshold == 3
+    assert models.new_neuron(partial(LIF, threshold=3.0), **hints, threshold=0.5).threshold == 0.5
+
+
+@pytest.mark.parametrize("module", [nn.Linear(2, 2), nn.Sequential(nn.ReLU()), nn.Softmax(-1), nn.PReLU()])
+def test_what_is_no_neuron_and_no_unit_without_time_is_refused_by_name(module):
+    message = rf"^neuron={type(module).__name__}: must derive from tna_lightning\.models\.SpikingNeuron, or be an elem"
+    with pytest.raises(ValueError, match=message):
+        convnet(1, 10, lambda: module)
+
+
+class Sized(nn.Module):
+    def __init__(self, inputs, num_classes, neuron):
+        super().__init__()
+        self.inputs, self.num_classes = inputs, num_classes
+
+
+def test_a_backbone_gets_the_inputs_that_its_signature_takes():
+    inputs = Inputs(channels=3, height=8, width=6, time_steps=None, num_classes=7)
+    spec = {"inputs": asdict(inputs)}
+    assert sizes_for(Sized, spec) == {"inputs": inputs, "num_classes": 7}
+    assert sizes_for(resnet8, spec) == sizes_for(resnet8, {"in_channels": 3, "num_classes": 7})
+    with pytest.raises(ValueError, match=r"^spec=.*: must also have inputs"):
+        sizes_for(Sized, {"in_channels": 3, "num_classes": 7})

@@ -73,7 +73,7 @@ def test_other_dtypes(dtype, parameters):
 
 @pytest.mark.slow
 def test_parameters_per_channel():
-    lif = LIF(torch.rand(3, 1, 1), 0.5 + torch.rand(3, 1, 1), learn_beta=True, learn_threshold=True)
+    lif = LIF(torch.rand(3), 0.5 + torch.rand(3), learn_beta=True, learn_threshold=True, per="channel", channels=3)
     assert_compiled_equals_eager(lif, torch.randn(3, 2, 3, 4, 4))
 
 

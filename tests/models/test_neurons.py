@@ -231,6 +231,9 @@ def test_copy_and_pickle():
         ({"threshold": 0.0}, r"^threshold=0\.0: must be above 0"),
         ({"threshold": -1}, r"^threshold=-1: "),
         ({"reset": "hard"}, r"^reset='hard': must be one of zero, subtract, none"),
+        ({"per": "neuron"}, r"^per='neuron': must be one of layer, channel"),
+        ({"per": "channel"}, r"^per='channel': needs channels="),
+        ({"per": "channel", "channels": 3, "beta": torch.ones(2)}, r"^beta of shape \[2\]: must be one number, or \[3"),
         ({"surrogate": "arctan"}, r"^surrogate='arctan': must be one of atan, "),
     ],
 )
@@ -294,3 +297,46 @@ def test_compile_neurons_reaches_every_neuron_of_this_network_only():
 
 def test_names_and_objects_of_surrogates_are_the_same():
     assert LIF(surrogate="fast_sigmoid").surrogate == get_surrogate("fast_sigmoid") == surrogates.FastSigmoid()
+
+
+@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("shape", [(5, 2, 3, 4, 2), (5, 2, 3)])
+def test_per_channel_equals_a_loop_over_channels(shape, reset):
+    settings = {"reset": reset, "learn_beta": True, "learn_threshold": True}
+    beta, threshold = torch.tensor([0.2, 0.5, 0.9]), torch.tensor([0.4, 1.0, 0.7])
+    lif = LIF(beta, threshold, **settings, per="channel", channels=3)
+    single = [LIF(beta[c], threshold[c], **settings) for c in range(3)]
+    current, grad_spikes = torch.randn(2, *shape)
+    spikes, *gradients = spikes_and_gradients(lif, current, grad_spikes)
+    expected = [spikes_and_gradients(single[c], current[:, :, c], grad_spikes[:, :, c]) for c in range(3)]
+    assert torch.equal(spikes, torch.stack([results[0] for results in expected], 2))
+    torch.testing.assert_close(gradients[0], torch.stack([results[1] for results in expected], 2))
+    for number, gradient in enumerate(gradients[1:], 2):
+        torch.testing.assert_close(gradient, torch.stack([results[number] for results in expected]))
+
+
+def test_per_channel_keeps_a_value_for_each_channel():
+    lif = LIF(0.3, learn_beta=True, per="channel", channels=4)
+    assert lif.state_dict().keys() == LIF().state_dict().keys()
+    assert [value.tolist() for value in lif.state_dict().values()] == [pytest.approx([0.3] * 4), [1.0] * 4]
+    assert lif.beta.is_contiguous()
+    with pytest.raises(ValueError, match=r"^current=\[T, 2, 3, 4\]: must be \[T, B, 4, \.\.\.\]"):
+        lif(torch.randn(5, 2, 3, 4))
+    with pytest.raises(ValueError, match=r"^current=\[T, 4\]: must be \[T, B, 4"):
+        lif(torch.randn(5, 4))
+
+
+@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("reset", RESETS)
+def test_a_sequence_in_chunks_is_the_whole_sequence(reset, per):
+    lif, current = LIF(0.8, 0.6, reset, per=per, channels=3), torch.randn(7, 2, 3, 5)
+    state, parts = None, []
+    for part in current.split([3, 1, 3]):
+        spikes, state = lif.chunk(part, state)
+        parts.append(spikes)
+    assert torch.equal(torch.cat(parts), lif(current))
+    assert not torch.equal(torch.cat([lif(part) for part in current.split([3, 1, 3])]), lif(current))
+    half = current.bfloat16()
+    spikes, state = lif.chunk(half[:4])
+    assert (spikes.dtype, state.dtype) == (torch.bfloat16, torch.float32)
+    assert torch.equal(torch.cat([spikes, lif.chunk(half[4:], state)[0]]), lif(half))

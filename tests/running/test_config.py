@@ -13,6 +13,7 @@ import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 
+from tna_lightning.data import Inputs
 from tna_lightning.running.config import companion_nodes, compose
 from tna_lightning.running.factory import build
 from tna_lightning.running.home import GROUPS, home, options
@@ -56,8 +57,19 @@ def test_further_companions_are_as_the_first_unless_they_say_otherwise():
     assert (old["companion"]["device"], old["companion"]["precision"]) == (None, "full")
 
 
+def test_a_companions_model_has_the_time_of_events_unless_another_is_asked_for():
+    def time_steps(*overrides):
+        config = compose(["model@companion.model=resnet20", *overrides])
+        return config["model"]["time_steps"], config["companion"]["model"]["time_steps"]
+
+    assert time_steps("model.time_steps=2") == (2, 4)
+    assert time_steps("data=digits_dvs", "data.time_steps=6") == (6, 6)
+    assert time_steps("data=digits_dvs", "data.time_steps=6", "companion.model.time_steps=4") == (6, 4)  # refused later
+    assert "model" not in compose(["data=digits_dvs"])["companion"]
+
+
 def test_the_run_folder_is_named_by_hydra_as_by_us(tmp_path):
-    overrides = ["seed=3", "quant=none", f"output_dir={tmp_path}"]
+    overrides = ["seed=3", "quant=none", f"output_dir={tmp_path}", "data=digits_dvs", "model@companion.model=resnet20"]
     with initialize_config_dir(str(home() / "conf"), version_base="1.3"):
         config = hydra_compose("config", overrides, return_hydra_config=True)
     assert config["hydra"]["run"]["dir"] == str(tmp_path / folder_name(compose(overrides)))
@@ -95,6 +107,10 @@ def test_data_modules_know_their_classes_before_they_read_anything(choice):
     assert datamodule.seed == 5
     assert datamodule.num_classes == len(datamodule.class_names) == (100 if choice == "cifar100" else 10)
     assert datamodule.in_channels in (1, 2, 3)
+    sizes = {"digits": 8, "digits_dvs": 12}.get(choice, 48 if "dvs" in choice else 32)
+    time_steps = config["data"].get("time_steps")
+    assert datamodule.inputs == Inputs(datamodule.in_channels, sizes, sizes, time_steps, datamodule.num_classes)
+    assert config["model"]["time_steps"] == (time_steps or 4)
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -132,6 +148,7 @@ def test_every_choice_describes_itself():
         ("model=nothing", r"model=nothing: allowed are convnet"),
         ("nothing=1", r"nothing: no such group or setting"),
         ("model.nothing=1", r"model.nothing: no such setting here"),
+        ("data.time_steps=3", r"data.time_steps: these are static images, .* model.time_steps"),
     ],
 )
 def test_compose_names_what_is_wrong(override, message):

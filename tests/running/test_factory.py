@@ -1,10 +1,20 @@
 """Networks from config nodes."""
 
+import copy
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch import nn
 
+from tna_lightning.data import Inputs
+from tna_lightning.models import LIF, SpikingNeuron, build
 from tna_lightning.running import factory
-from tna_lightning.running.factory import build_network, compile_network
+from tna_lightning.running.factory import build_network, check_time_steps, compile_network, network_spec
+from tna_lightning.running.neuron_trial import try_neurons
+
+IMAGES = Inputs(channels=2, height=8, width=6, time_steps=None, num_classes=3)
+EVENTS = Inputs(channels=2, height=8, width=6, time_steps=5, num_classes=3)
 
 
 def a_resnet8(width):
@@ -45,3 +55,138 @@ def test_what_is_compiled(how, width, compiler, whole, neurons, monkeypatch, cap
     assert all(module.compiled is neurons for module in network.modules() if hasattr(module, "compiled"))
     warning = "compile=network: the neurons alone are compiled, since body.2.shortcut.conv has too few channels for it"
     assert caplog.messages == ([warning] if width == 0.25 else [])
+
+
+class Sized(nn.Module):
+    """A backbone that is told its inputs, and calls `neuron()` without a hint."""
+
+    def __init__(self, inputs, neuron, hidden=4):
+        super().__init__()
+        pixels = inputs.channels * inputs.height * inputs.width
+        self.stem, self.neuron = nn.Linear(pixels, hidden), neuron()
+        self.classifier = nn.Linear(hidden, inputs.num_classes)
+
+    def forward(self, x):
+        x = x.transpose(0, 1) if x.ndim == 5 else x.expand(2, *x.shape)
+        return self.classifier(self.neuron(self.stem(x.flatten(2))))
+
+
+class Timed(LIF):
+    def __init__(self, time_steps=None):
+        super().__init__(beta=0.9, threshold=0.1)
+        self.time_steps = time_steps
+
+
+class Keeping(LIF):
+    """Its membrane outlives a forward."""
+
+    def forward(self, current):
+        self.register_buffer("kept", getattr(self, "kept", 0) + current.detach().sum(0))
+        return super().forward(current + self.kept)
+
+
+class Drawing(LIF):
+    def forward(self, current):
+        return (torch.rand_like(current) < 0.5).to(current.dtype)
+
+
+class DrawingOpenly(Drawing):
+    is_random = True
+
+
+class Memoryless(nn.Module):
+    """What somebody took for a neuron."""
+
+    def forward(self, current):
+        return (current > 1).to(current.dtype)
+
+
+def config_of(neuron, model=Sized, **settings):
+    nodes = {"model": model, "neuron": neuron}
+    config = {key: {"_target_": f"{target.__module__}.{target.__qualname__}"} for key, target in nodes.items()}
+    config["neuron"]["_partial_"] = True
+    config["model"] |= settings
+    return config
+
+
+def network_of(neuron, inputs=IMAGES, **settings):
+    return build_network(network_spec(config_of(neuron, **settings), SimpleNamespace(inputs=inputs)))
+
+
+def test_a_backbone_is_told_its_inputs_and_its_neurons_the_time():
+    network = network_of(Timed, EVENTS)
+    assert network.stem.in_features == 2 * 8 * 6
+    assert network.neuron.time_steps is None  # the backbone has no such setting
+    resnet = {"_target_": "tna_lightning.models.resnet8", "width": 0.25, "time_steps": 4}
+    for inputs, time_steps in ((IMAGES, 4), (EVENTS, 5)):
+        spec = network_spec({**config_of(Timed), "model": resnet}, SimpleNamespace(inputs=inputs))
+        assert spec["model"]["time_steps"] == time_steps
+        neurons = [module for module in build_network(spec).modules() if isinstance(module, Timed)]
+        assert {neuron.time_steps for neuron in neurons} == {time_steps}
+
+
+def test_a_model_without_time_steps_is_not_given_those_of_events():
+    spec = network_spec(config_of(Timed, time_steps=5), SimpleNamespace(inputs=EVENTS))
+    assert "time_steps" not in spec["model"]
+
+
+def test_a_spec_rebuilds_the_network_of_either_builder():
+    lif = {"_target_": "tna_lightning.models.LIF", "_partial_": True, "learn_beta": True, "per": "channel"}
+    model = {"_target_": "tna_lightning.models.convnet", "width": 0.25, "time_steps": 4}
+    spec = network_spec({"model": model, "neuron": lif}, SimpleNamespace(inputs=EVENTS))
+    network, other = build_network(spec).eval(), build(spec).eval()
+    other.load_state_dict(network.state_dict())
+    frames = torch.rand(2, 5, 2, 8, 6)
+    assert torch.equal(network(frames), other(frames))
+
+
+def test_data_that_do_not_say_what_they_yield_are_refused():
+    class Mute:
+        in_channels, num_classes = 1, 10
+
+    with pytest.raises(ValueError, match=r"^data=Mute: must say what it yields, in a property inputs"):
+        network_spec({}, Mute())
+
+
+def test_the_time_steps_that_do_not_count_are_refused():
+    for model, inputs in (({"time_steps": 5}, EVENTS), ({}, EVENTS), ({"time_steps": 3}, IMAGES)):
+        check_time_steps("model", model, inputs)
+    with pytest.raises(
+        ValueError, match=r"^companion\.model\.time_steps=8: .* their own T; set data\.time_steps \(5\)"
+    ):
+        check_time_steps("companion.model", {"time_steps": 8}, EVENTS)
+
+
+@pytest.mark.parametrize("prefix", ["", "companion."])
+def test_a_module_that_is_no_neuron_is_refused_by_name(prefix):
+    spec = network_spec(config_of(Memoryless), SimpleNamespace(inputs=IMAGES))
+    with pytest.raises(ValueError, match=rf"^{prefix}neuron=Memoryless: must derive from tna_lightning\.models\.Spik"):
+        build_network(spec, prefix=prefix)
+
+
+@pytest.mark.parametrize("inputs", [IMAGES, EVENTS])
+def test_a_neuron_of_ones_own_is_tried(inputs):
+    with pytest.raises(ValueError, match=r"^companion\.neuron=Keeping: .* other spikes in a second forward \(neuron\)"):
+        try_neurons(network_of(Keeping, inputs), inputs, prefix="companion.")
+    with pytest.raises(ValueError, match=r"^neuron=Drawing: draws random numbers in eval mode .*is_random = True"):
+        try_neurons(network_of(Drawing, inputs), inputs)
+    for neuron in (DrawingOpenly, Timed):
+        network = network_of(neuron, inputs).train()
+        before, state = copy.deepcopy(network.state_dict()), torch.get_rng_state()
+        try_neurons(network, inputs)
+        assert network.training
+        assert network.neuron.training
+        assert torch.equal(torch.get_rng_state(), state)
+        assert network.state_dict().keys() == before.keys()
+        assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_a_layer_is_not_blamed_for_the_one_before_it():
+    class Between(SpikingNeuron):
+        def forward(self, current):
+            return (current > 0).to(current.dtype)
+
+    network = nn.Sequential(DrawingOpenly(), Between())
+    try_neurons(network, IMAGES)
+    with pytest.raises(ValueError, match=r"^neuron=Keeping: .*\(0\)"):
+        try_neurons(nn.Sequential(Keeping(), Between()), IMAGES)

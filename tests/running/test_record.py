@@ -16,6 +16,7 @@ CONFIG = {
     "study": None,
     "data": {"_target_": "x.Digits", "root": ".data", "batch_size": 64},
     **{"model": {}, "neuron": {}, "trainer": {}, "optimizer": {"lr": 0.1}},
+    **{"augment": {}, "callbacks": {}, "companions": {}},
     "choices": {"data": "digits", "model": "convnet", "baseline": "tna", "quant": "ternary", "neuron": "lif"},
 }
 

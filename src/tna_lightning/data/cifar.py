@@ -120,6 +120,8 @@ class CIFARDataModule(ImageDataModule):
             arrays.
     """
 
+    size = (32, 32)
+
     def __init__(
         self,
         name: str = "cifar10",

@@ -37,6 +37,7 @@ class DigitsDataModule(ImageDataModule):
     # over the 1,437 training images, as a share of 255
     mean = (0.3051,)
     std = (0.3758,)
+    size = (8, 8)
 
     def __init__(self, *, batch_size: int = 64, **settings: Any) -> None:
         super().__init__(batch_size=batch_size, **settings)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tna_lightning.data.batch import Batch
+from tna_lightning.data.batch import Batch, Inputs
 from tna_lightning.data.frame_cache import FrameCache, cache_key, open_cache
 from tna_lightning.data.frames import FrameSpec, pixels_per_cell
 from tna_lightning.data.loading import BatchedDataModule, BatchSet, stratified_split
@@ -91,6 +91,10 @@ class EventDataModule(BatchedDataModule):
     def time_steps(self) -> int:
         """T."""
         return self.spec.time_steps
+
+    @property
+    def inputs(self) -> Inputs:  # noqa: D102
+        return Inputs(self.in_channels, *self.spec.size, self.time_steps, self.num_classes)
 
     def source(self) -> RecordingSource:
         """The recordings."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tna_lightning.data.batch import Inputs
 from tna_lightning.data.loading import BatchedDataModule, BatchSet, derive_seed, stratified_split
 
 
@@ -26,6 +27,8 @@ class ImageDataModule(BatchedDataModule):
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    size: tuple[int, int] | None = None
+    """H and W, where they are known before the images are loaded."""
 
     def __init__(
         self,
@@ -53,6 +56,14 @@ class ImageDataModule(BatchedDataModule):
     def blank(self) -> Tensor:
         """The mean of each channel, a whole grey level."""
         return self._mean.round().flatten()
+
+    @property
+    def inputs(self) -> Inputs:
+        """What networks are built for; without :attr:`size` it is seen from the images, which are loaded for it."""
+        if self.size is None and self._samples is None:
+            self.setup("fit")
+        height, width = self.size or self._samples[0].shape[-2:]  # type: ignore[index]  # setup has filled it
+        return Inputs(self.in_channels, height, width, None, self.num_classes)
 
     def load(self) -> tuple[Tensor, Tensor, Tensor]:
         """All images, uint8 ``[N, C, H, W]``, their labels, int64 ``[N]``, and the indices of the test images."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
 from tna_lightning.data.augment.operation import Operation, set_up
-from tna_lightning.data.batch import Batch
+from tna_lightning.data.batch import Batch, Inputs
 
 
 def derive_seed(*parts: int) -> int:
@@ -210,6 +210,11 @@ class BatchedDataModule(LightningDataModule):
     def time_steps(self) -> int | None:
         """T of event frames; None for images."""
         return None
+
+    @property
+    def inputs(self) -> Inputs:
+        """What networks are built for."""
+        raise NotImplementedError
 
     @property
     def blank(self) -> Tensor:

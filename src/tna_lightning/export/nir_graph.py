@@ -83,8 +83,8 @@ class _Builder:
             raise ValueError(f"network.{name}: NIR has no node for {type(module).__name__}")
 
     def add_neuron(self, name: str, neuron: LIF) -> None:
-        beta = neuron.beta.detach().double().clamp(0, 1).expand(self.shape).numpy()
-        threshold = neuron.threshold.detach().double().expand(self.shape).numpy()
+        constants = neuron.of_one_step(torch.Size([1, *self.shape]))
+        beta, threshold = (value.detach().double().expand(self.shape).numpy() for value in constants)
         if neuron.reset == "none":
             raise ValueError(f"network.{name}: NIR's neurons reset; reset='none' cannot be said")
         if neuron.reset == "subtract" and (beta < 1).any():

@@ -57,10 +57,10 @@ def export(
     if output is not None:
         _check_output(output)
     datamodule = data_to_test(config, data_root)
-    spec = network_spec(config, datamodule)
-    network = load_packed(Path(folder) / NETWORK, build_network(spec))
     datamodule.prepare_data()
     datamodule.setup("test")
+    spec = network_spec(config, datamodule)
+    network = load_packed(Path(folder) / NETWORK, build_network(spec))
     path = Path(output) if output is not None else Path(folder) / f"network-exported.{SUFFIXES[format]}"
     batches = _first_images(datamodule, num_images)
     if format == "packed":

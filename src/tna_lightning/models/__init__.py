@@ -4,7 +4,7 @@ Read `neurons.py` (the time loop), `surrogates.py`, `blocks.py` (what networks s
 """
 
 from tna_lightning.models import surrogates
-from tna_lightning.models.blocks import BasicBlock, Network, NeuronFactory, PerStep, is_spiking
+from tna_lightning.models.blocks import BasicBlock, Network, NeuronFactory, PerStep, is_spiking, new_neuron
 from tna_lightning.models.convnet import convnet
 from tna_lightning.models.neurons import LIF, SpikingNeuron, compile_neurons
 from tna_lightning.models.resnet import resnet8, resnet18, resnet19, resnet20
@@ -24,6 +24,7 @@ __all__ = [
     "compile_neurons",
     "convnet",
     "is_spiking",
+    "new_neuron",
     "resnet8",
     "resnet18",
     "resnet19",

@@ -5,40 +5,60 @@ Letters: T time steps, B batch, C channels, H W pixels, K classes. Between layer
 
 from __future__ import annotations
 
-import inspect
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules import activation
 
 from tna_lightning.models.neurons import SpikingNeuron
 from tna_lightning.models.over_time import OverTime, has_weights_over_time
+from tna_lightning.models.settings import parameters_of
 
-NeuronFactory = Callable[[], nn.Module]
+NeuronFactory = Callable[..., nn.Module]
 
 POOLS: dict[str, type[nn.AvgPool2d] | type[nn.MaxPool2d]] = {"avg": nn.AvgPool2d, "max": nn.MaxPool2d}
 
 
-def settings_of(builder: Callable[..., Network], *given: str) -> Callable[[Callable[..., Network]], Any]:
-    """Decorator of a function that hands its ``**settings`` to `builder`: its signature then shows what they may be.
+# units without time; PReLU is none of them, since it may have a weight for each entry of the second dimension, here B
+_NOT_ELEMENTWISE = {"GLU", "LogSoftmax", "MultiheadAttention", "PReLU", "Softmax", "Softmax2d", "Softmin"}
+UNITS = (nn.Identity, *(getattr(nn, name) for name in activation.__all__ if name not in _NOT_ELEMENTWISE))
 
-    They are the builder's arguments with a default, but for those `given` by the function and those of its own.
+
+def new_neuron(neuron: NeuronFactory, **hints: Any) -> nn.Module:
+    """A layer of neurons from their factory, which gets those hints that its signature takes.
+
+    Args:
+        neuron: the class of a `SpikingNeuron` or of an activation, or whatever else makes one.
+        hints: `channels`, `time_steps`, and where a block needs one a `threshold`.
+
+    Raises:
+        ValueError: what the factory makes is neither a `SpikingNeuron` nor an elementwise activation of torch.nn.
     """
+    layer = with_hints(neuron, **hints)()
+    check_unit(layer)
+    return layer
 
-    def decorate(function: Callable[..., Network]) -> Callable[..., Network]:
-        own = inspect.signature(function)
-        named = [parameter for parameter in own.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
-        further = [
-            parameter.replace(kind=parameter.KEYWORD_ONLY)
-            for name, parameter in inspect.signature(builder).parameters.items()
-            if parameter.default is not parameter.empty and name not in {*own.parameters, *given}
-        ]
-        function.__signature__ = own.replace(parameters=[*named, *further])  # type: ignore[attr-defined]
-        function.builder = builder  # type: ignore[attr-defined]  # whose docstring says what they mean
-        return function
 
-    return decorate
+def check_unit(layer: nn.Module) -> None:
+    """Refuse a module in a neuron's place that would take time for something else.
+
+    Raises:
+        ValueError: it is neither a `SpikingNeuron` nor an elementwise activation of torch.nn.
+    """
+    if not isinstance(layer, SpikingNeuron) and type(layer) not in UNITS:
+        raise ValueError(
+            f"neuron={type(layer).__name__}: must derive from tna_lightning.models.SpikingNeuron, "
+            "or be an elementwise activation of torch.nn"
+        )
+
+
+def with_hints(neuron: NeuronFactory, **hints: Any) -> NeuronFactory:
+    """The factory with those hints that its signature takes."""
+    names, takes_all = parameters_of(neuron)
+    return partial(neuron, **{name: value for name, value in hints.items() if takes_all or name in names})
 
 
 class PerStep(nn.Sequential):
@@ -97,13 +117,13 @@ class BasicBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int, neuron: NeuronFactory):
         super().__init__()
         self.conv1 = ConvNorm(in_channels, out_channels, stride=stride)
-        self.neuron1 = neuron()
+        self.neuron1 = new_neuron(neuron, channels=out_channels)
         self.conv2 = ConvNorm(out_channels, out_channels)
         nn.init.constant_(self.conv2.norm.weight, 0.1)
         nn.init.constant_(self.conv2.norm.bias, 0.25)
         same_shape = stride == 1 and in_channels == out_channels
         self.shortcut = nn.Identity() if same_shape else ConvNorm(in_channels, out_channels, 1, stride)
-        self.neuron2 = neuron()
+        self.neuron2 = new_neuron(neuron, channels=out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Spikes of the second neuron."""

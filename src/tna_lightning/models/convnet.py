@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tna_lightning.models.blocks import Network, NeuronFactory, settings_of
+from tna_lightning.models.blocks import Network, NeuronFactory
+from tna_lightning.models.settings import settings_of
 from tna_lightning.models.vgg import POOL, plain_network
 
 

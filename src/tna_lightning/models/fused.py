@@ -116,16 +116,32 @@ def _stack(steps: list[Tensor]) -> Tensor:
     return torch.stack(steps)
 
 
-def _trajectory(current: Tensor, beta: Tensor, threshold: Tensor, reset: str) -> tuple[list[Tensor], list[Tensor]]:
+def time_chunk(
+    current: Tensor, beta: Tensor, threshold: Tensor, reset: str, membrane: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Spikes as of `time_loop` for a later part of a sequence, and U of its last step before the reset.
+
+    `membrane` is U of the step before, from which that step's spike follows; None at the beginning.
+    """
+    membranes, fired = _trajectory(current, beta, threshold, reset, membrane)
+    return _stack([step.to(current.dtype) for step in fired[1:]]), membranes[-1]
+
+
+def _trajectory(
+    current: Tensor, beta: Tensor, threshold: Tensor, reset: str, membrane: Tensor | None = None
+) -> tuple[list[Tensor], list[Tensor]]:
     """Membranes U[0] to U[T-1] before their reset, in float32 (float64 for float64), and whether S[-1] to S[T-1] fired.
+
+    U[-1] is `membrane`, or 0.
 
     U > theta is U - theta > 0 in IEEE arithmetic; from the difference Inductor computes a spike again where it would
     store and transpose masks otherwise, which takes longer than the loop (benchmarks/results).
     """
     dtype = torch.float64 if current.dtype == torch.float64 else torch.float32
-    membrane = torch.zeros_like(current[0], dtype=dtype)
+    if membrane is None:
+        membrane = torch.zeros_like(current[0], dtype=dtype)
     membranes: list[Tensor] = []
-    fired = [membrane > threshold]  # none, unless a learned threshold fell below 0, as in snntorch
+    fired = [membrane - threshold > 0]  # of zeros none, unless a learned threshold fell below 0, as in snntorch
     for step in current.unbind(0):
         if reset == "zero":
             membrane = membrane.masked_fill(fired[-1], 0)

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from tna_lightning.models.blocks import BasicBlock, ConvNorm, Network, NeuronFactory, scaled, settings_of
+from tna_lightning.models.blocks import BasicBlock, ConvNorm, Network, NeuronFactory, new_neuron, scaled, with_hints
+from tna_lightning.models.settings import settings_of
 
 
 def resnet(
@@ -27,7 +28,7 @@ def resnet(
         num_blocks: of each stage.
         in_channels: channels of the input.
         num_classes: K.
-        neuron: gives a new neuron for each layer.
+        neuron: gives a new neuron for each layer, see `new_neuron`.
         time_steps: T of a static image; event frames bring their own.
         width: multiplies the channels of every layer, and the hidden neurons.
         stem_stride: 2 halves the pixels in the stem already, which costs a quarter of the operations.
@@ -38,9 +39,10 @@ def resnet(
     """
     if not (isinstance(stem_stride, int) and stem_stride >= 1):
         raise ValueError(f"stem_stride={stem_stride!r}: must be a whole number of at least 1")
+    neuron = with_hints(neuron, time_steps=time_steps)
     num_features = scaled(channels[0], width)
     stem = ConvNorm(in_channels, num_features, stride=stem_stride)
-    body: list[nn.Module] = [neuron()]
+    body: list[nn.Module] = [new_neuron(neuron, channels=num_features)]
     for stage, (stage_channels, stage_blocks) in enumerate(zip(channels, num_blocks, strict=True)):
         for block in range(stage_blocks):
             stride = 2 if stage > 0 and block == 0 else 1
@@ -48,8 +50,9 @@ def resnet(
             num_features = scaled(stage_channels, width)
     head: list[nn.Module] = []
     if num_hidden is not None:
-        head = [ConvNorm(num_features, scaled(num_hidden, width), 1), neuron()]
-        num_features = scaled(num_hidden, width)
+        hidden = scaled(num_hidden, width)
+        head = [ConvNorm(num_features, hidden, 1), new_neuron(neuron, channels=hidden)]
+        num_features = hidden
     return Network(stem, body, head, nn.Linear(num_features, num_classes), time_steps)
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from tna_lightning.models.blocks import ConvNorm, Network, NeuronFactory, pooling, scaled, settings_of
+from tna_lightning.models.blocks import ConvNorm, Network, NeuronFactory, new_neuron, pooling, scaled, with_hints
+from tna_lightning.models.settings import settings_of
 
 POOL = "pool"
 
@@ -27,7 +28,7 @@ def plain_network(
         plan: channels of each convolution at width 1, and `POOL` where pixels are halved; a convolution first.
         in_channels: channels of the input.
         num_classes: K.
-        neuron: gives a new neuron for each layer.
+        neuron: gives a new neuron for each layer, see `new_neuron`.
         time_steps: T of a static image; event frames bring their own.
         width: multiplies the channels of every layer.
         pool: `avg` or `max`.
@@ -36,16 +37,18 @@ def plain_network(
     Raises:
         ValueError: `time_steps` below 1, `width` not above 0, or an unknown `pool`.
     """
+    neuron = with_hints(neuron, time_steps=time_steps)
     first, *rest = plan
     channels = scaled(int(first), width)
     stem = ConvNorm(in_channels, channels)
-    body: list[nn.Module] = [neuron()]
+    body: list[nn.Module] = [new_neuron(neuron, channels=channels)]
     for entry in rest:
         if entry == POOL:
             body.append(pooling(pool))
         else:
-            body += [ConvNorm(channels, scaled(int(entry), width)), neuron()]
-            channels = scaled(int(entry), width)
+            wide = scaled(int(entry), width)
+            body += [ConvNorm(channels, wide), new_neuron(neuron, channels=wide)]
+            channels = wide
     classifier = nn.Linear(channels * pool_size**2, num_classes)
     return Network(stem, body, [], classifier, time_steps, pool_size)
 

@@ -158,6 +158,10 @@ class Quantizer(nn.Module):
         self.per = per
         self.register_parameter("scale", None)
 
+    def no_weight_decay(self) -> set[str]:
+        """Names of those parameters that weight decay must leave alone: all."""
+        return {name for name, _ in self.named_parameters()}
+
     def quantize(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Codes ``[G, N]`` or ``[T, G, N]`` (any dtype) and scale of rows in float32 or float64.
 

@@ -80,11 +80,14 @@ def _narrower(model: DictConfig) -> Any:
     return OmegaConf.merge(model, {"width": model["width"] / 2})
 
 
-def resolved(config: DictConfig) -> dict[str, Any]:
+def resolved(config: DictConfig, hydra: Any = None) -> dict[str, Any]:
     """The config as plain containers without Hydra's own part, with ``choices`` naming the option of each group.
 
     ``own`` has the digests of the user's own code and data, where there are any (:mod:`~tna_lightning.running.own`).
-    ``choices`` are Hydra's where the config carries them (a config composed with its ``hydra`` node), else its own.
+
+    Args:
+        config: as composed.
+        hydra: Hydra's own node, where the config does not carry it.
     """
     content: dict[str, Any] = {
         str(key): OmegaConf.to_container(config._get_node(key), resolve=True)
@@ -93,11 +96,25 @@ def resolved(config: DictConfig) -> dict[str, Any]:
         for key in config
         if key != "hydra"
     }
+    hydra = config.get("hydra", hydra)
+    if hydra is not None:
+        content["choices"] = dict(sorted(chosen(hydra["runtime"]["choices"]).items()))
+        _tell_companion_time(content, hydra["overrides"]["task"])
     if own := own_digests(content):
         content["own"] = own
-    if "hydra" in config:
-        content["choices"] = dict(sorted(chosen(config["hydra"]["runtime"]["choices"]).items()))
     return content
+
+
+def _tell_companion_time(content: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """Give a companion's own model the T of event frames, unless the command line says another, which is refused later.
+
+    The data's YAML says it to the base's model, but cannot write into one that only some commands have.
+    """
+    data, companion = content.get("data"), content.get("companion")
+    model = companion.get("model") if companion else None
+    is_asked = any(re.match(r"\+*companion\.model\.time_steps=", override) for override in overrides)
+    if model and "time_steps" in model and data and "time_steps" in data and not is_asked:
+        model["time_steps"] = data["time_steps"]
 
 
 def chosen(hydra_choices: Mapping[str, Any]) -> dict[str, str]:
@@ -315,4 +332,6 @@ def _unknown_key(key: str) -> str:
         return f"{key}: not said there yet, so that it is as in companion; +{key}=VALUE says it"
     if key.startswith("hydra."):
         return f"{key}: no such setting of Hydra's; `--cfg hydra` prints all of them"
+    if key == "data.time_steps":
+        return f"{key}: these are static images, shown for as many steps as model.time_steps says; set that"
     return f"{key}: no such setting here; `--cfg job` prints all of them"

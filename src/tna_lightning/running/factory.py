@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from inspect import Parameter, signature
+from dataclasses import asdict
 from typing import Any, get_args, get_type_hints
 
 import torch
@@ -16,9 +16,13 @@ from hydra.utils import get_object, instantiate
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from torch import nn
 
+from tna_lightning.data.batch import Inputs
 from tna_lightning.data.loading import BatchedDataModule
 from tna_lightning.models import compile_neurons
+from tna_lightning.models.blocks import check_unit, with_hints
 from tna_lightning.models.fused import has_compiler
+from tna_lightning.models.settings import parameters_of, takers
+from tna_lightning.models.spec import sizes_for
 from tna_lightning.running.config import refuse_unknown
 
 log = logging.getLogger(__name__)
@@ -73,13 +77,11 @@ def _check_settings(key: str, node: Mapping[str, Any]) -> None:
     try:
         target = get_object(node["_target_"])
         functions = [function for _, function in takers(target)]
-        arguments = [argument for function in functions for argument in signature(function).parameters.values()]
+        known, takes_any = parameters_of(target)
         documented = [getattr(target, "builder", target), *reversed(functions)]
         hints = {name: hint for function in documented for name, hint in get_type_hints(function).items()}
     except Exception:  # what cannot be imported or annotated is instantiate's to report
         return
-    known = [argument.name for argument in arguments if argument.name != "self"]
-    takes_any = bool(arguments) and arguments[-1].kind is Parameter.VAR_KEYWORD
     for name, value in node.items():
         if name in _HYDRA_KEYS:
             continue
@@ -89,21 +91,6 @@ def _check_settings(key: str, node: Mapping[str, Any]) -> None:
             _check_settings(f"{key}.{name}", value)
         elif name in hints and "_target_" not in str(value):
             _check_type(f"{key}.{name}", value, hints[name])
-
-
-def takers(target: Any) -> Iterator[tuple[Any, Callable[..., Any]]]:
-    """Whose arguments a call of ``target`` takes, and the function that names them.
-
-    For a class whose ``__init__`` hands ``**settings`` on, its base classes follow.
-    """
-    if not isinstance(target, type):
-        yield target, target
-        return
-    for owner in target.__mro__:
-        if function := vars(owner).get("__init__"):
-            yield owner, function
-            if not any(argument.kind is Parameter.VAR_KEYWORD for argument in signature(function).parameters.values()):
-                return
 
 
 def _check_type(key: str, value: Any, hint: Any) -> None:
@@ -163,14 +150,56 @@ def data_to_test(config: Mapping[str, Any], data_root: str | None = None) -> Any
     return build("data", data if data_root is None else {**data, "root": data_root})
 
 
+def inputs_of(datamodule: Any) -> Inputs:
+    """What a data module says of its inputs.
+
+    Raises:
+        ValueError: it says nothing.
+    """
+    try:
+        inputs: Inputs = datamodule.inputs
+    except (AttributeError, NotImplementedError) as error:
+        name = type(datamodule).__name__
+        raise ValueError(
+            f"data={name}: must say what it yields, in a property inputs (tna_lightning.data.Inputs)"
+        ) from error
+    return inputs
+
+
 def network_spec(config: Mapping[str, Any], datamodule: Any) -> dict[str, Any]:
-    """The JSON-able description from which a network is rebuilt: model, neuron, channels and classes."""
-    return {
-        "model": config["model"],
-        "neuron": config["neuron"],
-        "in_channels": datamodule.in_channels,
-        "num_classes": datamodule.num_classes,
-    }
+    """The JSON-able description from which a network is rebuilt: model, neuron and inputs.
+
+    Event frames bring their own T, and a model that has ``time_steps`` among its settings is told it.
+    """
+    inputs = inputs_of(datamodule)
+    model = dict(config["model"])
+    if inputs.time_steps is not None:
+        model.pop("time_steps", None)
+        names, takes_all = parameters_of(_target(model))
+        if takes_all or "time_steps" in names:
+            model["time_steps"] = inputs.time_steps
+    return {"model": model, "neuron": config["neuron"], "inputs": asdict(inputs)}
+
+
+def check_time_steps(key: str, model: Mapping[str, Any], inputs: Inputs) -> None:
+    """Refuse a T that does not count.
+
+    Raises:
+        ValueError: a model's ``time_steps`` differ from those of the event frames.
+    """
+    asked = model.get("time_steps", inputs.time_steps)
+    if inputs.time_steps is not None and asked != inputs.time_steps:
+        raise ValueError(
+            f"{key}.time_steps={asked!r}: event frames bring their own T; set data.time_steps ({inputs.time_steps})"
+        )
+
+
+def _target(node: Mapping[str, Any]) -> Any:
+    """What a node's ``_target_`` names; a stand-in where that cannot be imported, which :func:`build` reports."""
+    try:
+        return get_object(node["_target_"])
+    except Exception:
+        return dict
 
 
 def build_network(spec: Mapping[str, Any], prefix: str = "", channels_last: bool = False) -> nn.Module:
@@ -181,15 +210,19 @@ def build_network(spec: Mapping[str, Any], prefix: str = "", channels_last: bool
     and one line in the log says which (:func:`unsafe_channels_last`).
     """
     neuron = build(f"{prefix}neuron", spec["neuron"])
+    time_steps = spec["model"].get("time_steps")
+    if time_steps is not None:  # for backbones that call `neuron()` and know nothing of hints
+        neuron = with_hints(neuron, time_steps=time_steps)
     with under(f"{prefix}neuron"):
-        neuron()  # a refused value is reported under its own key, not as the model's
-    network: nn.Module = build(
-        f"{prefix}model",
-        spec["model"],
-        neuron=neuron,
-        in_channels=spec["in_channels"],
-        num_classes=spec["num_classes"],
-    )
+        tried = with_hints(neuron, channels=1)()  # a refused value is reported under its own key, not as the model's
+    try:
+        check_unit(tried)
+    except ValueError as error:
+        raise ValueError(f"{prefix}{error}") from None
+    sizes = sizes_for(_target(spec["model"]), spec)
+    backbone = build(f"{prefix}model", {**spec["model"], "_partial_": True}, neuron=neuron)
+    with under(f"{prefix}model"):
+        network: nn.Module = backbone(**sizes)  # not by Hydra, which would make a dict of the inputs
     unsafe = unsafe_channels_last(network) if channels_last else None
     if unsafe is not None:
         log.warning("%schannels_last=true: left out, since %s has too few channels for it", prefix, unsafe)

@@ -203,11 +203,12 @@ class Run:
         if not (self.folder / RECORD).exists():
             return None
         try:
-            record = read_record(self.folder)
+            written = written_record(self.folder)
+            record = as_record(self.folder, written)
         except ValueError as error:
             raise ValueError(f"{error}; move it away, or resume=false puts the folder aside and starts over") from None
-        if record["identity"] not in (self.identity, identity(self.config, record["config"])):
-            changed = differences(record.get("config", {}), self.config)
+        if record["identity"] not in (self.identity, identity(self.config, written["config"])):
+            changed = differences(written["config"], self.config)
             raise ValueError(
                 f"resume=true: {self.folder} holds a run of another config ({'; '.join(changed[:5])}"
                 f"{', ...' if len(changed) > 5 else ''}); choose another folder or resume=false"

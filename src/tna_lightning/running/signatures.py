@@ -20,8 +20,8 @@ from typing import Any
 
 import yaml
 
+from tna_lightning.models.settings import takers
 from tna_lightning.running.config import NOT_FOR_TRAINER
-from tna_lightning.running.factory import takers
 from tna_lightning.running.home import home
 
 HEAD = "# written by `make conf` from the signature of {source}; change it there"
@@ -43,7 +43,7 @@ class Source:
 
 
 SOURCES = {
-    "LIF": Source("tna_lightning.models.LIF", is_partial=True),
+    "LIF": Source("tna_lightning.models.LIF", is_partial=True, without=("channels",)),
     **{name: Source(f"tna_lightning.models.{name}") for name in ("resnet8", "resnet18", "resnet19", "resnet20")},
     **{name: Source(f"tna_lightning.models.{name}") for name in ("convnet", "vgg11", "vgg16", "vggsnn")},
     **{

@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from tna_lightning.running.config import check, chosen, register_resolvers, resolved, write_config
+from tna_lightning.running.config import check, register_resolvers, resolved, write_config
 from tna_lightning.running.console import leave
 from tna_lightning.running.processes import environment_of_child, training_command
 from tna_lightning.running.record import CONFIG, RECORD, Run, remove_if_empty
@@ -27,8 +27,7 @@ def job(cfg: DictConfig) -> float | None:
     """
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
-    config = resolved(cfg)
-    config["choices"] = chosen(hydra_config.runtime.choices)
+    config = resolved(cfg, hydra_config)
     if hydra_config.mode == RunMode.MULTIRUN:
         from tna_lightning.running.sweep import sweep_job
 

@@ -30,7 +30,17 @@ from tna_lightning.quantization.packing import save_network
 from tna_lightning.running import checkpoints, companions, loggers
 from tna_lightning.running.config import BAD_INPUT, check, companion_nodes, companion_prefix, read_config, write_config
 from tna_lightning.running.console import leave, print_record, quiet_lightning, was_interrupted
-from tna_lightning.running.factory import build, build_data, build_network, compile_network, network_spec, under
+from tna_lightning.running.factory import (
+    build,
+    build_data,
+    build_network,
+    check_time_steps,
+    compile_network,
+    inputs_of,
+    network_spec,
+    under,
+)
+from tna_lightning.running.neuron_trial import try_neurons
 from tna_lightning.running.pictures import plot_curves, plot_inspection
 from tna_lightning.running.processes import end_with_parent
 from tna_lightning.running.record import LAST_CHECKPOINT, NETWORK, Run, now
@@ -223,14 +233,20 @@ def build_learner(config: Mapping[str, Any], datamodule: Any) -> TwinLearner:
 
     The base is drawn first, so that it is the same in all baselines, then the companions in the order of the config.
     """
+    inputs = inputs_of(datamodule)
+    check_time_steps("model", config["model"], inputs)
     base = build_network(network_spec(config, datamodule), channels_last=config["channels_last"])
+    try_neurons(base, inputs)
     if config["init_from"] is not None:
         load_weights("init_from", base, config["init_from"])
     nodes = companion_nodes(config)
     networks: dict[str, nn.Module] = {}
     for name, node in nodes.items():
-        spec, prefix = network_spec(companions.companion_networks(config, name), datamodule), companion_prefix(name)
+        prefix, of_companion = companion_prefix(name), companions.companion_networks(config, name)
+        check_time_steps(f"{prefix}model", of_companion["model"], inputs)
+        spec = network_spec(of_companion, datamodule)
         networks[name] = build_network(spec, prefix=prefix, channels_last=config["channels_last"])
+        try_neurons(networks[name], inputs, prefix=prefix)
         if node["weights"] not in ("random", "pretrained"):
             load_weights(f"{prefix}weights", networks[name], node["weights"], neurons="same")
     for network in (base, *networks.values()):

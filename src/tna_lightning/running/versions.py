@@ -7,6 +7,7 @@ has moved is hashed under its old name. A test compares the identities of all co
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +19,7 @@ ADDED: dict[str, Any] = {
     "companions": {},
     "companion.device": None,
     "companion.precision": "full",
+    "neuron.per": "layer",
     "trainer.min_epochs": None,
     "trainer.max_steps": -1,
     "trainer.min_steps": None,
@@ -73,19 +75,25 @@ def as_before(flat: Mapping[str, Any], recorded: Mapping[str, Any] | None = None
         flat: settings by dotted key; those of 0.1.0 come out as they are.
         recorded: the settings of an earlier record: those of :data:`ADDED_BEFORE` that it lacks are left out likewise.
     """
-    flat = _augmentation_before(_companion_before(dict(flat)))
+    flat = dict(flat)
+    if _has(flat, "companions"):  # of today
+        flat = _augmentation_before(_companion_before(flat))
+    for model in ("model", "companion.model"):  # with events 0.1.0 did not use it, and left it at its default
+        if f"{model}.time_steps" in flat and flat[f"{model}.time_steps"] == flat.get("data.time_steps"):
+            flat[f"{model}.time_steps"] = 4
     neutral = dict(ADDED)
     if recorded is not None:
-        neutral |= {key: value for key, value in ADDED_BEFORE.items() if key not in recorded}
+        had = as_before(recorded)
+        neutral |= {key: value for key, value in ADDED_BEFORE.items() if key not in had}
     return {key: value for key, value in flat.items() if not _is_neutral(key, value, neutral)}
 
 
 def _companion_before(flat: dict[str, Any]) -> dict[str, Any]:
     """``companion.device`` and ``companion.precision`` as ``trainer.twin_device`` and settings of ``quant``."""
-    if "trainer.twin_device" not in flat:
-        flat["trainer.twin_device"] = flat.pop("companion.device", None)
-        flat["trainer.twin_stream"] = False
-    if "quant._target_" in flat and "quant.network" not in flat:
+    flat |= {"trainer.twin_device": flat.pop("companion.device", None), "trainer.twin_stream": False}
+    if "quant._target_" not in flat and flat.get("companion.precision") == "base":
+        flat["companion.precision"] = "full"  # as the base, which is not quantised
+    if "quant._target_" in flat:
         precision = flat.pop("companion.precision", "full")
         own = {key: value for key, value in flat.items() if key.startswith("companion.precision.")}
         flat["quant.network"] = "base" if precision == "full" and not own else "both"
@@ -104,7 +112,7 @@ def _augmentation_before(flat: dict[str, Any]) -> dict[str, Any]:
         _, name, setting = key.split(".", 2)
         operations.setdefault(name, {})[setting] = flat[key]
     flags = None
-    if data in (*_IMAGES, *_EVENTS) and not _has(flat, "data.crop_padding") and not _has(flat, "data.cutmix"):
+    if data in (*_IMAGES, *_EVENTS):
         flags = _flags_of_images(data, operations) if data in _IMAGES else _flags_of_events(operations)
         flat |= flags or (_flags_of_images(data, {}) if data in _IMAGES else _flags_of_events({})) or {}
     if flags is not None or not operations:
@@ -157,18 +165,19 @@ def _are(operations: Known, known: Known) -> bool:
     )
 
 
-def as_now(config: Mapping[str, Any]) -> dict[str, Any]:
+def as_now(earlier: Mapping[str, Any]) -> dict[str, Any]:
     """The config of an earlier version's record, with its settings where they stand today."""
-    config = {key: dict(node) if isinstance(node, Mapping) else node for key, node in config.items()}
-    if isinstance(cost := config.get("cost") or {}, Mapping):
+    config: dict[str, Any] = copy.deepcopy(dict(earlier))
+    nodes: list[Any] = [config.get(key) for key in ("data", "model", "trainer", "quant", "companion", "cost")]
+    if "companions" in config or not all(isinstance(node, dict | None) for node in nodes):
+        return config  # of today; or damaged, which whoever reads it says
+    data, model, trainer, quant, companion, cost = nodes
+    config.update(companions={}, callbacks={}, augment=_operations(data) if data else {})
+    if cost is not None:
         config["cost"] = {"_target_": "tna_lightning.callbacks.inference_cost.InferenceCost", **cost}
-    if any(not isinstance(config.get(node) or {}, Mapping) for node in ("data", "trainer", "quant", "companion")):
-        return config  # damaged: whoever reads it says so
-    config.setdefault("companions", {})
-    config.setdefault("callbacks", {})
-    data, trainer, quant, companion = (config.get(node) for node in ("data", "trainer", "quant", "companion"))
-    if data and "augment" not in config:
-        config["augment"] = _operations(data)
+    for node in (model, (companion or {}).get("model")):
+        if node and data and "time_steps" in data and "time_steps" in node:
+            node["time_steps"] = data["time_steps"]
     if trainer:
         device = trainer.pop("twin_device", None)
         trainer.pop("twin_stream", None)
@@ -187,6 +196,8 @@ def as_now(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _operations(data: dict[str, Any]) -> dict[str, Any]:
     """The operations that the flags of a data set of 0.1.0 stand for; the flags are taken out."""
+    if not str(data.get("_target_")).startswith("tna_lightning."):
+        return {}
     crop, policy, size = data.pop("crop_padding", 0), data.pop("auto_augment", None), data.pop("cutout", 0)
     kind, flip, cutmix = data.pop("augment", "none"), data.pop("flip", False), data.pop("cutmix", 0.0)
     operations = {

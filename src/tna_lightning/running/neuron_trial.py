@@ -1,0 +1,80 @@
+"""A neuron of the user's own is tried before it is trained: what outlives a forward would mix batches in silence."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+
+from tna_lightning.data.batch import Inputs
+from tna_lightning.models import SpikingNeuron
+
+_Passes = dict[str, list[tuple[Tensor, Tensor]]]  # currents and spikes of each call, by the neuron's name, as called
+
+
+def try_neurons(network: nn.Module, inputs: Inputs, prefix: str = "") -> None:
+    """Refuse a neuron from outside this package that keeps a state, or draws at random without saying so.
+
+    A copy of the network sees the same two random samples three times in eval mode. Twice the generators stand alike:
+    where a neuron answers the same currents with other spikes, it remembers. The third time they stand elsewhere.
+
+    Args:
+        network: stays as it is; one without such neurons is not even run.
+        inputs: what it is built for.
+        prefix: put before the key in errors.
+
+    Raises:
+        ValueError: ``neuron=...`` with what is wrong with it.
+    """
+    foreign = {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, SpikingNeuron) and not type(module).__module__.startswith("tna_lightning.")
+    }
+    if not foreign:
+        return
+    steps = [] if inputs.time_steps is None else [inputs.time_steps]
+    shape = (2, *steps, inputs.channels, inputs.height, inputs.width)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    trial = copy.deepcopy(network).eval()
+    first, second, other = (_passes(trial, list(foreign), x, seed) for seed in (0, 0, 1))
+    for name in first:
+        if _differ(first[name], second[name]):
+            raise ValueError(
+                f"{prefix}neuron={type(foreign[name]).__name__}: the same currents give other spikes in a second "
+                f"forward ({name}); start from a new state in each, and draw random numbers from torch's generator"
+            )
+    for name in first:
+        if not foreign[name].is_random and _differ(first[name], other[name]):
+            raise ValueError(
+                f"{prefix}neuron={type(foreign[name]).__name__}: draws random numbers in eval mode ({name}); "
+                "its class must say so, is_random = True"
+            )
+
+
+@torch.no_grad()
+def _passes(network: nn.Module, names: list[str], x: Tensor, seed: int) -> _Passes:
+    passes: _Passes = {}
+    handles = []
+    for name in names:
+
+        def keep(module: nn.Module, arguments: tuple[Tensor, ...], spikes: Tensor, name: str = name) -> None:
+            passes.setdefault(name, []).append((arguments[0].clone(), spikes.clone()))
+
+        handles.append(network.get_submodule(name).register_forward_hook(keep))
+    with isolate_rng():
+        torch.manual_seed(seed)
+        network(x)
+    for handle in handles:
+        handle.remove()
+    return passes
+
+
+def _differ(one: list[tuple[Tensor, Tensor]], other: list[tuple[Tensor, Tensor]]) -> bool:
+    """Whether a neuron gave other spikes for the same currents; where those differ, a layer before it is to blame."""
+    return any(
+        torch.equal(current, same_current) and not torch.equal(spikes, other_spikes)
+        for (current, spikes), (same_current, other_spikes) in zip(one, other, strict=True)
+    )
