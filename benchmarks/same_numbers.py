@@ -50,7 +50,7 @@ COMMANDS = {
     "events": same(EVENTS),
     "events augmented": (
         f"{EVENTS} data.augment=nda data.flip=true",  # OLD
-        f"{EVENTS} data.augment=nda data.flip=true",  # NEW
+        f"{EVENTS} augment=nda +augment.flip={{_target_:tna_lightning.data.augment.Flip}}",  # NEW
     ),
     "resnet8 tna": same(f"{RESNET} model.width=0.5 baseline=tna quant=ternary compile=none"),
     "resnet8 tna compiled": same(f"{RESNET} model.width=0.5 baseline=tna quant=ternary"),
