@@ -39,7 +39,7 @@ def workshop(tmp_path_factory):
 EXTENSIONS = [fence["text"] for fence in fences("docs/extending.md") if fence["language"] == "bash"]
 
 
-@pytest.mark.parametrize("command", EXTENSIONS, ids=["backbone", "quantiser", "objective", "data"])
+@pytest.mark.parametrize("command", EXTENSIONS, ids=["backbone", "quantiser", "objective", "data", "callback"])
 def test_each_extension_trains_through_the_command_line(command, workshop):
     program, *arguments = shlex.split(command)
     assert program == "python"
@@ -48,8 +48,13 @@ def test_each_extension_trains_through_the_command_line(command, workshop):
     assert result.returncode == 0, result.stderr
     record = finished_record(arguments[-1].partition("=")[2])
     choice = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    (group,) = [group for group in ("model", "quant", "baseline", "data") if group in choice]
-    assert record["choices"][group] == choice[group]
+    (group,) = [group for group in ("model", "quant", "baseline", "data", "callbacks") if group in choice]
+    if group == "callbacks":
+        assert list(record["config"]["callbacks"]) == ["ema", "weight_norm"]
+        norms, largest = (record["history"][f"weights/{name}"] for name in ("norm", "largest_norm"))
+        assert largest == [norms[0], max(norms)]
+    else:
+        assert record["choices"][group] == choice[group]
 
     evaluated = subprocess.run(
         [sys.executable, "-m", "tna_lightning.evaluate", arguments[-1].partition("=")[2]],

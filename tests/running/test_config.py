@@ -14,7 +14,7 @@ from hydra import initialize_config_dir
 
 from tna_lightning.running.config import compose
 from tna_lightning.running.factory import build
-from tna_lightning.running.home import home, options
+from tna_lightning.running.home import GROUPS, home, options
 from tna_lightning.running.identity import folder_name
 from tna_lightning.running.record import finished_record
 from tna_lightning.running.train import build_trainer
@@ -90,7 +90,7 @@ def test_studies_compose(choice):
 
 
 def test_every_choice_describes_itself():
-    for group in ("data", "model", "neuron", "quant", "baseline", "optimizer", "trainer", "logger", "experiments"):
+    for group in GROUPS:
         for choice, description in options(group).items():
             assert 10 < len(description) <= 110, f"{group}={choice}: {description!r}"
 

@@ -20,6 +20,7 @@ PRECISIONS = (
 DISTILLATIONS = ("kd", "kd_ann")
 REFERENCES = ("plain", *DISTILLATIONS)
 _SEEDS = ("seed", "data.seed", "companion.seed")
+_ENTRIES = "callbacks."  # settings of what only some runs have
 
 Record = Mapping[str, Any]
 
@@ -237,13 +238,13 @@ def _variants(alike: Sequence[Record]) -> list[str]:
         for record in alike
     ]
     chosen = sorted({group for choices in companions for group in choices})
-    flat = [identity_config(record["config"]) for record in alike]
+    flat = [_with_names(record["config"]) for record in alike]
     keys = sorted(
         key
         for key in {key for config in flat for key in config}
         if key not in _SEEDS
         and not key.startswith(tuple(group.partition("@")[2] for group in chosen) or "\0")
-        and len({repr(config.get(key)) for config in flat}) > 1
+        and len({repr(config.get(key)) for config in flat if key in config or not key.startswith(_ENTRIES)}) > 1
     )
     short = [key.rpartition(".")[2] for key in keys]
     names = [name if short.count(name) == 1 else key for name, key in zip(short, keys, strict=True)]
@@ -253,6 +254,11 @@ def _variants(alike: Sequence[Record]) -> list[str]:
         words += [f"{name}={_word(config[key])}" for name, key in zip(names, keys, strict=True) if key in config]
         variants.append(" ".join(words))
     return variants
+
+
+def _with_names(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The flat config, where ``callbacks`` names them: one that only some have differs by that, not by its settings."""
+    return identity_config(config) | {"callbacks": ",".join(config.get("callbacks") or ["none"])}
 
 
 def _word(value: Any) -> str:

@@ -42,6 +42,7 @@ def pretraining_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "ckpt_path": None,
         "resume": True,
         "study": None,
+        "callbacks": {},  # those are for the network to keep
         "logger": {},
     }
     alone["trainer"] |= {"twin_device": None, "twin_stream": False}

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tna_lightning.files import write_text
-from tna_lightning.running.home import GROUPS, home
+from tna_lightning.running.home import GROUPS, home, options
 from tna_lightning.running.identity import folder_name, identity_config
 from tna_lightning.running.record import CONFIG
 
@@ -36,7 +36,19 @@ REQUIRED = (
         "init_from",
         "ckpt_path",
     ),
-    *("data", "model", "neuron", "quant", "objective", "companion", "optimizer", "schedule", "trainer", "logger"),
+    *(
+        "data",
+        "model",
+        "neuron",
+        "quant",
+        "objective",
+        "companion",
+        "optimizer",
+        "schedule",
+        "trainer",
+        "callbacks",
+        "logger",
+    ),
 )
 
 
@@ -210,9 +222,11 @@ def read_config(folder: Path | str) -> dict[str, Any]:
 
 def explain(error: BaseException) -> str | None:
     """The one line that tells a user what was wrong with the input; None for an error that is ours."""
-    if isinstance(error, MissingConfigException) and error.options is not None:
+    if isinstance(error, MissingConfigException):
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}={choice}: allowed are {', '.join(sorted(error.options))}"
+        allowed = error.options or (options(group) if group in GROUPS else None)  # none for one of several choices
+        if allowed:
+            return f"{group}={choice}: allowed are {', '.join(sorted(allowed))}"
     if isinstance(error, ConfigCompositionException):
         lines = [line for line in str(error).splitlines() if line.strip()]
         if match := re.match(r"Could not override '(.+?)'", lines[0]):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-GROUPS = ("data", "model", "neuron", "quant", "baseline", "optimizer", "trainer", "logger", "experiments")
+GROUPS = ("data", "model", "neuron", "quant", "baseline", "optimizer", "trainer", "callbacks", "logger", "experiments")
 
 
 def home() -> Path:
