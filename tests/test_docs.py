@@ -48,8 +48,14 @@ def test_each_extension_trains_through_the_command_line(command, workshop):
     assert result.returncode == 0, result.stderr
     record = finished_record(arguments[-1].partition("=")[2])
     choice = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    (group,) = [group for group in ("neuron", "model", "quant", "baseline", "augment", "data") if group in choice]
-    assert record["choices"][group] == choice[group]
+    groups = ("neuron", "model", "quant", "baseline", "augment", "data", "callbacks")
+    (group,) = [group for group in groups if group in choice]
+    if group == "callbacks":
+        assert list(record["config"]["callbacks"]) == ["ema", "weight_norm"]
+        norms, largest = (record["history"][f"weights/{name}"] for name in ("norm", "largest_norm"))
+        assert largest == [norms[0], max(norms)]
+    else:
+        assert record["choices"][group] == choice[group]
 
     evaluated = subprocess.run(
         [sys.executable, "-m", "tna_lightning.evaluate", arguments[-1].partition("=")[2]],

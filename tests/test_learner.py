@@ -192,7 +192,7 @@ def test_no_weight_decay_on_norms_neurons_biases_and_learned_scales():
 
     base, twin = (convnet(in_channels=2, num_classes=CLASSES, neuron=parametric, width=0.125) for _ in range(2))
     learner = TwinLearner(base, twin, TwinAugmentation(), num_classes=CLASSES)
-    WeightQuantization(TernaryTTQ()).setup(SimpleNamespace(max_epochs=1), learner, "fit")
+    WeightQuantization(TernaryTTQ()).setup(SimpleNamespace(max_epochs=1, callbacks=[]), learner, "fit")
     groups = {group["name"]: group for group in learner.parameter_groups()}
     assert list(groups) == ["base.weights", "base.no_decay", "companion.weights", "companion.no_decay"]
     layers = [module for module in base.modules() if isinstance(module, nn.Conv2d | nn.Linear)]

@@ -9,7 +9,7 @@ import inspect
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import lightning
 import torch
@@ -59,6 +59,13 @@ def time_first(logits: Tensor) -> Tensor:
     if logits.ndim == 3:
         return logits
     raise ValueError(f"logits of shape {list(logits.shape)}: a network must return [T, B, K] or [B, K]")
+
+
+@runtime_checkable
+class ChangesNetworks(Protocol):
+    """A callback that changes the networks of a learner, as quantisation does; a second time changes nothing."""
+
+    def change_networks(self, trainer: lightning.Trainer, learner: lightning.LightningModule) -> None: ...  # noqa: D102
 
 
 class TwinLearner(lightning.LightningModule):
@@ -166,6 +173,19 @@ class TwinLearner(lightning.LightningModule):
                 for name, value in state.items():
                     if isinstance(value, Tensor) and value.shape == parameter.shape:
                         state[name] = value.to(parameter.device)
+
+    def configure_callbacks(self) -> list[lightning.Callback]:
+        """Adds none, but lets those that change the networks do so now, before others are set up and copy them."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # missing in Lightning's annotations
+            if isinstance(callback, ChangesNetworks):
+                callback.change_networks(self.trainer, self)
+        return []
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:  # noqa: D102
+        # for a test, Lightning's WeightAveraging would put the weights under training in the place of the average
+        if self._trainer is not None and self.trainer.state.fn != "fit":
+            checkpoint.pop("current_model_state", None)
+            checkpoint.pop("averaging_state", None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of the base, averaged over time, ``[B, K]`` float32."""

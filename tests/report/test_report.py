@@ -96,6 +96,29 @@ def study(tmp_path):
     return folder
 
 
+def test_rows_that_differ_in_their_callbacks_say_which_they_have():
+    def with_callbacks(callbacks, seed=0):
+        made = record(seed=seed)
+        made["config"] = made["config"] | ({} if callbacks is None else {"callbacks": callbacks})
+        return made
+
+    def ema(decay):
+        return {"ema": {"_target_": "x.EMA", "decay": decay}}
+
+    stop = {"stop": {"_target_": "x.Stop", "patience": 3}}
+    variants = [
+        {row.variant for row in rows([with_callbacks(each) for each in made])}
+        for made in (
+            [None, {}, ema(0.9)],  # a record of version 0.1 has no such node
+            [{}, ema(0.9), ema(0.9) | stop],
+            [ema(0.9), ema(0.99)],
+        )
+    ]
+    assert variants[0] == {"callbacks=none", "callbacks=ema"}
+    assert variants[1] == {"callbacks=none", "callbacks=ema", "callbacks=ema,stop"}
+    assert variants[2] == {"decay=0.9", "decay=0.99"}
+
+
 def test_rows_hold_mean_deviation_and_paired_interval(study):
     plain, tna, kd = rows(collect([study]).done)
     assert (plain.baseline, tna.baseline, kd.baseline, kd.precision) == ("plain", "tna", "kd", "ternary")

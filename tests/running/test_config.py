@@ -137,7 +137,7 @@ def test_studies_compose(choice):
 
 
 def test_every_choice_describes_itself():
-    for group in ("data", "model", "neuron", "quant", "baseline", "optimizer", "trainer", "logger", "experiments"):
+    for group in GROUPS:
         for choice, description in options(group).items():
             assert 10 < len(description) <= 110, f"{group}={choice}: {description!r}"
 

@@ -35,6 +35,7 @@ SMALL = [
     "model.time_steps=2",
     "trainer.enable_progress_bar=false",
 ]
+RECIPE = ["epochs=6", "keep=best", "callbacks=ema"]  # of the run that is done, killed, repeated
 
 
 def command(*arguments, module="tna_lightning"):
@@ -84,9 +85,9 @@ def test_the_demo_reaches_98_percent_with_every_weight_ternary(tmp_path):
 
 @pytest.fixture(scope="module")
 def done_run(tmp_path_factory):
-    """A finished TNA run with every weight ternary and augmentation on."""
+    """A finished TNA run with every weight ternary, augmentation on and an average of the weights."""
     folder = tmp_path_factory.mktemp("done") / "run"
-    result = small_run(folder, "epochs=6", "keep=best")
+    result = small_run(folder, *RECIPE)
     assert result.returncode == 0, result.stderr
     return folder, result
 
@@ -122,7 +123,7 @@ def test_a_run_leaves_a_record_a_table_and_a_picture(done_run):
 def test_killed_starved_and_continued_equals_uninterrupted(done_run, tmp_path):
     uninterrupted, _ = done_run
     folder = tmp_path / "run"
-    arguments = command(*SMALL, f"hydra.run.dir={folder}", "epochs=6", "keep=best")
+    arguments = command(*SMALL, f"hydra.run.dir={folder}", *RECIPE)
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         wait_for_epochs(process, folder, 2)
         process.send_signal(signal.SIGKILL)
@@ -132,16 +133,14 @@ def test_killed_starved_and_continued_equals_uninterrupted(done_run, tmp_path):
     # a disk that is full while a checkpoint is written: the previous one survives
     before = (folder / LAST_CHECKPOINT).read_bytes()
     room = len(before) // 2
-    starved = small_run(
-        folder, "epochs=6", "keep=best", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
-    )
+    starved = small_run(folder, *RECIPE, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)))
     assert starved.returncode == 1, starved.stderr
     assert "File too large" in starved.stderr.splitlines()[-1]
     assert read_record(folder)["status"] == "failed"
     assert (folder / LAST_CHECKPOINT).read_bytes() == before
     assert not list((folder / "checkpoints").glob(".*"))
 
-    continued = small_run(folder, "epochs=6", "keep=best", "resume=true")
+    continued = small_run(folder, *RECIPE, "resume=true")
     assert continued.returncode == 0, continued.stderr
     one, other = finished_record(uninterrupted), finished_record(folder)
     assert other["results"] == one["results"]
@@ -149,8 +148,13 @@ def test_killed_starved_and_continued_equals_uninterrupted(done_run, tmp_path):
     for name, tensor in load_file(uninterrupted / NETWORK).items():
         assert torch.equal(tensor, load_file(folder / NETWORK)[name]), name
     states = [torch.load(path / LAST_CHECKPOINT, weights_only=True) for path in (uninterrupted, folder)]
-    for name, tensor in states[0]["state_dict"].items():  # base, companion, full-precision copies and all
-        assert torch.equal(tensor, states[1]["state_dict"][name]), name
+
+    def differing(one, other):
+        return [name for name, tensor in one.items() if not torch.equal(tensor, other[name])]
+
+    for state in ("state_dict", "current_model_state"):  # base, companion, full-precision copies: averaged, in training
+        assert not differing(states[0][state], states[1][state])
+    assert differing(states[0]["state_dict"], states[0]["current_model_state"])
 
 
 def test_evaluate_gives_the_same_accuracy_from_the_kept_network_alone(done_run, tmp_path):
@@ -169,7 +173,7 @@ def test_evaluate_gives_the_same_accuracy_from_the_kept_network_alone(done_run, 
 def test_a_run_that_is_done_is_not_repeated(done_run):
     folder, _ = done_run
     before = (folder / RECORD).stat().st_mtime_ns
-    again = small_run(folder, "epochs=6", "keep=best")
+    again = small_run(folder, *RECIPE)
     assert again.returncode == 0
     assert "done already" in again.stdout
     assert (folder / RECORD).stat().st_mtime_ns == before
@@ -178,13 +182,13 @@ def test_a_run_that_is_done_is_not_repeated(done_run):
 def test_resuming_onto_another_config_names_what_differs_and_loses_nothing(done_run):
     folder, _ = done_run
     before = (folder / RECORD).read_bytes()
-    result = small_run(folder, "epochs=7", "keep=best", "objective.match_weight=0.5")
+    result = small_run(folder, *RECIPE, "epochs=7", "objective.match_weight=0.5")
     assert result.returncode == 2
     assert "epochs: 6 -> 7" in result.stderr
     assert "objective.match_weight: 0.05 -> 0.5" in result.stderr
     assert (folder / RECORD).read_bytes() == before
 
-    result = small_run(folder.parent / "other", "epochs=7", "keep=best", f"ckpt_path={folder / LAST_CHECKPOINT}")
+    result = small_run(folder.parent / "other", *RECIPE, "epochs=7", f"ckpt_path={folder / LAST_CHECKPOINT}")
     assert result.returncode == 2
     assert "belongs to a run of another config" in result.stderr
 
@@ -341,7 +345,7 @@ def test_bad_input_leaves_what_is_there_as_it_is(done_run, tmp_path):
 
     before = contents()
     for bad in (["optimizer.lr=-1"], ["data._target_=nowhere.Data"], ["trainer.precision=third"]):
-        result = small_run(folder, "epochs=6", "keep=best", "resume=false", *bad)
+        result = small_run(folder, *RECIPE, "resume=false", *bad)
         assert result.returncode == 2
         assert result.stderr.count("\n") == 1
         assert contents() == before
@@ -388,7 +392,7 @@ def test_damaged_files_are_named_and_put_aside_on_request(done_run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(source, folder)
     (folder / RECORD).write_text('{"status": "done"')
-    arguments = ["epochs=6", "keep=best"]
+    arguments = RECIPE
     refused = small_run(folder, *arguments)
     assert refused.returncode == 2
     assert "run.json is damaged" in refused.stderr

@@ -1,8 +1,10 @@
-"""Lightning callbacks, one a file: history, exact resume, a stop on NaN, cost of inference, pictures, layers."""
+"""Lightning callbacks, one a file: averages of the weights, history, exact resume, a stop on NaN, cost, layers."""
 
+from tna_lightning.callbacks.ema import EMA
 from tna_lightning.callbacks.exact_resume import ExactResume
 from tna_lightning.callbacks.history import History
 from tna_lightning.callbacks.layer_curves import LayerCurves
 from tna_lightning.callbacks.nonfinite import NonFiniteLoss, StopOnNonFiniteLoss
+from tna_lightning.callbacks.swa import SWA
 
-__all__ = ["ExactResume", "History", "LayerCurves", "NonFiniteLoss", "StopOnNonFiniteLoss"]
+__all__ = ["EMA", "SWA", "ExactResume", "History", "LayerCurves", "NonFiniteLoss", "StopOnNonFiniteLoss"]

@@ -17,7 +17,8 @@ class ExactResume(Callback):
     """Saves the random number generators with every checkpoint, and refuses checkpoints of another config.
 
     Shuffling and augmentation are functions of seed and epoch already (see :mod:`tna_lightning.data`); this covers the
-    networks' own draws, dropout for example. Lightning saves none of it.
+    networks' own draws, dropout for example. A training that was stopped early stays so: it goes on to the test, not to
+    another epoch. Lightning saves none of it.
 
     Args:
         identity: the run's identity (:func:`tna_lightning.running.identity.identity`); a checkpoint that
@@ -29,6 +30,7 @@ class ExactResume(Callback):
     def __init__(self, identity: str | None = None) -> None:
         self.identity = identity
         self._generators: dict[str, Any] | None = None
+        self._was_stopped = False
 
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
@@ -37,6 +39,7 @@ class ExactResume(Callback):
         name, keys, position, has_gauss, cached_gaussian = state
         checkpoint[self.KEY] = {
             "identity": self.identity,
+            "should_stop": trainer.should_stop,  # known by now: Lightning calls what saves after what may stop
             "generators": {
                 "torch": torch.get_rng_state(),
                 "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -53,6 +56,12 @@ class ExactResume(Callback):
         if self.identity is not None:
             refuse_another_run(checkpoint, trainer.ckpt_path, self.identity)
         self._generators = checkpoint[self.KEY]["generators"]
+        self._was_stopped = checkpoint[self.KEY].get("should_stop", False)  # version 0.1 did not save it
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if self._was_stopped:
+            trainer.should_stop = True
+        self._was_stopped = False
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         # here, not on load: what Lightning does in between may draw

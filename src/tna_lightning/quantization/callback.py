@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 import lightning
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import nn
 
 from tna_lightning.quantization.parametrized import (
     check_names,
     check_quantizer,
+    layers_to_quantize,
     quantize_network,
     quantized_layers,
     schemes_by_layer,
@@ -120,12 +123,36 @@ class WeightQuantization(lightning.Callback):
                 f"start_epoch={self.start_epoch} in {max_epochs} epochs; else training never sees all weights quantised"
             )
 
+    def change_networks(self, trainer: lightning.Trainer, learner: lightning.LightningModule) -> None:
+        """Quantise the networks that are not yet.
+
+        A :class:`~tna_lightning.learner.TwinLearner` asks for it before any callback is set up.
+
+        Raises:
+            ValueError: as :meth:`check`.
+        """
+        if trainer.state.fn == "fit":
+            self.check(learner, trainer.max_epochs)
+        self._quantize(learner)
+
+    def _quantize(self, learner: lightning.LightningModule) -> None:
+        # before the optimizer is made, so that it gets the learned scales, and before a checkpoint is loaded
+        for network, quantizer in self._networks(learner):
+            quantize_network(network, quantizer, self.skip, self.layer_quantizers)
+
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:  # noqa: D102
         if stage == "fit":
             self.check(pl_module, trainer.max_epochs)
-        # before the optimizer is made, so that it gets the learned scales, and before a checkpoint is loaded
-        for network, quantizer in self._networks(pl_module):
-            quantize_network(network, quantizer, self.skip, self.layer_quantizers)
+            # a TwinLearner's networks are quantised by now; those of another module may have been copied
+            if any(layers_to_quantize(network, self.skip) for network, _ in self._networks(pl_module)):
+                others: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # not in Lightning's annotations
+                for earlier in takewhile(lambda callback: callback is not self, others):
+                    if isinstance(earlier, WeightAveraging):
+                        raise ValueError(
+                            f"callbacks: {type(earlier).__name__} has copied the networks already; WeightQuantization "
+                            "must come first"
+                        )
+        self._quantize(pl_module)
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: D102
         epoch = trainer.current_epoch

@@ -21,6 +21,7 @@ PRECISIONS = (
 DISTILLATIONS = ("kd", "kd_ann")
 REFERENCES = ("plain", *DISTILLATIONS)
 _SEEDS = re.compile(r"seed|data\.seed|companion\.seed|companions\.\w+\.seed")
+_ENTRIES = "callbacks."  # settings of what only some runs have
 
 Record = Mapping[str, Any]
 
@@ -234,13 +235,14 @@ def _variants(alike: Sequence[Record]) -> list[str]:
         {group: choice for group, choice in record["choices"].items() if "@companion" in group} for record in alike
     ]
     chosen = sorted({group for choices in companions for group in choices})
-    flat = [identity_config(record["config"]) for record in alike]
+    flat = [_with_names(record["config"]) for record in alike]
     augments = [record["choices"].get("augment") for record in alike]
 
     def differs(key: str) -> bool:
         values = defaultdict(set)
         for augment, config in zip(augments, flat, strict=True):  # an augmentation's name stands for its settings
-            values[augment if key.startswith("augment") else None].add(repr(config.get(key)))
+            if key in config or not key.startswith(_ENTRIES):
+                values[augment if key.startswith("augment") else None].add(repr(config.get(key)))
         return any(len(seen) > 1 for seen in values.values())
 
     keys = sorted(
@@ -259,6 +261,11 @@ def _variants(alike: Sequence[Record]) -> list[str]:
         words += [f"{name}={_word(config[key])}" for name, key in zip(names, keys, strict=True) if key in config]
         variants.append(" ".join(words))
     return variants
+
+
+def _with_names(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The flat config, where ``callbacks`` names them: one that only some have differs by that, not by its settings."""
+    return identity_config(config) | {"callbacks": ",".join(config.get("callbacks") or ["none"])}
 
 
 def _word(value: Any) -> str:

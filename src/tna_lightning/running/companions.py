@@ -44,6 +44,7 @@ def pretraining_config(config: Mapping[str, Any], name: str = "companion") -> di
         "ckpt_path": None,
         "resume": True,
         "study": None,
+        "callbacks": {},  # those are for the network to keep
         "logger": {},
     }
     if (alone["trainer"].get("devices"), alone["trainer"].get("num_nodes")) != (1, 1):

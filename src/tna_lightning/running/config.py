@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tna_lightning.files import write_text
-from tna_lightning.running.home import GROUPS, home
+from tna_lightning.running.home import GROUPS, home, options
 from tna_lightning.running.identity import folder_name, identity_config
 from tna_lightning.running.own import own_digests
 from tna_lightning.running.record import CONFIG
@@ -28,7 +28,7 @@ from tna_lightning.running.versions import MOVED
 SETTINGS = (
     *("seed", "epochs", "keep", "compile", "channels_last", "output_dir", "study", "resume", "init_from", "ckpt_path"),
     *("data", "augment", "model", "neuron", "quant", "objective", "companion", "companions", "optimizer", "schedule"),
-    *("trainer", "logger", "cost"),
+    *("trainer", "callbacks", "logger", "cost"),
 )
 BY_THE_PROGRAM = ("choices", "own")  # what it adds to a config, see `resolved`
 COMPANION = ("model", "neuron", "weights", "freeze", "seed", "device", "precision")
@@ -295,9 +295,11 @@ def read_config(folder: Path | str) -> dict[str, Any]:
 
 def explain(error: BaseException) -> str | None:
     """The one line that tells a user what was wrong with the input; None for an error that is ours."""
-    if isinstance(error, MissingConfigException) and error.options is not None:
+    if isinstance(error, MissingConfigException):
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}={choice}: allowed are {', '.join(sorted(error.options))}"
+        allowed = error.options or (options(group) if group in GROUPS else None)  # none for one of several choices
+        if allowed:
+            return f"{group}={choice}: allowed are {', '.join(sorted(allowed))}"
     if isinstance(error, ConfigCompositionException):
         lines = [line for line in str(error).splitlines() if line.strip()]
         if match := re.match(r"Could not override '(.+?)'", lines[0]):

@@ -31,6 +31,9 @@ def quiet_lightning() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
             # a teacher stays in eval mode
             warnings.filterwarnings("ignore", message=".*in eval mode at the start of training")
+            # Lightning's own averages of weights, for a test: what is tested are those of the checkpoint
+            warnings.filterwarnings("ignore", message=".*loading a checkpoint outside the 'fit' stage.*")
+            warnings.filterwarnings("ignore", message="The checkpoint was not created with WeightAveraging")
             # a run that goes on finds its own checkpoints
             warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
             yield
@@ -119,6 +122,8 @@ def summary_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             "base, validation accuracy",
             f"{results['val/acc']:.2%} (epoch {results['kept_epoch'] + 1} of {record['epochs']} is kept)",
         )
+    if stopped := record.get("stopped"):  # older records have no such entry
+        yield "stopped early", f"after epoch {stopped['epoch'] + 1}: {stopped['message']}"
     yield "weights", f"{weights['weights']:,}, quantised: {precision_words(weights)}"
     for name in companions:
         if (companion := record.get(f"{name}_weights")) is not None:  # older records have none

@@ -13,6 +13,8 @@ python -m tna_lightning data=cifar10 baseline=kd model@companion.model=resnet19 
     distillation from a larger ANN, which is trained first and cached
 python -m tna_lightning -m baseline=plain,kd,mutual,tna quant=none,ternary seed=0,1,2
     a sweep: one folder a run; the same command again does only what is missing
+python -m tna_lightning callbacks=[ema,early_stopping] callbacks.ema.decay=0.99
+    callbacks, several at once; the average of the weights is what is validated, tested and kept
 python -m tna_lightning data=cifar10 objective.match_weight=0.05 epochs=100 logger=wandb
     other settings, with curves on Weights & Biases"""
 

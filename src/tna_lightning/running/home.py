@@ -6,7 +6,10 @@ from pathlib import Path
 
 import yaml
 
-GROUPS = ("data", "augment", "model", "neuron", "quant", "baseline", "optimizer", "trainer", "logger", "experiments")
+GROUPS = (
+    *("data", "augment", "model", "neuron", "quant", "baseline"),
+    *("optimizer", "trainer", "callbacks", "logger", "experiments"),
+)
 
 
 def home() -> Path:

@@ -78,6 +78,12 @@ SOURCES = {
     "TernaryAbsmean": Source("tna_lightning.quantization.TernaryAbsmean"),
     "TernaryTTQ": Source("tna_lightning.quantization.TernaryTTQ"),
     "Uniform": Source("tna_lightning.quantization.Uniform"),
+    "EMA": Source("tna_lightning.callbacks.EMA"),
+    "SWA": Source("tna_lightning.callbacks.SWA"),
+    **{
+        name: Source(f"lightning.pytorch.callbacks.{name}")
+        for name in ("EarlyStopping", "LearningRateMonitor", "DeviceStatsMonitor")
+    },
 }
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
@@ -28,6 +30,7 @@ from tna_lightning.quantization import WeightQuantization
 from tna_lightning.quantization.kept import weight_report
 from tna_lightning.quantization.packing import save_network
 from tna_lightning.running import checkpoints, companions, loggers
+from tna_lightning.running.callbacks import build_callbacks
 from tna_lightning.running.config import BAD_INPUT, check, companion_nodes, companion_prefix, read_config, write_config
 from tna_lightning.running.console import leave, print_record, quiet_lightning, was_interrupted
 from tna_lightning.running.factory import (
@@ -151,11 +154,13 @@ def _prepare(run: Run) -> _Prepared:
     history = History(run.folder / "metrics.csv")
     cost: InferenceCost = build("cost", config["cost"])
     callbacks: list[Callback] = [history, StopOnNonFiniteLoss(), ExactResume(run.identity), cost, *savers]
-    quantization = build_quantization(config)
-    if quantization is not None:
-        callbacks.append(quantization)
     if config["logger"]:
         callbacks.append(LayerCurves())
+    # the user's first: what they log at the end of an epoch is history, what they draw when a run goes on is undone
+    callbacks = [*build_callbacks(config, callbacks), *callbacks]
+    quantization = build_quantization(config)
+    if quantization is not None:
+        callbacks.insert(0, quantization)
 
     unless_validated = {} if config["data"].get("val_fraction", 1) else {"limit_val_batches": 0}
     on_cpu = config["trainer"]["accelerator"] == "cpu" or not torch.cuda.is_available()
@@ -194,6 +199,7 @@ def _train(run: Run, prepared: _Prepared) -> dict[str, Any]:
         trainer.fit(learner, datamodule=datamodule, ckpt_path=prepared.ckpt_path, weights_only=True)
         training = {  # before the test, which restores the callbacks of the kept epoch with its weights
             "epochs": len(history.rows),
+            "stopped": _stopped_early(trainer, len(history.rows) - 1),
             "wall_time_s": history.wall_seconds,
             "train_images_per_s": history.train_samples / history.train_seconds,
             "history": history.columns(),
@@ -315,6 +321,25 @@ def _kept_epoch(history: History, kept: ModelCheckpoint) -> dict[str, Any]:
     if kept.monitor is not None:  # max takes the first of several equals, as ModelCheckpoint does
         row = max(history.rows, key=lambda row: row["val/acc"] or 0.0)
     return {name: value for name, value in row.items() if name.startswith("val/")} | {"kept_epoch": row["epoch"]}
+
+
+def _stopped_early(trainer: lightning.Trainer, epoch: int) -> dict[str, Any] | None:
+    """Where and why the training ended before its last epoch, as a callback asked for; None if none did."""
+    for callback in trainer.early_stopping_callbacks if trainer.should_stop else []:
+        if callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
+            best = float(callback.best_score)
+            return {
+                "epoch": epoch,
+                "monitor": callback.monitor,
+                "mode": callback.mode,
+                "best": best if math.isfinite(best) else None,
+                "patience": callback.patience,
+                "reason": callback.stopping_reason.name.lower(),
+                "message": str(callback.stopping_reason_message).removesuffix(" Signaling Trainer to stop."),
+            }
+    unknown = dict.fromkeys(("monitor", "mode", "best", "patience"))
+    message = "A callback asked for the end of training."
+    return {"epoch": epoch, **unknown, "reason": "asked_for", "message": message} if trainer.should_stop else None
 
 
 def _rank() -> int:

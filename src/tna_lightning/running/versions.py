@@ -78,6 +78,8 @@ def as_before(flat: Mapping[str, Any], recorded: Mapping[str, Any] | None = None
     flat = dict(flat)
     if _has(flat, "companions"):  # of today
         flat = _augmentation_before(_companion_before(flat))
+    names = list(dict.fromkeys(key.split(".")[1] for key in flat if key.startswith("callbacks.")))
+    flat |= {"callbacks": names} if len(names) > 1 else {}  # their order
     for model in ("model", "companion.model"):  # with events 0.1.0 did not use it, and left it at its default
         if f"{model}.time_steps" in flat and flat[f"{model}.time_steps"] == flat.get("data.time_steps"):
             flat[f"{model}.time_steps"] = 4

@@ -1,0 +1,87 @@
+"""The callbacks of a config's node ``callbacks``: built, and refused where a run would not be what its config says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import (
+    BaseFinetuning,
+    BatchSizeFinder,
+    Callback,
+    DeviceStatsMonitor,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    LearningRateMonitor,
+    ModelPruning,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
+
+from tna_lightning.callbacks.averaging import WeightAverage
+from tna_lightning.running.factory import build, under
+
+# what changes a run behind the back of its config, and what to do instead
+REFUSED: dict[type[Callback], str] = {
+    StochasticWeightAveraging: "replaces the schedule and averages after the last checkpoint; use callbacks=swa",
+    ModelPruning: "sets weights to zero unseen by config and quantisation; leave it out, quant=ternary makes zeros",
+    LearningRateFinder: "sets another learning rate than the config says; set optimizer.lr",
+    BatchSizeFinder: "sets another batch size than the config says; set data.batch_size",
+    BaseFinetuning: "changes what the optimizer trains; start from earlier weights with init_from",
+    GradientAccumulationScheduler: "is a setting of the trainer; set trainer.accumulate_grad_batches",
+}
+NEED_LOGGER = (LearningRateMonitor, DeviceStatsMonitor)
+AVERAGES = (WeightAverage, WeightAveraging)
+
+
+def build_callbacks(config: Mapping[str, Any], own: Sequence[Callback]) -> list[Callback]:
+    """The callbacks of the node ``callbacks``, in the order in which they stand there.
+
+    Args:
+        config: the resolved config.
+        own: those that every run has.
+
+    Raises:
+        ValueError: an entry is no callback, or one that must not be here, not with this config, or not twice.
+    """
+    callbacks: dict[str, Callback] = {}
+    for name, node in config["callbacks"].items():
+        key = f"callbacks.{name}"
+        if not isinstance(node, Mapping) or "_target_" not in node:
+            raise ValueError(
+                f"{key}={node!r}: must be {{_target_: a callback's class, its settings}}; ~{key} removes it"
+            )
+        callback = build(key, node)
+        _check(key, callback, config)
+        callbacks[name] = callback
+    averages = [name for name, callback in callbacks.items() if isinstance(callback, AVERAGES)]
+    if len(averages) > 1:
+        raise ValueError(f"callbacks=[{','.join(averages)}]: a run keeps one average of the weights; choose one")
+    states = {callback.state_key for callback in own if callback.state_dict()}
+    for name, callback in callbacks.items():
+        if callback.state_dict() and callback.state_key in states:
+            raise ValueError(f"callbacks.{name}={type(callback).__name__}: the run has one with these settings already")
+        states.add(callback.state_key)
+    return list(callbacks.values())
+
+
+def _check(key: str, callback: Any, config: Mapping[str, Any]) -> None:
+    kind = type(callback).__name__
+    if not isinstance(callback, Callback):
+        raise ValueError(f"{key}={kind}: must be a callback of Lightning's, or derive from lightning.Callback")
+    for refused, reason in REFUSED.items():
+        if isinstance(callback, refused):
+            raise ValueError(f"{key}={kind}: {reason}")
+    if isinstance(callback, NEED_LOGGER) and not config["logger"]:
+        raise ValueError(f"{key}: needs a logger, logger=wandb or tensorboard")
+    on_cpu = config["trainer"]["accelerator"] == "cpu" or not torch.cuda.is_available()
+    if isinstance(callback, DeviceStatsMonitor) and on_cpu and find_spec("psutil") is None:
+        raise ValueError(f"{key}: needs psutil on a CPU (pip install psutil)")
+    monitor = getattr(callback, "monitor", None)
+    if isinstance(monitor, str) and monitor.startswith("val/") and not config["data"].get("val_fraction", 1):
+        raise ValueError(f"{key}.monitor={monitor!r}: needs validation images (data.val_fraction above 0)")
+    if isinstance(callback, WeightAverage):
+        with under(key):
+            callback.check(config["epochs"])
