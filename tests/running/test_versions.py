@@ -5,6 +5,8 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from tna_lightning.running.archive import find_records
 from tna_lightning.running.config import compose
 from tna_lightning.running.identity import identity, identity_config
@@ -101,3 +103,48 @@ def test_a_record_of_an_earlier_version_is_read_with_todays_settings():
         assert not any(old in (now[node] or {}) for node, old in names.items())
         assert identity(now, record["config"]) == record["identity"]
         assert as_now(now) == now
+
+
+@pytest.mark.parametrize(
+    ("added", "same"),
+    [
+        (["callbacks=none"], True),
+        (["augment=none"], True),
+        (["companion.device=cpu"], False),
+        (["companion.precision=base", "quant=none"], True),
+        (["callbacks=ema"], False),
+        (["augment=standard"], False),
+        (["neuron.per=channel"], False),
+        (["trainer.limit_train_batches=2"], False),
+    ],
+)
+def test_a_setting_added_since_leaves_the_identity_at_its_neutral_value_alone(added, same):
+    before = compose([word for word in added if word == "quant=none"])
+    assert (identity(compose(added)) == identity(before)) is same
+
+
+@pytest.mark.parametrize("group", ["callbacks=[early_stopping,ema]", "augment=[cutmix,nda]"])
+def test_the_order_of_callbacks_and_operations_is_part_of_the_identity(group):
+    name, _, choices = group.partition("=")
+    other = f"{name}=[{','.join(reversed(choices.strip('[]').split(',')))}]"
+    assert identity(compose([group])) != identity(compose([other]))
+
+
+def test_augmentation_as_0_1_0_said_it():
+    def before(*words):
+        return {key: value for key, value in old_settings(compose(words)).items() if "augment" in key or key in FLAGS}
+
+    images = {"data.crop_padding": 4, "data.flip": True, "data.auto_augment": None, "data.cutout": 0}
+    assert before("data=cifar10") == images
+    assert before("data=cifar10", "augment=none") == images | {"data.crop_padding": 0, "data.flip": False}
+    strong = {"data.auto_augment": "autoaugment", "data.cutout": 8}
+    assert before("data=cifar10", "augment=strong", "augment.cutout.size=8") == images | strong
+    events = {"data.augment": "flip_roll", "data.flip": False, "data.cutout": 0, "data.cutmix": 0.0}
+    assert before("data=cifar10dvs") == events
+    assert before("data=cifar10dvs", "augment=nda_cutmix") == events | {"data.augment": "nda", "data.cutmix": 0.5}
+    new = before("data=digits", "augment=standard")  # which 0.1.0 could not say
+    assert new["augment"] == ["crop", "flip"]
+    assert new["augment.crop.padding"] == 4
+
+
+FLAGS = ("data.crop_padding", "data.flip", "data.auto_augment", "data.cutout", "data.augment", "data.cutmix")

@@ -99,8 +99,9 @@ def render(source: Source) -> str:
         for parameter in inspect.signature(function).parameters.values():
             if parameter.default is not parameter.empty and parameter.name not in source.without:
                 defaults.setdefault(parameter.name, parameter.default)
-    for owner in target.__mro__ if isinstance(target, type) else (target, getattr(target, "builder", None)):
-        meanings = arguments_in(inspect.getdoc(owner) or "") | meanings
+    if source.path.startswith("tna_lightning."):  # others' settings are explained where they are documented
+        for owner in target.__mro__ if isinstance(target, type) else (target, getattr(target, "builder", None)):
+            meanings = arguments_in(inspect.getdoc(owner) or "") | meanings
     for name, default in defaults.items():
         meaning = f" # {meanings[name]}" if name in meanings else ""
         lines.append(f"{name}: {_as_yaml(default)}{meaning}")
