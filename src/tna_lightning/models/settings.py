@@ -8,6 +8,8 @@ from functools import partial
 from inspect import Parameter
 from typing import Any
 
+from torch import nn
+
 
 def takers(target: Any) -> Iterator[tuple[Any, Callable[..., Any]]]:
     """Whose arguments a call of `target` takes, and the function that names them.
@@ -18,6 +20,8 @@ def takers(target: Any) -> Iterator[tuple[Any, Callable[..., Any]]]:
         yield target, target
         return
     for owner in target.__mro__:
+        if owner in (nn.Module, object):  # whose signatures take what their calls refuse
+            return
         if function := vars(owner).get("__init__"):
             yield owner, function
             if not takes_any(function):
@@ -33,7 +37,7 @@ def parameters_of(target: Callable[..., Any]) -> tuple[list[str], bool]:
     """The names that a call takes, and whether it takes any other."""
     while isinstance(target, partial):
         target = target.func
-    functions = [function for owner, function in takers(target) if owner is not object]
+    functions = [function for _, function in takers(target)]
     arguments = [argument for each in functions for argument in inspect.signature(each).parameters.values()]
     by_name = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
     names = [argument.name for argument in arguments if argument.kind in by_name and argument.name != "self"]

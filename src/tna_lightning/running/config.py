@@ -6,6 +6,7 @@ import difflib
 import math
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -336,4 +337,18 @@ def _unknown_key(key: str) -> str:
         return f"{key}: no such setting of Hydra's; `--cfg hydra` prints all of them"
     if key == "data.time_steps":
         return f"{key}: these are static images, shown for as many steps as model.time_steps says; set that"
-    return f"{key}: no such setting here; `--cfg job` prints all of them"
+    return f"{key}: no such setting here; {_near(key)}`--cfg job` prints all of them"
+
+
+def _near(key: str) -> str:
+    """A hint at the setting that stands in the same node by nearly the same name, in the config of this command."""
+    path, _, name = key.lstrip("+~").rpartition(".")
+    others = [word for word in sys.argv[1:] if "=" in word and not word.startswith(("-", "hydra")) and key not in word]
+    try:
+        node: Any = compose(others)
+        for part in path.split("."):
+            node = node[part]
+        close = difflib.get_close_matches(name, node, n=1)
+    except (ValueError, KeyError, TypeError):  # more than one thing is wrong, or it is a sweep
+        return ""
+    return f"did you mean {close[0]}? " if close else ""

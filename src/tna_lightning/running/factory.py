@@ -8,11 +8,12 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from pydoc import ErrorDuringImport, locate
 from typing import Any, get_args, get_type_hints
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from torch import nn
 
@@ -75,12 +76,18 @@ def _check_settings(key: str, node: Mapping[str, Any]) -> None:
     if not isinstance(node, Mapping) or "_target_" not in node:
         raise ValueError(f"{key}={node!r}: must have a _target_, which says what is built")
     try:
-        target = get_object(node["_target_"])
+        target = locate(str(node["_target_"]))
+    except ErrorDuringImport as error:
+        reason = str(error.value).partition("\n")[0]
+        raise ValueError(f"{key}._target_={node['_target_']!r}: {error.filename} fails ({reason})") from error
+    if not callable(target):
+        raise ValueError(f"{key}._target_={node['_target_']!r}: there is no such class or function")
+    try:
         functions = [function for _, function in takers(target)]
         known, takes_any = parameters_of(target)
         documented = [getattr(target, "builder", target), *reversed(functions)]
         hints = {name: hint for function in documented for name, hint in get_type_hints(function).items()}
-    except Exception:  # what cannot be imported or annotated is instantiate's to report
+    except Exception:  # what has no signature, or annotations that cannot be read
         return
     for name, value in node.items():
         if name in _HYDRA_KEYS:
@@ -117,7 +124,8 @@ def under(key: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, FileNotFoundError) as error:
-        raise type(error)(f"{key}.{error}") from error
+        names_setting = re.match(r"[\w.]+(\[\w+\])?=|\w+: ", str(error))
+        raise type(error)(f"{key}{'.' if names_setting else ': '}{error}") from error
     except TypeError as error:
         raise ValueError(f"{key}: {error}") from error
 
@@ -197,8 +205,8 @@ def check_time_steps(key: str, model: Mapping[str, Any], inputs: Inputs) -> None
 def _target(node: Mapping[str, Any]) -> Any:
     """What a node's ``_target_`` names; a stand-in where that cannot be imported, which :func:`build` reports."""
     try:
-        return get_object(node["_target_"])
-    except Exception:
+        return locate(str(node.get("_target_"))) or dict
+    except ErrorDuringImport:
         return dict
 
 
@@ -209,6 +217,10 @@ def build_network(spec: Mapping[str, Any], prefix: str = "", channels_last: bool
     differ in the last bits, and now and then a spike. A network with a layer that is unsafe so keeps the usual layout,
     and one line in the log says which (:func:`unsafe_channels_last`).
     """
+    if "_target_" in spec["neuron"] and not spec["neuron"].get("_partial_"):
+        raise ValueError(
+            f"{prefix}neuron={spec['neuron']['_target_']}: its YAML must say `_partial_: true`, each layer makes its own"
+        )
     neuron = build(f"{prefix}neuron", spec["neuron"])
     time_steps = spec["model"].get("time_steps")
     if time_steps is not None:  # for backbones that call `neuron()` and know nothing of hints

@@ -152,9 +152,10 @@ def visible(path: Path, root: Path | str) -> bool:
 
 
 def remove_if_empty(folder: Path) -> None:
-    """What Hydra made for a run that was refused before anything was written."""
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+    """What Hydra made for a run that was refused before anything was written: its folder, and the one around it."""
+    for path in (folder, folder.parent):
+        if path.is_dir() and path.absolute() != Path.cwd() and not any(path.iterdir()):
+            path.rmdir()
 
 
 def is_active(folder: Path | str) -> bool:

@@ -110,7 +110,7 @@ def _augmentation_before(flat: dict[str, Any]) -> dict[str, Any]:
     """The operations of ``augment`` as the flags of 0.1.0's data sets, where these can say them, else as they are."""
     _, _, data = str(flat.get("data._target_")).rpartition(".")
     operations: dict[str, dict[str, Any]] = {}
-    for key in [key for key in flat if key.startswith("augment.")]:
+    for key in [key for key in flat if key.startswith("augment.") and key.count(".") > 1]:
         _, name, setting = key.split(".", 2)
         operations.setdefault(name, {})[setting] = flat[key]
     flags = None
