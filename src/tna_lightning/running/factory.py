@@ -17,12 +17,13 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from torch import nn
 
 from tna_lightning.data.batch import Inputs
-from tna_lightning.data.loading import BatchedDataModule
+from tna_lightning.data.module import BatchedDataModule
 from tna_lightning.models import compile_neurons
 from tna_lightning.models.blocks import check_unit, with_hints
 from tna_lightning.models.fused import has_compiler
 from tna_lightning.models.settings import parameters_of, takers
 from tna_lightning.models.spec import sizes_for
+from tna_lightning.packages import MissingPackage
 from tna_lightning.running.config import refuse_unknown
 
 log = logging.getLogger(__name__)
@@ -118,7 +119,7 @@ def under(key: str) -> Iterator[None]:
         yield
     except (ValueError, FileNotFoundError) as error:
         raise type(error)(f"{key}.{error}") from error
-    except TypeError as error:
+    except (TypeError, MissingPackage) as error:
         raise ValueError(f"{key}: {error}") from error
 
 
