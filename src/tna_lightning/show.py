@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tna_lightning.data.loading import BatchedDataModule
+from tna_lightning.packages import require
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from tna_lightning.data.module import BatchedDataModule
 
 ON, OFF = (0.835, 0.369, 0.0), (0.0, 0.447, 0.698)  # orange and blue that the colour-blind tell apart (Okabe and Ito)
 MOST_ROWS = 20  # with more classes, one sample of each
@@ -135,6 +137,7 @@ def show(data: BatchedDataModule, title: str, path: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    require("matplotlib")
     data.prepare_data()
     data.setup("fit")
     picture(data, title).savefig(path, dpi=150)

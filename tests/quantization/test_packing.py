@@ -1,8 +1,6 @@
 """The packed file: the identity on codes, bit-equal logits, and refusals."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -385,13 +383,6 @@ def test_nothing_is_left_of_a_save_that_fails(packed, network):
         save_network(packed, make_network(), metadata={"mine": object()})
     assert packed.read_bytes() == before
     assert list(packed.parent.iterdir()) == [packed]
-
-
-def test_loading_needs_neither_lightning_nor_hydra():
-    code = "import sys, tna_lightning.quantization as q; q.load_packed; print(*sys.modules)"
-    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert "tna_lightning.quantization.packing" in modules
-    assert not {"lightning", "hydra", "omegaconf"} & set(modules)
 
 
 def test_a_network_of_ours_is_rebuilt_from_the_file_alone(tmp_path):

@@ -162,18 +162,6 @@ def test_torchvision_and_torchaudio_are_not_installed():
     assert importlib.util.find_spec("torchaudio") is None
 
 
-def test_models_objectives_and_packed_networks_need_no_lightning():
-    program = (
-        "import sys, tna_lightning.models, tna_lightning.objectives, tna_lightning.quantization\n"
-        "from tna_lightning import load_packed\n"
-        "from tna_lightning.quantization import Ternary\n"
-        "heavy = {'lightning', 'hydra', 'tonic', 'kornia', 'sklearn', 'matplotlib', 'wandb', 'snntorch'}\n"
-        "sys.exit(' '.join(sorted(heavy & set(sys.modules))) or 0)"
-    )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-
-
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import lightning
@@ -11,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from tna_lightning.data.batch import Batch
-from tna_lightning.models import SpikingNeuron
+from tna_lightning.models.recording import watched
 from tna_lightning.quantization.kept import weight_report
 
 
@@ -47,21 +46,9 @@ def firing_rates(network: nn.Module, x: Tensor) -> dict[str, float]:
     """Spikes a neuron and step in each layer of neurons, by its name, for one batch; as the network stands now."""
     rates: dict[str, float] = {}
 
-    def noting(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def note(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            rates[name] = float((output != 0).float().mean())
+    def note(name: str, currents: Tensor, spikes: Tensor) -> None:
+        rates[name] = float((spikes != 0).float().mean())
 
-        return note
-
-    handles = [
-        module.register_forward_hook(noting(name))
-        for name, module in network.named_modules()
-        if isinstance(module, SpikingNeuron)
-    ]
-    try:
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # compiled code does not call hooks
-            network(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.no_grad(), watched(network, note):
+        network(x)
     return rates

@@ -2,6 +2,7 @@
 :mod:`.augment` what is done to their training batches.
 
 The public names load their modules on first use, so that asking for one data set does not import the libraries of all.
+Only the data modules know Lightning; batches, splits, augmentation, recordings and frames are plain torch and numpy.
 """
 
 from importlib import import_module
@@ -9,6 +10,7 @@ from typing import Any
 
 _MODULES = {
     "Batch": "batch",
+    "BatchedDataModule": "module",
     "CIFAR10DVSDataModule": "cifar10dvs",
     "CIFAR10SimDVSDataModule": "simulated",
     "CIFARDataModule": "cifar",

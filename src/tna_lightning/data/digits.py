@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tna_lightning.data.images import ImageDataModule
 from tna_lightning.data.loading import stratified_split
+from tna_lightning.packages import require
 
 
 def load_digits() -> tuple[Tensor, Tensor, Tensor]:
@@ -17,6 +18,7 @@ def load_digits() -> tuple[Tensor, Tensor, Tensor]:
     Real scans of the UCI set "Optical Recognition of Handwritten Digits" (its test part); the original 0 to 16 is
     scaled to 0 to 255.
     """
+    require("sklearn")
     from sklearn.datasets import load_digits as load_scans
 
     scans = load_scans()

@@ -1,4 +1,9 @@
-"""Fetching files once: resumed, checked, and safe when several processes ask at the same time."""
+"""Fetching files once: resumed, checked, and safe when several processes ask at the same time.
+
+Why not pooch (1.9.0): it checks and renames as we do, but starts a broken download over (CIFAR10-DVS has gigabytes),
+lets several processes fetch the same file at once, calls a web page for people a wrong checksum, and wants one more
+package for a progress bar. All that would have to be handed to it, and it would save the six lines of `check`.
+"""
 
 from __future__ import annotations
 

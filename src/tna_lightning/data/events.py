@@ -14,7 +14,8 @@ from torch import Tensor
 from tna_lightning.data.batch import Batch, Inputs
 from tna_lightning.data.frame_cache import FrameCache, cache_key, open_cache
 from tna_lightning.data.frames import FrameSpec, pixels_per_cell
-from tna_lightning.data.loading import BatchedDataModule, BatchSet, stratified_split
+from tna_lightning.data.loading import BatchSet, stratified_split
+from tna_lightning.data.module import BatchedDataModule
 from tna_lightning.data.recordings import RecordingSource
 
 SPLITS = ("train", "val", "test")
@@ -40,7 +41,7 @@ class EventDataModule(BatchedDataModule):
         val_fraction: share of the rest set aside for validation, stratified, by ``seed``; 0 for none.
         skip_bad: leave out recordings that cannot be used, with a warning that names them, rather than stop.
         build_workers: processes that build frames; 0 for one per core.
-        **settings: see :class:`~tna_lightning.data.loading.BatchedDataModule`.
+        **settings: see :class:`~tna_lightning.data.BatchedDataModule`.
     """
 
     name: str

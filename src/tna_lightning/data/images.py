@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from tna_lightning.data.batch import Inputs
-from tna_lightning.data.loading import BatchedDataModule, BatchSet, derive_seed, stratified_split
+from tna_lightning.data.loading import BatchSet, derive_seed, stratified_split
+from tna_lightning.data.module import BatchedDataModule
 
 
 class ImageDataModule(BatchedDataModule):
@@ -22,7 +23,7 @@ class ImageDataModule(BatchedDataModule):
             which wants a trainer with ``limit_val_batches=0``.
         train_subset: train on so many images only, stratified, by ``seed``; None for all.
         device_resident: keep the whole uint8 set on the trainer's device, so that batches are gathered there.
-        **settings: see :class:`~tna_lightning.data.loading.BatchedDataModule`.
+        **settings: see :class:`~tna_lightning.data.BatchedDataModule`.
     """
 
     mean: tuple[float, ...]

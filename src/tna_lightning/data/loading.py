@@ -1,4 +1,4 @@
-"""What image and event data share: splits, the order of batches, loaders of whole batches, and the module around them.
+"""What image and event data share: splits, the order of batches, and loaders of whole batches.
 
 Nothing here draws from a global random generator: an order or an augmentation is a function of (seed, epoch, rank,
 batch), so that a resumed run repeats what an uninterrupted one does.
@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import torch
-from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
-from tna_lightning.data.augment.operation import Operation, set_up
-from tna_lightning.data.batch import Batch, Inputs
+from tna_lightning.data.batch import Batch
 
 
 def derive_seed(*parts: int) -> int:
@@ -149,147 +145,3 @@ class BatchLoader:
 
     def __len__(self) -> int:
         return len(self.sampler)
-
-
-class BatchedDataModule(LightningDataModule):
-    """Serves samples that lie in memory as :class:`~tna_lightning.data.Batch`, and augments batches on the device.
-
-    A subclass sets :attr:`name`, fills :attr:`train_set`, :attr:`val_set` and :attr:`test_set` in :meth:`setup`, says
-    what :meth:`prepare` does to a batch on the device and what is :attr:`blank`, and names its classes.
-
-    Args:
-        batch_size: training samples per step and device.
-        eval_batch_size: at most so many samples per step and device in validation and test.
-        seed: of the splits, of the order of training samples and of the augmentation.
-        augment: the operations on training batches, by name, in their order; None for none.
-    """
-
-    name: str
-    train_set: BatchSet
-    val_set: BatchSet
-    test_set: BatchSet
-
-    def __init__(
-        self,
-        *,
-        batch_size: int = 128,
-        eval_batch_size: int = 500,
-        seed: int = 0,
-        augment: Mapping[str, Operation] | None = None,
-    ) -> None:
-        super().__init__()
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("eval_batch_size", eval_batch_size, 1),
-            ("seed", seed, 0),
-        ):
-            if value < least:
-                raise ValueError(f"{name}={value!r}: must be at least {least}")
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
-        self.seed = seed
-        self.operations = dict(augment or {})
-        self._knows_data = False
-
-    @property
-    def class_names(self) -> list[str]:
-        """The names of the classes, in the order of the labels."""
-        raise NotImplementedError
-
-    @property
-    def num_classes(self) -> int:
-        """K."""
-        return len(self.class_names)
-
-    @property
-    def in_channels(self) -> int:
-        """C."""
-        raise NotImplementedError
-
-    @property
-    def time_steps(self) -> int | None:
-        """T of event frames; None for images."""
-        return None
-
-    @property
-    def inputs(self) -> Inputs:
-        """What networks are built for."""
-        raise NotImplementedError
-
-    @property
-    def blank(self) -> Tensor:
-        """What stands for nothing in each channel of a batch as operations get it, ``[C]``."""
-        return torch.zeros(self.in_channels)
-
-    @property
-    def split_hash(self) -> str:
-        """sha256 of which sample is in which split; needs :meth:`setup`."""
-        return split_hash(self.train_set.subset, self.val_set.subset, self.test_set.subset)
-
-    def describe(self) -> dict[str, Any]:
-        """What a run record says about the data; needs :meth:`setup`."""
-        return {
-            "name": self.name,
-            "simulated": False,
-            "train_samples": len(self.train_set),
-            "val_samples": len(self.val_set),
-            "test_samples": len(self.test_set),
-            "split_hash": self.split_hash,
-        }
-
-    def set_up_augmentation(self) -> None:
-        """Let the operations read what they must know of the data, once.
-
-        Raises:
-            ValueError: ``augment.NAME=CLASS`` and why it does not fit these data.
-        """
-        if self._knows_data:
-            return
-        for name, operation in self.operations.items():
-            try:
-                set_up(operation, self)
-            except ValueError as error:
-                raise ValueError(f"augment.{name}={type(operation).__name__}: {error}") from error
-        self._knows_data = True
-
-    def augment(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """Change a training batch, as loaded, on its device; all randomness comes from ``generator``."""
-        self.set_up_augmentation()
-        for operation in self.operations.values():
-            batch = operation(batch, generator)
-        return batch
-
-    def prepare(self, x: Tensor) -> Tensor:
-        """Turn a batch, as loaded or augmented, into what networks take."""
-        return x
-
-    def train_dataloader(self) -> BatchLoader:  # noqa: D102
-        # Lightning cannot turn shuffling off from outside
-        shuffle = self.trainer is None or not self.trainer.overfit_batches  # type: ignore[attr-defined]
-        return self._loader(self.train_set, self.batch_size, shuffle=shuffle)
-
-    def val_dataloader(self) -> BatchLoader | list[Any]:
-        """Batches of the validation set; none without one, where the trainer wants ``limit_val_batches=0``."""
-        return self._loader(self.val_set, self.eval_batch_size, shuffle=False) if len(self.val_set) else []
-
-    def test_dataloader(self) -> BatchLoader:  # noqa: D102
-        return self._loader(self.test_set, self.eval_batch_size, shuffle=False)
-
-    def _loader(self, batches: BatchSet, batch_size: int, *, shuffle: bool) -> BatchLoader:
-        trainer = self.trainer
-        rank, num_replicas = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        sampler = IndexBatches(
-            len(batches), batch_size, shuffle=shuffle, seed=self.seed, rank=rank, num_replicas=num_replicas
-        )
-        return BatchLoader(batches, sampler)
-
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:  # noqa: D102
-        trainer = self.trainer
-        if trainer is not None and trainer.training:
-            step = trainer.fit_loop.epoch_loop.batch_idx + 1  # Lightning counts the batch after its transfer
-            seed = derive_seed(self.seed, trainer.current_epoch, trainer.global_rank, step)
-            batch = self.augment(batch, torch.Generator(batch.x.device).manual_seed(seed))
-        x = self.prepare(batch.x)
-        # Lightning has converted the batch to its precision already, when it was still uint8. Labels and weights stay
-        # float32: losses are computed in it, whatever the network's precision.
-        return replace(batch, x=x if trainer is None else trainer.precision_plugin.convert_input(x))

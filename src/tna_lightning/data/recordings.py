@@ -19,6 +19,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from tna_lightning.packages import require
+
 SUFFIXES = (".aedat", ".aedat4")
 FOLDERS = (".", "CIFAR10DVS", "extract", "download", "CIFAR10DVS/extract", "CIFAR10DVS/download")
 
@@ -134,6 +136,7 @@ def read_aedat4(path: Path, name: str) -> Recording:
     A file cut short is noticed. Changed bytes may be, or may give other events: the format has no checksum of its own
     (and on a few, aedat's decoder ends the process).
     """
+    require("tonic", "aedat")
     from tonic.io import read_aedat4 as read
 
     try:
@@ -203,10 +206,12 @@ class RecordingFiles:
 
     def fingerprint(self) -> dict[str, Any]:  # noqa: D102
         formats = sorted({Path(file.member or file.path).suffix for file in self.files})
+        readers = ("aedat", "tonic") if ".aedat4" in formats else ()
+        require(*readers)
         return {
             "files": [[file.name, file.label, file.size] for file in self.files],
             "formats": formats,
-            "readers": {name: version(name) for name in ("aedat", "tonic") if ".aedat4" in formats},
+            "readers": {name: version(name) for name in readers},
         }
 
 

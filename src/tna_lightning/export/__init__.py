@@ -11,10 +11,11 @@ Rounding may move a membrane over the threshold. Tolerance: one spike in 10,000,
 
 from typing import TYPE_CHECKING, Any
 
-from tna_lightning.export.checking import ExportMismatch, check, spikes_of
+from tna_lightning.export.checking import ExportMismatch, check
 from tna_lightning.export.nir import export_nir
 from tna_lightning.export.onnx import export_onnx
 from tna_lightning.export.packed import export_packed
+from tna_lightning.models.recording import spikes_of
 
 if TYPE_CHECKING:
     from tna_lightning.export.run import export

@@ -8,7 +8,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from tna_lightning.models import SpikingNeuron
+from tna_lightning.models.recording import spikes_of
 
 SPIKE_TOLERANCE = 1e-4
 PREDICTION_TOLERANCE = 1e-3
@@ -59,21 +59,6 @@ def check(network: nn.Module, candidate: Candidate, batches: Iterable[Tensor], e
     return counts
 
 
-def spikes_of(network: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Logits of a network, and the spikes of each layer of neurons in order."""
-    spikes: list[Tensor] = []
-    handles = [
-        module.register_forward_hook(lambda module, inputs, output: spikes.append(output))
-        for module in network.modules()
-        if isinstance(module, SpikingNeuron)
-    ]
-    try:
-        return network(x), spikes
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _prediction(logits: Tensor) -> Tensor:
     return (logits.mean(0) if logits.ndim == 3 else logits).argmax(-1)
 
@@ -83,12 +68,3 @@ def peek(batches: Iterable[Tensor]) -> tuple[Tensor, Iterator[Tensor]]:
     iterator = iter(batches)
     first = next(iterator)
     return first, chain([first], iterator)
-
-
-def require(*packages: str) -> None:
-    """Refuse a format whose packages are not installed, by their names."""
-    for package in packages:
-        try:
-            __import__(package)
-        except ImportError:
-            raise ValueError(f"format: needs the package {package}: pip install 'tna-lightning[export]'") from None

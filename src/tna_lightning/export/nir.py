@@ -7,9 +7,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from tna_lightning.export.checking import check, peek, require
+from tna_lightning.export.checking import check, peek
 from tna_lightning.export.nir_graph import NIRRunner, check_weights, to_nir, write_nir
 from tna_lightning.files import replacing
+from tna_lightning.packages import require
 from tna_lightning.quantization.folding import fold_batch_norm
 
 
@@ -20,9 +21,10 @@ def export_nir(network: nn.Module, path: Path | str, batches: Iterable[Tensor]) 
 
     Raises:
         ExportMismatch: as there.
+        MissingPackage: the extra ``[export]`` is not installed.
         ValueError: NIR cannot say what the network does.
     """
-    require("nir")
+    require("h5py", "nir", extra="export")
     check_weights(network)  # before folding, which refuses them too
     first, batches = peek(batches)
     with replacing(path) as temporary:

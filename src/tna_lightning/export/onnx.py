@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from tna_lightning.export.checking import check, peek, require
+from tna_lightning.export.checking import check, peek
 from tna_lightning.files import replacing
+from tna_lightning.packages import LEAF_SPEC, quiet, require
 
 OPSET = 20
 
@@ -21,8 +20,11 @@ def export_onnx(network: nn.Module, path: Path | str, batches: Iterable[Tensor])
     """Write an ONNX model with its weights, of any batch size, and check it with onnxruntime.
 
     Arguments, result and errors as for :func:`~tna_lightning.export.export_packed`.
+
+    Raises:
+        MissingPackage: the extra ``[export]`` is not installed.
     """
-    require("onnx", "onnxscript", "onnxruntime")
+    require("onnx", "onnxscript", "onnxruntime", extra="export")
     import onnx
     import onnxruntime
 
@@ -30,7 +32,7 @@ def export_onnx(network: nn.Module, path: Path | str, batches: Iterable[Tensor])
     # two images, because torch takes a batch of one for a constant
     example = first[:2] if len(first) > 1 else torch.cat([first, first])
     with replacing(path) as temporary:
-        with _quiet_onnx():
+        with quiet("torch.onnx", logging.ERROR, LEAF_SPEC):  # among its notes: that torchvision is missing
             torch.onnx.export(
                 network,
                 (example,),
@@ -49,17 +51,3 @@ def export_onnx(network: nn.Module, path: Path | str, batches: Iterable[Tensor])
         onnx.save(model, temporary)
         session = onnxruntime.InferenceSession(temporary)
         return check(network, lambda x: (torch.from_numpy(session.run(None, {"x": x.numpy()})[0]), []), batches)
-
-
-@contextmanager
-def _quiet_onnx() -> Iterator[None]:
-    """Without the exporter's notes that torchvision is missing, and torch's warning at a class of its own."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
-            yield
-    finally:
-        logger.setLevel(level)

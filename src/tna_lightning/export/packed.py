@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tna_lightning.export.checking import check, spikes_of
+from tna_lightning.export.checking import check
 from tna_lightning.files import replacing
+from tna_lightning.models.recording import spikes_of
 from tna_lightning.quantization.folding import fold_batch_norm
 from tna_lightning.quantization.packing import load_packed, save_network
 

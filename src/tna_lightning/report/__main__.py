@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tna_lightning.files import write_text
+from tna_lightning.packages import MissingPackage, require
 from tna_lightning.report.collect import Collection, collect
 from tna_lightning.report.page import page
 from tna_lightning.report.plots import figures
@@ -179,6 +180,9 @@ def main() -> None:
     first = Path(arguments.studies[0])
     output = arguments.output or (first.parent if first.is_file() else first) / "report"
     try:
+        require("matplotlib", "scipy")
+        if arguments.wandb:
+            require("wandb", "wandb_workspaces", extra="dashboards")
         if arguments.records:
             number, unreadable = keep_records(arguments.studies, arguments.records)
             for line in unreadable:
@@ -196,7 +200,7 @@ def main() -> None:
             names = sorted({record["study"] for record in collection.done if record.get("study")})
             for address in publish(arguments.wandb, names, (output / "table.md").read_text()):
                 print(address)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, MissingPackage) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

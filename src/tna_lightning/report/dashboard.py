@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from tna_lightning.packages import require
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2 import Report
@@ -35,7 +38,7 @@ def publish(target: str, studies: Sequence[str], text: str) -> list[str]:
 
     Raises:
         ValueError: ``target`` is no ``ENTITY/PROJECT``, there is no key, or the server refuses it.
-        ImportError: the extra is not installed.
+        MissingPackage: the extra is not installed.
     """
     entity, slash, project = target.partition("/")
     if not slash or not entity or not project or "/" in project:
@@ -102,9 +105,5 @@ def _panels() -> dict[str, list[Any]]:
 
 
 def _import(module: str) -> Any:
-    import importlib
-
-    try:
-        return importlib.import_module(f"wandb_workspaces.{module}")
-    except ModuleNotFoundError as error:
-        raise ImportError("wandb: dashboards need the extra: pip install 'tna-lightning[dashboards]'") from error
+    require("wandb", "wandb_workspaces", extra="dashboards")
+    return import_module(f"wandb_workspaces.{module}")

@@ -12,6 +12,7 @@ from tna_lightning.report.references import Published
 from tna_lightning.report.statistics import Row
 from tna_lightning.report.tables import HEADINGS, LEGEND, cells
 
+# by hand, since a stylesheet from elsewhere would be many times these lines, in every page that is kept
 _STYLE = """
 :root { color-scheme: light dark; --line: #8885; --soft: #8882; --accent: #0072b2; }
 @media (prefers-color-scheme: dark) { :root { --accent: #56b4e9; } }

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tna_lightning.files import write_text
+from tna_lightning.packages import MissingPackage
 from tna_lightning.running.home import GROUPS, home, options
 from tna_lightning.running.identity import folder_name, identity_config
 from tna_lightning.running.own import own_digests
@@ -50,7 +51,8 @@ NOT_FOR_TRAINER = {
 }
 
 
-BAD_INPUT = (ValueError, FileNotFoundError, HydraException)  # what a user may mend; else it went wrong on the way
+# what a user may mend; else it went wrong on the way
+BAD_INPUT = (ValueError, FileNotFoundError, HydraException, MissingPackage)
 
 
 def register_resolvers() -> None:
@@ -315,7 +317,7 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, RuntimeError) and str(error).startswith("Unknown plugin class"):
         plugin = str(error).partition("hydra_plugins.")[2].partition(".")[0]
         return f"{plugin}: not installed; launchers and search are extras: [joblib], [submitit], [ray], [optuna]"
-    if isinstance(error, ValueError | FloatingPointError | OSError):
+    if isinstance(error, ValueError | FloatingPointError | OSError | MissingPackage):
         return str(error)
     return None
 

@@ -6,39 +6,33 @@ import logging
 import os
 import re
 import sys
-import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tna_lightning.packages import LEAF_SPEC, quiet
 from tna_lightning.running.record import precision_words
 
 FULL_ERROR, SET_BY_US = "HYDRA_FULL_ERROR", "TNA_LIGHTNING_SET_FULL_ERROR"
 
 
-@contextmanager
-def quiet_lightning() -> Iterator[None]:
+def quiet_lightning() -> AbstractContextManager[None]:
     """Without Lightning's notes on devices and tips, and without warnings that are none of the user's concern."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            # Lightning 2.6 under torch 2.13, at every fit
-            warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.. is deprecated.*")
-            # a short epoch is nothing to warn of: metrics are logged by epoch
-            warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
-            # a teacher stays in eval mode
-            warnings.filterwarnings("ignore", message=".*in eval mode at the start of training")
-            # Lightning's own averages of weights, for a test: what is tested are those of the checkpoint
-            warnings.filterwarnings("ignore", message=".*loading a checkpoint outside the 'fit' stage.*")
-            warnings.filterwarnings("ignore", message="The checkpoint was not created with WeightAveraging")
-            # a run that goes on finds its own checkpoints
-            warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-            yield
-    finally:
-        logger.setLevel(level)
+    return quiet(
+        "lightning.pytorch",
+        logging.WARNING,
+        LEAF_SPEC,
+        # a short epoch is nothing to warn of: metrics are logged by epoch
+        ".*is smaller than the logging interval.*",
+        # a teacher stays in eval mode
+        ".*in eval mode at the start of training",
+        # Lightning's own averages of weights, for a test: what is tested are those of the checkpoint
+        ".*loading a checkpoint outside the 'fit' stage.*",
+        "The checkpoint was not created with WeightAveraging",
+        # a run that goes on finds its own checkpoints
+        "Checkpoint directory .* exists and is not empty",
+    )
 
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it

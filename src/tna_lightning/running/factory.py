@@ -18,12 +18,13 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from torch import nn
 
 from tna_lightning.data.batch import Inputs
-from tna_lightning.data.loading import BatchedDataModule
+from tna_lightning.data.module import BatchedDataModule
 from tna_lightning.models import compile_neurons
 from tna_lightning.models.blocks import check_unit, with_hints
 from tna_lightning.models.fused import has_compiler
 from tna_lightning.models.settings import parameters_of, takers
 from tna_lightning.models.spec import sizes_for
+from tna_lightning.packages import MissingPackage
 from tna_lightning.running.config import refuse_unknown
 
 log = logging.getLogger(__name__)
@@ -126,7 +127,7 @@ def under(key: str) -> Iterator[None]:
     except (ValueError, FileNotFoundError) as error:
         names_setting = re.match(r"[\w.]+(\[\w+\])?=|\w+: ", str(error))
         raise type(error)(f"{key}{'.' if names_setting else ': '}{error}") from error
-    except TypeError as error:
+    except (TypeError, MissingPackage) as error:
         raise ValueError(f"{key}: {error}") from error
 
 
@@ -218,9 +219,7 @@ def build_network(spec: Mapping[str, Any], prefix: str = "", channels_last: bool
     and one line in the log says which (:func:`unsafe_channels_last`).
     """
     if "_target_" in spec["neuron"] and not spec["neuron"].get("_partial_"):
-        raise ValueError(
-            f"{prefix}neuron={spec['neuron']['_target_']}: its YAML must say `_partial_: true`, each layer makes its own"
-        )
+        raise ValueError(f"{prefix}neuron={spec['neuron']['_target_']}: its YAML must say `_partial_: true`")
     neuron = build(f"{prefix}neuron", spec["neuron"])
     time_steps = spec["model"].get("time_steps")
     if time_steps is not None:  # for backbones that call `neuron()` and know nothing of hints

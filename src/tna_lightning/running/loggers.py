@@ -11,6 +11,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
+from tna_lightning.packages import require
 from tna_lightning.running.record import NETWORK, Run
 
 
@@ -62,6 +63,19 @@ def _has_key() -> bool:
     import wandb
 
     return os.environ.get("WANDB_MODE") != "offline" and wandb.login(prompt=False, verify=False)
+
+
+def check(built: Logger | Callable[[Run], Logger]) -> None:
+    """Refuse one of our choices whose package is absent; a Lightning logger has said so when it was built.
+
+    Raises:
+        MissingPackage: it is.
+    """
+    function = getattr(built, "func", None)
+    if function is wandb_logger:
+        require("wandb")
+    elif function is tensorboard_logger:
+        require("tensorboard", extra="tensorboard")
 
 
 @contextmanager

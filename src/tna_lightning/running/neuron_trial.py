@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from tna_lightning.data.batch import Inputs
 from tna_lightning.models import SpikingNeuron
+from tna_lightning.models.recording import watched
 
 _Passes = dict[str, list[tuple[Tensor, Tensor]]]  # currents and spikes of each call, by the neuron's name, as called
 
@@ -39,7 +41,7 @@ def try_neurons(network: nn.Module, inputs: Inputs, prefix: str = "") -> None:
     shape = (2, *steps, inputs.channels, inputs.height, inputs.width)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     trial = copy.deepcopy(network).eval()
-    first, second, other = (_passes(trial, list(foreign), x, seed) for seed in (0, 0, 1))
+    first, second, other = (_passes(trial, foreign, x, seed) for seed in (0, 0, 1))
     for name in first:
         if _differ(first[name], second[name]):
             raise ValueError(
@@ -54,21 +56,16 @@ def try_neurons(network: nn.Module, inputs: Inputs, prefix: str = "") -> None:
             )
 
 
-@torch.no_grad()
-def _passes(network: nn.Module, names: list[str], x: Tensor, seed: int) -> _Passes:
+def _passes(network: nn.Module, names: Collection[str], x: Tensor, seed: int) -> _Passes:
     passes: _Passes = {}
-    handles = []
-    for name in names:
 
-        def keep(module: nn.Module, arguments: tuple[Tensor, ...], spikes: Tensor, name: str = name) -> None:
-            passes.setdefault(name, []).append((arguments[0].clone(), spikes.clone()))
+    def keep(name: str, currents: Tensor, spikes: Tensor) -> None:
+        if name in names:
+            passes.setdefault(name, []).append((currents.clone(), spikes.clone()))
 
-        handles.append(network.get_submodule(name).register_forward_hook(keep))
-    with isolate_rng():
+    with torch.no_grad(), watched(network, keep), isolate_rng():
         torch.manual_seed(seed)
         network(x)
-    for handle in handles:
-        handle.remove()
     return passes
 
 

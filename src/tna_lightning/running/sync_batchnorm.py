@@ -1,4 +1,8 @@
-"""Batch normalisation over the whole batch of several processes on CPUs; torch's own is for GPUs alone."""
+"""Batch normalisation over the whole batch of several processes on CPUs.
+
+Why not torch's: ``nn.SyncBatchNorm`` refuses tensors on a CPU ("expected input tensor to be on GPU or XPU ...", torch
+2.13), since its kernels are for accelerators alone.
+"""
 
 from __future__ import annotations
 

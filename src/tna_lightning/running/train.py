@@ -26,6 +26,7 @@ from tna_lightning.callbacks import ExactResume, History, LayerCurves, StopOnNon
 from tna_lightning.callbacks.exact_resume import refuse_another_run
 from tna_lightning.callbacks.inference_cost import InferenceCost
 from tna_lightning.learner import TwinLearner
+from tna_lightning.packages import require
 from tna_lightning.quantization import WeightQuantization
 from tna_lightning.quantization.kept import weight_report
 from tna_lightning.quantization.packing import save_network
@@ -141,6 +142,7 @@ class _Prepared:
 
 def _prepare(run: Run) -> _Prepared:
     config = run.config
+    require("matplotlib")  # for the pictures at the end
     ckpt_path = _checkpoint(run)
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
     datamodule = build_data(config)
@@ -181,7 +183,11 @@ def _prepare(run: Run) -> _Prepared:
     if quantization is not None:
         with under("quant"):
             quantization.check(learner, trainer.max_epochs)
-    logger = build("logger", config["logger"]) if config["logger"] else None
+    logger = None
+    if config["logger"]:
+        logger = build("logger", config["logger"])
+        with under(f"logger={run.record['choices'].get('logger', 'custom')}"):
+            loggers.check(logger)
     return _Prepared(datamodule, learner, trainer, history, cost, kept, logger, ckpt_path)
 
 

@@ -11,7 +11,7 @@ from tna_lightning.data.augment.events import nda, roll
 from tna_lightning.data.augment.geometry import random_crop, random_horizontal_flip
 from tna_lightning.data.augment.mixing import class_probabilities, cutmix
 from tna_lightning.data.augment.policies import AutoAugment
-from tna_lightning.data.loading import BatchedDataModule
+from tna_lightning.data.module import BatchedDataModule
 from tna_lightning.running.companions import pretraining_config
 from tna_lightning.running.config import check, compose
 from tna_lightning.running.factory import build_data

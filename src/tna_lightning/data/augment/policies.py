@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from tna_lightning.data.augment.operation import Samples, need_images
 from tna_lightning.data.batch import Batch
+from tna_lightning.packages import require
 
 POLICIES = ("autoaugment", "randaugment", "trivialaugment")
 GEOMETRIC = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
@@ -123,6 +124,7 @@ class AutoAugment:
     def __init__(self, policy: str = "autoaugment") -> None:
         if policy not in POLICIES:
             raise ValueError(f"policy={policy!r}: must be one of {', '.join(POLICIES)}")
+        require("kornia")  # now, rather than in the first step of training
         self.policy = policy
         self.ranges = WIDE if policy == "trivialaugment" else STANDARD
         if policy == "autoaugment":
