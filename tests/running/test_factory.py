@@ -94,6 +94,16 @@ class DrawingOpenly(Drawing):
     is_random = True
 
 
+class Flat(LIF):
+    def forward(self, current):
+        return super().forward(current).flatten(1)
+
+
+class Double(LIF):
+    def forward(self, current):
+        return super().forward(current).double()
+
+
 class Memoryless(nn.Module):
     """What somebody took for a neuron."""
 
@@ -170,6 +180,9 @@ def test_a_neuron_of_ones_own_is_tried(inputs):
         try_neurons(network_of(Keeping, inputs), inputs, prefix="companion.")
     with pytest.raises(ValueError, match=r"^neuron=Drawing: draws random numbers in eval mode .*is_random = True"):
         try_neurons(network_of(Drawing, inputs), inputs)
+    for neuron in (Flat, Double) if inputs is EVENTS else (Double,):
+        with pytest.raises(ValueError, match=rf"^neuron={neuron.__name__}: must give spikes of the shape \[., 2, 4\]"):
+            try_neurons(network_of(neuron, inputs), inputs)
     for neuron in (DrawingOpenly, Timed):
         network = network_of(neuron, inputs).train()
         before, state = copy.deepcopy(network.state_dict()), torch.get_rng_state()

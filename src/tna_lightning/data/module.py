@@ -119,9 +119,25 @@ class BatchedDataModule(LightningDataModule):
     def augment(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Change a training batch, as loaded, on its device; all randomness comes from ``generator``."""
         self.set_up_augmentation()
-        for operation in self.operations.values():
-            batch = operation(batch, generator)
+        for name, operation in self.operations.items():
+            before, batch = batch, operation(batch, generator)
+            if not _is_alike(batch, before):
+                raise ValueError(
+                    f"augment.{name}={type(operation).__name__}: must return a Batch of as many samples, with x as it "
+                    f"was, of the shape {list(before.x.shape)} and {before.x.dtype}"
+                )
         return batch
+
+    def try_augmentation(self) -> None:
+        """Augment two samples, so that an operation that does not do what it should is refused before training.
+
+        Needs :meth:`setup`.
+
+        Raises:
+            ValueError: ``augment.NAME=CLASS`` and what it must return.
+        """
+        batch = self.train_set[[0, len(self.train_set) - 1]]
+        self.augment(batch, torch.Generator(batch.x.device).manual_seed(0))
 
     def prepare(self, x: Tensor) -> Tensor:
         """Turn a batch, as loaded or augmented, into what networks take."""
@@ -157,3 +173,11 @@ class BatchedDataModule(LightningDataModule):
         # Lightning has converted the batch to its precision already, when it was still uint8. Labels and weights stay
         # float32: losses are computed in it, whatever the network's precision.
         return replace(batch, x=x if trainer is None else trainer.precision_plugin.convert_input(x))
+
+
+def _is_alike(batch: object, before: Batch) -> bool:
+    """Whether an operation has kept what it must: the number of samples, and shape and dtype of the inputs."""
+    if not isinstance(batch, Batch) or batch.x.shape != before.x.shape or batch.x.dtype != before.x.dtype:
+        return False
+    per_sample = [values for values in (batch.target, batch.index, batch.weight) if values is not None]
+    return all(len(values) == len(before) for values in per_sample)

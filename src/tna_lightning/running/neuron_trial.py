@@ -41,7 +41,10 @@ def try_neurons(network: nn.Module, inputs: Inputs, prefix: str = "") -> None:
     shape = (2, *steps, inputs.channels, inputs.height, inputs.width)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     trial = copy.deepcopy(network).eval()
-    first, second, other = (_passes(trial, foreign, x, seed) for seed in (0, 0, 1))
+    try:
+        first, second, other = (_passes(trial, foreign, x, seed) for seed in (0, 0, 1))
+    except _NoSpikes as error:
+        raise ValueError(f"{prefix}neuron={error}") from None
     for name in first:
         if _differ(first[name], second[name]):
             raise ValueError(
@@ -61,12 +64,21 @@ def _passes(network: nn.Module, names: Collection[str], x: Tensor, seed: int) ->
 
     def keep(name: str, currents: Tensor, spikes: Tensor) -> None:
         if name in names:
+            if not isinstance(spikes, Tensor) or spikes.shape != currents.shape or spikes.dtype != currents.dtype:
+                raise _NoSpikes(
+                    f"{type(network.get_submodule(name)).__name__}: must give spikes of the shape "
+                    f"{list(currents.shape)} and the dtype {currents.dtype} of its currents ({name})"
+                )
             passes.setdefault(name, []).append((currents.clone(), spikes.clone()))
 
     with torch.no_grad(), watched(network, keep), isolate_rng():
         torch.manual_seed(seed)
         network(x)
     return passes
+
+
+class _NoSpikes(Exception):
+    """What a neuron gave is no tensor of spikes."""
 
 
 def _differ(one: list[tuple[Tensor, Tensor]], other: list[tuple[Tensor, Tensor]]) -> bool:

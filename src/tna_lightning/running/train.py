@@ -25,6 +25,7 @@ from torch import nn
 from tna_lightning.callbacks import ExactResume, History, LayerCurves, StopOnNonFiniteLoss
 from tna_lightning.callbacks.exact_resume import refuse_another_run
 from tna_lightning.callbacks.inference_cost import InferenceCost
+from tna_lightning.data import BatchedDataModule
 from tna_lightning.learner import TwinLearner
 from tna_lightning.packages import require
 from tna_lightning.quantization import WeightQuantization
@@ -150,6 +151,9 @@ def _prepare(run: Run) -> _Prepared:
         with under("data"):  # the trainer asks for both again
             datamodule.prepare_data()
             datamodule.setup("fit")
+        if isinstance(datamodule, BatchedDataModule):
+            with isolate_rng():  # which an operation of one's own may draw from
+                datamodule.try_augmentation()
     learner = build_learner(config, datamodule)
 
     kept, savers = checkpoints.savers(run.folder / "checkpoints", config["keep"])

@@ -165,6 +165,27 @@ def test_an_operation_may_ask_once_what_the_data_are():
     assert noted.calls == [("setup", 2, 1, None, [128]), "call", "call"]
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda batch, generator: batch.x,
+        lambda batch, generator: replace(batch, x=batch.x[..., 1:]),
+        lambda batch, generator: replace(batch, x=batch.x.float()),
+        lambda batch, generator: replace(batch, weight=torch.ones(3)),
+        lambda batch, generator: Batch(batch.x[:1], batch.target[:1]),
+    ],
+    ids=["a tensor", "another shape", "another dtype", "weights of others", "fewer samples"],
+)
+def test_what_an_operation_returns_is_checked_before_training(wrong):
+    data = DigitsDataModule(augment={"fine": Noted([]), "wrong": wrong})
+    data.setup("fit")
+    with pytest.raises(
+        ValueError, match=r"^augment\.wrong=function: must return a Batch .* \[2, 1, 8, 8\] and torch.uint8"
+    ):
+        data.try_augmentation()
+    DigitsDataModule(augment={"fine": Noted([])}).set_up_augmentation()
+
+
 def test_operations_come_from_the_config_into_the_data():
     config = compose([f"+augment.noted={{_target_: {__name__}.Noted, calls: []}}"])
     data = build_data(config)
