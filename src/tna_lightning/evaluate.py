@@ -9,7 +9,7 @@ import lightning
 
 from tna_lightning.learner import TwinLearner
 from tna_lightning.quantization.packing import load_packed
-from tna_lightning.running.console import leave, quiet_lightning, title
+from tna_lightning.running.console import leave, quiet_lightning, title, warn_of_changes
 from tna_lightning.running.factory import build_network, data_to_test, network_spec
 from tna_lightning.running.record import NETWORK, finished_record
 
@@ -52,6 +52,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         record = finished_record(arguments.run)
+        warn_of_changes(record["config"])
         results = evaluate(arguments.run, arguments.data_root)
     except Exception as error:
         leave(error)

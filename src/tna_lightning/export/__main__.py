@@ -8,7 +8,8 @@ import sys
 import tna_lightning.export
 from tna_lightning.export.checking import ExportMismatch
 from tna_lightning.export.run import SUFFIXES, export
-from tna_lightning.running.console import leave
+from tna_lightning.running.console import leave, warn_of_changes
+from tna_lightning.running.record import finished_record
 
 
 def main() -> None:
@@ -24,6 +25,7 @@ def main() -> None:
     parser.add_argument("--data-root", help="where the data are, if not where they were in training")
     arguments = parser.parse_args()
     try:
+        warn_of_changes(finished_record(arguments.run)["config"])
         path, counts = export(
             arguments.run, arguments.format, arguments.output, arguments.fold, arguments.images, arguments.data_root
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tna_lightning.packages import LEAF_SPEC, quiet
+from tna_lightning.running.own import changed_since
 from tna_lightning.running.record import precision_words
 
 FULL_ERROR, SET_BY_US = "HYDRA_FULL_ERROR", "TNA_LIGHTNING_SET_FULL_ERROR"
@@ -92,6 +93,12 @@ def print_record(record: Mapping[str, Any], folder: Path | str) -> None:
         table.add_row(name, value)
     table.add_row("folder", str(folder))
     Console(soft_wrap=True).print(table)
+
+
+def warn_of_changes(config: Mapping[str, Any]) -> None:
+    """Say on stderr what of the user's own code and data has changed since a run was trained."""
+    for name in changed_since(config):
+        print(f"warning: {name.partition('.')[2]} has changed since this run was trained", file=sys.stderr)
 
 
 def title(record: Mapping[str, Any]) -> str:

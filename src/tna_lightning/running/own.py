@@ -37,6 +37,13 @@ def own_digests(config: Mapping[str, Any]) -> dict[str, str]:
     return digests
 
 
+def changed_since(config: Mapping[str, Any]) -> list[str]:
+    """What of the user's own a run was trained with and is another now, by module or setting; from the run's config."""
+    recorded: Mapping[str, str] = config.get("own", {})
+    now = own_digests(config)
+    return [name for name, digest in recorded.items() if now.get(name) != digest]
+
+
 def digest_of(path: Path) -> str:
     """SHA-256 (hex) of a file's content, or of the relative names and contents of all files below a folder."""
     if path.is_file():
