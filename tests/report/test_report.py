@@ -22,7 +22,7 @@ from tna_lightning.report.page import page
 from tna_lightning.report.plots import figures, learning_curves
 from tna_lightning.report.references import published
 from tna_lightning.report.statistics import missing, paired_difference, rows
-from tna_lightning.report.tables import HEADINGS, as_csv, as_latex, as_markdown, cells
+from tna_lightning.report.tables import HEADINGS, as_csv, as_latex, as_markdown, cells, legend
 from tna_lightning.running.archive import RECORDS, keep_records, read_records
 from tna_lightning.running.home import home
 from tna_lightning.running.identity import folder_name, identity
@@ -368,6 +368,29 @@ def test_tables_say_which_layers_are_quantised_and_what_dense_costs(tmp_path):
     assert "| 0.123 | 78.9 (8888) | 2.00 (40885) |" in as_markdown(table)
     assert "all but stem, classifier (99.8 \\%)" in as_latex(table)
     assert "all but stem, classifier (99.8 %)" in page("", table, collect([tmp_path]), [], [], [], [])
+
+
+def test_energy_of_memory_and_what_is_not_counted_where_records_have_them(tmp_path):
+    old = rows([record("plain")])
+    assert "memory" not in as_markdown(old) + as_csv(old) + legend(old)
+    ann = {"activation_bits": 3, "operations": 5e6, "on_nonzero_weights": 2e6, "energy_uj": 4.5}
+    cost = record()["cost"] | {"energy_memory_uj": 1.5, "quantized_ann": ann | {"energy_memory_uj": 0.25}}
+    cost["not_counted"] = [{"name": name, "operation": "aten.mul"} for name in ("", "gate")]
+    cost["memory_model"] = {"sram": [[8192, 10.0]], "dram": 1300.0, "access_bits": 64, "membrane_bits": 32}
+    write(tmp_path, record("plain"), record("tna", cost=cost))
+    table = rows(collect([tmp_path]).done)
+    assert "| 1.50 | 4.50 (0.250) |" in as_markdown(table)
+    assert "| memory (uJ) | few-bit ANN (memory) (uJ) |" in as_markdown(table)
+    plain, tna = csv.DictReader(io.StringIO(as_csv(table)))
+    assert (tna["energy_memory_uj"], tna["quantized_ann_bits"], plain["energy_memory_uj"]) == ("1.5", "3.0", "")
+    assert as_latex(table).count("2.00 (40885) \\\\") == 2
+    report([tmp_path], tmp_path / "out")
+    for name in ("table.md", "index.html"):
+        text = (tmp_path / "out" / name).read_text()
+        assert "Not counted: aten.mul (the network, gate)." in text
+        assert "an access of 64 bits to 8 kB 10 pJ, to DRAM 1300 pJ" in text
+    more = rows([record("plain", cost=cost | {"energy_memory_uj": 9.0}), record("tna", cost=cost)])
+    assert "accuracy_memory" in {name for name, _, _ in figures(more)}
 
 
 def test_latex_escapes_what_it_must(tmp_path):

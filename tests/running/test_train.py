@@ -113,6 +113,13 @@ def test_a_run_leaves_a_record_a_table_and_a_picture(done_run):
     operations = f"{cost['synaptic_operations']:,.0f} AC, {cost['macs']:,.0f} MAC, about "
     assert told["operations an image"].startswith(operations)
     assert told["dense, all time steps"].startswith(f"{cost['dense_macs']:,.0f} MAC, about ")
+    assert told["memory an image"].startswith(f"about {cost['energy_memory_uj']:#.3g} uJ (weights ")
+    ann = cost["quantized_ann"]
+    assert ann["operations"] == cost["ann_macs"]
+    said = told[f"ANN, {ann['activation_bits']}-bit activations"]
+    assert said.startswith(f"{ann['acs']:,.0f} AC, {ann['macs']:,.0f} MAC, about ")
+    assert cost["not_counted"] == []
+    assert "not counted" not in told
     assert record["companion_weights"]["quantized_share"] == 0
     assert record["companion_weights"]["schemes"] == {"float32": [layer["name"] for layer in weights["layers"]]}
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")

@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning
 
-from tna_lightning.cost import PJ_PER_AC, PJ_PER_MAC, CostCounter, check_energies, inference_cost
+from tna_lightning.cost import PJ_PER_AC, PJ_PER_MAC, CostCounter, MemoryModel, check_energies, inference_cost
 
 __all__ = ["InferenceCost", "inference_cost"]
 
@@ -19,6 +19,7 @@ class InferenceCost(lightning.Callback):
     Args:
         pj_per_mac: energy of a multiply-accumulate in picojoule (45 nm, Horowitz 2014).
         pj_per_ac: energy of an accumulate in picojoule.
+        memory: energies of memory, a `tna_lightning.cost.MemoryModel`; null is the one of conf/signatures.
 
     Raises:
         ValueError: an energy below 0.
@@ -33,15 +34,17 @@ class InferenceCost(lightning.Callback):
         print(cost.result["energy_uj"])
     """
 
-    def __init__(self, pj_per_mac: float = PJ_PER_MAC, pj_per_ac: float = PJ_PER_AC) -> None:
+    def __init__(
+        self, pj_per_mac: float = PJ_PER_MAC, pj_per_ac: float = PJ_PER_AC, memory: MemoryModel | None = None
+    ) -> None:
         check_energies(pj_per_mac, pj_per_ac)
-        self.pj_per_mac, self.pj_per_ac = pj_per_mac, pj_per_ac
+        self.pj_per_mac, self.pj_per_ac, self.memory = pj_per_mac, pj_per_ac, memory
         self.result: dict[str, Any] | None = None
         self._counter: CostCounter | None = None
 
     def on_test_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         base: Any = pl_module.base
-        self._counter = CostCounter(base, self.pj_per_mac, self.pj_per_ac).__enter__()
+        self._counter = CostCounter(base, self.pj_per_mac, self.pj_per_ac, self.memory).__enter__()
 
     def on_test_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         assert self._counter is not None

@@ -7,10 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils import parametrize
 
+from tna_lightning.models.neurons import SpikingNeuron
 from tna_lightning.models.over_time import OverTime
 from tna_lightning.quantization.codes import Codes, alphabet
-from tna_lightning.quantization.parametrized import plain_state_dict, weighted_layers
+from tna_lightning.quantization.parametrized import WEIGHTED, plain_state_dict, weighted_layers
+
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d)
 
 
 @torch.no_grad()
@@ -31,17 +36,38 @@ def kept_weights(network: nn.Module) -> Iterator[tuple[str, Tensor, Codes | None
             yield name, weight.detach(), loaded if is_valid else None
 
 
+def other_weights(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Name and value of every parameter of two dimensions and more that is no layer's weight, in order.
+
+    Such as the projection of ``nn.MultiheadAttention``, an embedding, the weights of a recurrent layer, a transposed
+    convolution. Those of norms and neurons are none. One that is called ``weight`` has the name of its module.
+    """
+    within: tuple[str, ...] = ()
+    for name, module in network.named_modules():
+        if isinstance(module, (SpikingNeuron, parametrize.ParametrizationList, *NORMS)):
+            within += (f"{name}." if name else "",)
+        elif not name.startswith(within):
+            for own, parameter in module.named_parameters(recurse=False):
+                if parameter.ndim >= 2 and not (own == "weight" and isinstance(module, WEIGHTED)):
+                    yield (name if own == "weight" else f"{name}.{own}".lstrip(".")), parameter.detach()
+
+
 def weight_report(network: nn.Module) -> dict[str, Any]:
     """What is quantised and what is not, JSON-able: totals, and ``layers`` by name.
 
+    All weights are in it: of convolutions and linear layers, and the :func:`other_weights`.
     Bytes are those of codes and scales, or of the weights where they are kept as they are; ``bytes_float32`` is 4 a
     weight. Zeros and ``code_shares`` (given up to three bits a code) are those of the weights as eval mode sees them.
     A weight that differs by time step counts once: its ``bits`` are those of all its T codes together, ``zeros`` the
     mean over its steps, and the layer has an entry ``time_steps``.
     """
     layers = []
-    for name, weight, kept in kept_weights(network):
-        steps = _time_steps(network.get_submodule(name), weight)
+    order = {name: position for position, (name, _) in enumerate(network.named_modules())}
+    others = ((name, weight, None) for name, weight in other_weights(network))
+    for name, weight, kept in sorted(
+        [*kept_weights(network), *others], key=lambda entry: order.get(entry[0], order[entry[0].rpartition(".")[0]])
+    ):
+        steps = _time_steps(network, name, weight)
         count = weight.numel() // (steps or 1)
         entry: dict[str, Any] = {"name": name, "weights": count, "is_quantized": kept is not None}
         if kept is None:
@@ -68,7 +94,7 @@ def weight_report(network: nn.Module) -> dict[str, Any]:
 
 
 def quantized_share(network: nn.Module) -> float:
-    """Share of the convolution and linear weights that are quantised (in eval mode), 0 to 1."""
+    """Share of the weights that are quantised (in eval mode), 0 to 1."""
     return weight_report(network)["quantized_share"]
 
 
@@ -80,7 +106,7 @@ def network_bytes(network: nn.Module) -> dict[str, int]:
     state = plain_state_dict(network.state_dict())
     kept, counts = {}, {name: tensor.numel() for name, tensor in state.items()}
     for name, weight, codes in kept_weights(network):
-        counts[weight_name(name)] = weight.numel() // (_time_steps(network.get_submodule(name), weight) or 1)
+        counts[weight_name(name)] = weight.numel() // (_time_steps(network, name, weight) or 1)
         if codes is not None:
             kept[weight_name(name)] = codes.num_bytes
     return {
@@ -89,8 +115,10 @@ def network_bytes(network: nn.Module) -> dict[str, int]:
     }
 
 
-def _time_steps(layer: nn.Module, weight: Tensor) -> int | None:
-    """T of a layer whose weight differs by step."""
+def _time_steps(network: nn.Module, name: str, weight: Tensor) -> int | None:
+    """T of a layer whose weight differs by step; the name may be that of a parameter, which has none."""
+    parent, _, own = name.rpartition(".")
+    layer = network.get_submodule(parent)._modules.get(own) if name else network
     return len(weight) if isinstance(layer, OverTime) else None
 
 

@@ -16,7 +16,7 @@ from tna_lightning.report.page import page
 from tna_lightning.report.plots import figures
 from tna_lightning.report.references import Published, published
 from tna_lightning.report.statistics import Row, missing, rows
-from tna_lightning.report.tables import LEGEND, as_csv, as_latex, as_markdown
+from tna_lightning.report.tables import as_csv, as_latex, as_markdown, legend
 from tna_lightning.running.archive import RECORDS, SUFFIX, keep_records
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def how(records: Sequence[dict[str, Any]]) -> list[str]:
         ("versions", {_versions(record) for record in records}),
         ("commit", {_commit(record) for record in records}),
         ("energy of an operation", {_energy(record) for record in records}),
+        ("energy of memory", {_memory(record) for record in records}),
     ):
         if values - {""}:
             lines.append(f"{label}: {'; '.join(sorted(values - {''}))}")
@@ -109,6 +110,14 @@ def _energy(record: dict[str, Any]) -> str:
     return f"{cost['pj_per_mac']} pJ a multiply-accumulate, {cost['pj_per_ac']} pJ an accumulate (45 nm, Horowitz 2014)"
 
 
+def _memory(record: dict[str, Any]) -> str:
+    model = record["cost"].get("memory_model")
+    if model is None:
+        return ""
+    levels = ", ".join(f"{size / 1024:g} kB {energy:g} pJ" for size, energy in model["sram"])
+    return f"an access of {model['access_bits']} bits to {levels}, to DRAM {model['dram']:g} pJ"
+
+
 def _markdown(
     title: str,
     table: Sequence[Row],
@@ -121,7 +130,7 @@ def _markdown(
     if table:
         parts.append(
             "Test accuracy of the kept network: mean \N{PLUS-MINUS SIGN} standard deviation over n seeds. Differences "
-            f"in percentage points over paired seeds, with the 95 % interval (Student t). {LEGEND}\n"
+            f"in percentage points over paired seeds, with the 95 % interval (Student t). {legend(table)}\n"
         )
     not_done = [f"- {run.state}: {run.name} {run.detail}".rstrip() for run in collection.unfinished]
     not_done += [f"- missing: {line}" for line in absent]

@@ -10,7 +10,7 @@ from html import escape
 from tna_lightning.report.collect import Collection
 from tna_lightning.report.references import Published
 from tna_lightning.report.statistics import Row
-from tna_lightning.report.tables import HEADINGS, LEGEND, cells
+from tna_lightning.report.tables import HEADINGS, cells, legend
 
 # by hand, since a stylesheet from elsewhere would be many times these lines, in every page that is kept
 _STYLE = """
@@ -95,7 +95,7 @@ def page(
         parts.append(
             '<p class="note">Test accuracy of the kept network: mean &plusmn; standard deviation over n seeds. '
             "Differences in percentage points over paired seeds, with the 95 % interval (Student t); one that holds 0 "
-            f"shows no difference. {LEGEND} A click on a heading sorts.</p>"
+            f"shows no difference. {escape(legend(rows))} A click on a heading sorts.</p>"
         )
     if collection.unfinished or missing:
         parts.append("<h2>Not done</h2>")

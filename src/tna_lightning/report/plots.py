@@ -45,6 +45,12 @@ def figures(table: Sequence[Row]) -> Iterator[tuple[str, str, Figure]]:
             "counted synaptic operations at the energies named below",
             lambda row: row.average("cost", "energy_uj"),
         ),
+        (
+            "memory",
+            "energy of memory of one inference (uJ)",
+            "moving weights, membranes and activations, at the energies named below",
+            lambda row: row.average("cost", "energy_memory_uj"),
+        ),
     ):
         figure = accuracy_against(table, value, what)
         if figure is not None:

@@ -9,17 +9,32 @@ import re
 from collections.abc import Sequence
 
 from tna_lightning.report.statistics import REFERENCES, Row, mean_and_deviation
+from tna_lightning.running.record import not_counted_words
 
 HEADINGS = (
     "data", "model", "neuron", "precision", "baseline", "settings", "n", "test accuracy (%)", "to plain",
     "to distillation", "companion (%)", "quantised", "bits a weight", "kB", "zeros (%)", "firing rate", "AC (M)",
-    "MAC (dense) (M)", "energy (dense) (uJ)",
+    "MAC (dense) (M)", "energy (dense) (uJ)", "memory (uJ)", "few-bit ANN (memory) (uJ)",
 )  # fmt: skip
+OPTIONAL = HEADINGS[-2:]  # only where a record has them: older ones do not
 LEGEND = (
     "Quantised: which layers, and in brackets their share of the weights. AC and MAC: accumulates that spikes trigger "
     "and multiply-accumulates, an image; in brackets the same network at full precision if zeros are not left out."
 )
+OPTIONAL_LEGEND = (
+    "Memory: energy of moving weights, membranes and activations, not part of the energy beside it. Few-bit ANN: the "
+    "same weights with activations of ceil(log2(T + 1)) bits, each layer once; in brackets its memory."
+)
 _COST = ("synaptic_operations", "macs", "energy_uj", "dense_macs", "energy_dense_uj")
+_OPTIONAL_COST = {
+    "energy_memory_uj": ("energy_memory_uj",),
+    **{f"memory_{part}_uj": (f"memory_{part}_uj",) for part in ("weights", "membranes", "activations")},
+    "quantized_ann_bits": ("quantized_ann", "activation_bits"),
+    "quantized_ann_operations": ("quantized_ann", "operations"),
+    "quantized_ann_on_nonzero_weights": ("quantized_ann", "on_nonzero_weights"),
+    "quantized_ann_energy_uj": ("quantized_ann", "energy_uj"),
+    "quantized_ann_energy_memory_uj": ("quantized_ann", "energy_memory_uj"),
+}
 
 
 def cells(row: Row) -> list[str]:
@@ -44,7 +59,23 @@ def cells(row: Row) -> list[str]:
         _three_digits(row.average("cost", "synaptic_operations"), 1e-6),
         _beside_dense(row.average("cost", "macs"), row.average("cost", "dense_macs"), 1e-6),
         _beside_dense(row.average("cost", "energy_uj"), row.average("cost", "energy_dense_uj")),
+        _three_digits(row.average("cost", "energy_memory_uj")),
+        _beside_dense(
+            row.average("cost", "quantized_ann", "energy_uj"), row.average("cost", "quantized_ann", "energy_memory_uj")
+        ),
     ]
+
+
+def has_optional(table: Sequence[Row]) -> bool:
+    """Whether a row has anything in one of the :data:`OPTIONAL` columns."""
+    return any(cell for row in table for cell in cells(row)[-len(OPTIONAL) :])
+
+
+def legend(table: Sequence[Row]) -> str:
+    """What the columns mean, and below it what is not in the counts."""
+    words = dict.fromkeys(filter(None, (not_counted_words(record["cost"]) for row in table for record in row.records)))
+    lines = [LEGEND, *([OPTIONAL_LEGEND] if has_optional(table) else []), *(f"Not counted: {line}." for line in words)]
+    return " ".join(lines)
 
 
 def spread(mean: float, deviation: float | None) -> str:
@@ -83,8 +114,11 @@ def companion(row: Row) -> str:
 
 def as_markdown(table: Sequence[Row]) -> str:
     """Aligned by nothing but the reader's renderer."""
-    lines = ["| " + " | ".join(HEADINGS) + " |", "|" + " --- |" * len(HEADINGS)]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells(row)) + " |" for row in table]
+    headings = HEADINGS if has_optional(table) else HEADINGS[: -len(OPTIONAL)]
+    lines = ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings)]
+    lines += [
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in cells(row)[: len(headings)]) + " |" for row in table
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -93,10 +127,13 @@ def as_csv(table: Sequence[Row]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     references = [f"{name}_{part}" for name in REFERENCES for part in ("difference", "low", "high", "pairs")]
+    optional = [
+        name for name, path in _OPTIONAL_COST.items() if any(row.average("cost", *path) is not None for row in table)
+    ]
     writer.writerow(
         ["data", "model", "neuron", "precision", "quantized", "baseline", "settings", "seeds", "n", "test_acc",
          "test_acc_sd", *references, "better_distillation", "companion_acc", "val_acc", "quantized_share", "bits",
-         "bytes", "bytes_float32", "bytes_file", "zero_share", "firing_rate", *_COST, "wall_time_s"]
+         "bytes", "bytes_float32", "bytes_file", "zero_share", "firing_rate", *_COST, "wall_time_s", *optional]
     )  # fmt: skip
     for row in table:
         line: list[object] = [row.data, row.model, row.neuron, row.precision, row.quantized]
@@ -117,6 +154,7 @@ def as_csv(table: Sequence[Row]) -> str:
         line += [row.average("weights", key) for key in ("bytes", "bytes_float32", "bytes_file", "zero_share")]
         line += [row.average("cost", key) for key in ("firing_rate", *_COST)]
         line.append(row.average("wall_time_s"))
+        line += [row.average("cost", *_OPTIONAL_COST[name]) for name in optional]
         writer.writerow(line)
     return text.getvalue()
 
@@ -141,7 +179,7 @@ def as_latex(table: Sequence[Row]) -> str:
         to = [f"${text}$" if (text := difference(row, name)) else "" for name in ("plain", row.distillation)]
         to = [re.sub(r" \((\d+) (pairs?)\)", r"\\ (\1\\ \\mathrm{\2})", text) for text in to]
         to[1] += f" {_escape(row.distillation)}" if to[1] and row.distillation not in (None, "kd") else ""
-        lines.append(" & ".join([*words, str(len(row.records)), accuracy, *to, *cells(row)[-3:]]) + " \\\\")
+        lines.append(" & ".join([*words, str(len(row.records)), accuracy, *to, *cells(row)[-5:-2]]) + " \\\\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
 
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from tna_lightning.packages import LEAF_SPEC, quiet
 from tna_lightning.running.own import changed_since
-from tna_lightning.running.record import precision_words
+from tna_lightning.running.record import not_counted_words, precision_words
 
 FULL_ERROR, SET_BY_US = "HYDRA_FULL_ERROR", "TNA_LIGHTNING_SET_FULL_ERROR"
 
@@ -139,9 +139,20 @@ def summary_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     # AC: accumulates that spikes trigger, MAC: multiply-accumulates
     counts = f"{cost['synaptic_operations']:,.0f} AC, {cost['macs']:,.0f} MAC"
     yield "operations an image", f"{counts}, about {cost['energy_uj']:#.3g} uJ"
+    if "energy_memory_uj" in cost:  # older records have none
+        moved = ", ".join(
+            f"{part} {cost[f'memory_{part}_uj']:#.3g}" for part in ("weights", "membranes", "activations")
+        )
+        yield "memory an image", f"about {cost['energy_memory_uj']:#.3g} uJ ({moved})"
+    if cost.get("not_counted"):
+        yield "not counted", not_counted_words(cost)
     yield "dense, all time steps", f"{cost['dense_macs']:,.0f} MAC, about {cost['energy_dense_uj']:#.3g} uJ"
     if "ann_macs" in cost:  # older records have none
         yield "ANN of the same shape", f"{cost['ann_macs']:,.0f} MAC, about {cost['energy_ann_uj']:#.3g} uJ"
+    if (ann := cost.get("quantized_ann")) is not None:
+        counts = f"{ann['acs']:,.0f} AC, {ann['macs']:,.0f} MAC"
+        energies = f"about {ann['energy_uj']:#.3g} uJ, memory {ann['energy_memory_uj']:#.3g} uJ"
+        yield f"ANN, {ann['activation_bits']}-bit activations", f"{counts}, {energies}"
     yield "training speed", f"{record['train_images_per_s']:,.0f} images/s on {record['device']}"
     epochs = "1 epoch" if record["epochs"] == 1 else f"{record['epochs']} epochs"
     yield "wall time", f"{record['wall_time_s']:.0f} s for {epochs}"

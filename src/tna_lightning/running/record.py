@@ -126,6 +126,17 @@ def precision_words(weights: Mapping[str, Any]) -> str:
     return "; ".join([words, *(f"{_modules(schemes, scheme)}: {scheme}" for scheme in others)])
 
 
+def not_counted_words(cost: Mapping[str, Any]) -> str:
+    """What of a network multiplies and is not in its counts, from its record's ``cost``: ``aten.mul (lstm)``.
+
+    Empty where all is counted, and where the record is older.
+    """
+    where: dict[str, list[str]] = {}
+    for entry in cost.get("not_counted", ()):
+        where.setdefault(entry["operation"], []).append(entry["name"] or "the network")
+    return "; ".join(f"{operation} ({', '.join(names)})" for operation, names in where.items())
+
+
 def _modules(schemes: Mapping[str, str | None], scheme: str | None) -> str:
     """The modules whose layers are all of this scheme, each as large as it can be."""
     others = [name for name, each in schemes.items() if each != scheme]

@@ -68,6 +68,7 @@ SOURCES = {
         without=(*NOT_FOR_TRAINER, "limit_predict_batches", "enable_autolog_hparams", "model_registry"),
     ),
     "InferenceCost": Source("tna_lightning.callbacks.inference_cost.InferenceCost"),
+    "MemoryModel": Source("tna_lightning.cost.MemoryModel"),
     "cosine": Source("tna_lightning.learner.cosine", is_partial=True),
     "wandb_logger": Source("tna_lightning.running.loggers.wandb_logger", is_partial=True),
     "WeightQuantization": Source(

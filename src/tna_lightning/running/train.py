@@ -116,7 +116,11 @@ def _changed_since(previous: Mapping[str, Any], config: Mapping[str, Any]) -> It
         path = Path(source["file"])
         if not path.is_file() or digest(path) != source["sha256"]:
             yield f"{key}: {path} has changed since; the run above had other weights from there"
-    if (previous["config"].get("cost") or {}) != (config["cost"] or {}):
+    given = [
+        {key: value for key, value in (cost or {}).items() if value is not None}  # earlier records lack what is null
+        for cost in (previous["config"].get("cost"), config["cost"])
+    ]
+    if given[0] != given[1]:
         yield f"cost={config['cost']}: the energies above were counted with {previous['config'].get('cost')}"
 
 
