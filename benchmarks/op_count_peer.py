@@ -1,8 +1,8 @@
 """Our operation counts beside spikingjelly's, layer by layer, on ternary networks that see random images.
 
-    PYTHONPATH=src PEER/bin/python benchmarks/op_count_peer.py > benchmarks/results/op_count_peer.json
+    make bench-setup && .venv-bench/bin/python -m benchmarks.op_count_peer > benchmarks/results/op_count_peer.json
 
-In an environment of its own: spikingjelly 2.0.0 as in nir_peer.py, and safetensors. Its SynOpCounter and MACCounter
+spikingjelly 2.0.0 stands in the environment of the benchmarks. Its SynOpCounter and MACCounter
 watch torch's convolutions and matrix products as they run, so both counters see the same forward pass. docs/cost.md
 explains where they differ. Layers that the backbones do not have (tokens, attention, grouped, transposed and recurrent
 layers) are counted by torch's FlopCounterMode as well: half its flops are our dense MACs.
