@@ -78,14 +78,17 @@ def run(monkeypatch):
     """Train in this process, with callbacks of a test's own, and quantisation first or last among all."""
     monkeypatch.setattr(composition, "plot_curves", lambda *arguments, **settings: None)
     monkeypatch.setattr(composition, "plot_inspection", lambda *arguments, **settings: None)
-    build_trainer = composition.build_trainer
+    build = composition.build
 
     def go(config, folder, more=(), quantisation_last=False):
-        def build(node, callbacks, **arguments):
-            callbacks.sort(key=lambda callback: isinstance(callback, WeightQuantization) is quantisation_last)
-            return build_trainer(node, callbacks=[*callbacks, *more], **arguments)
+        def build_trainer(key, node, **arguments):
+            if key == "trainer":
+                callbacks = arguments["callbacks"]
+                callbacks.sort(key=lambda callback: isinstance(callback, WeightQuantization) is quantisation_last)
+                arguments["callbacks"] = [*callbacks, *more]
+            return build(key, node, **arguments)
 
-        monkeypatch.setattr(composition, "build_trainer", build)
+        monkeypatch.setattr(composition, "build", build_trainer)
         return train(config, folder)
 
     return go
@@ -206,7 +209,7 @@ def of_lightning(name, **settings):
         ({"device_stats": {}}, "callbacks.device_stats: needs a logger"),
         ({"mine": "ema"}, "callbacks.mine='ema': must be {_target_: a callback's class, its settings}"),
         ({"mine": {"_target_": "builtins.dict"}}, "callbacks.mine=dict: must be a callback of Lightning's"),
-        ({"mine": {"_target_": "nowhere.Mine"}}, "callbacks.mine=nowhere.Mine: "),
+        ({"mine": {"_target_": "nowhere.Mine"}}, "callbacks.mine._target_='nowhere.Mine': there is no"),
         ({"mine": {"_target_": "tna_lightning.callbacks.History"}}, "callbacks.mine=History: the run has one"),
         ({"ema": {}} | of_lightning("EMAWeightAveraging"), "callbacks=[ema,mine]: a run keeps one average"),
         (of_lightning("StochasticWeightAveraging", swa_lrs=1e-3), "use callbacks=swa"),

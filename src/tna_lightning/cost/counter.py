@@ -323,7 +323,8 @@ class CostCounter:
             "not_counted": [{"name": name, "operation": operation} for name, operation in self._not_counted],
             "pj_per_mac": self.pj_per_mac,
             "pj_per_ac": self.pj_per_ac,
-            "memory_model": asdict(self.memory),
+            "memory_model": asdict(self.memory)
+            | {"sram": [list(level) for level in self.memory.sram]},  # as JSON has it
             "layers": layers,
             "products": products,
             "neuron_layers": neurons,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -13,14 +12,16 @@ from tna_lightning.data.batch import Inputs
 from tna_lightning.models import SpikingNeuron
 from tna_lightning.models.recording import watched
 
-_Passes = dict[str, list[tuple[Tensor, Tensor]]]  # currents and spikes of each call, by the neuron's name, as called
+STRONG = 3.0  # deviation of the currents, in thresholds of 1: neurons must spike to show what they do
+SAMPLES = 32
 
 
 def try_neurons(network: nn.Module, inputs: Inputs, prefix: str = "") -> None:
-    """Refuse a neuron from outside this package that keeps a state, or draws at random without saying so.
+    """Refuse a neuron from outside this package that gives no spikes, keeps a state, or draws at random unsaid.
 
-    A copy of the network sees the same two random samples three times in eval mode. Twice the generators stand alike:
-    where a neuron answers the same currents with other spikes, it remembers. The third time they stand elsewhere.
+    In a copy of the network in eval mode, two random samples show what shape each neuron's currents have. Then each
+    sees the same strong currents three times, others in between. Twice the generators stand alike: one that answers
+    otherwise the second time remembers. The third time they stand elsewhere.
 
     Args:
         network: stays as it is; one without such neurons is not even run.
@@ -37,53 +38,55 @@ def try_neurons(network: nn.Module, inputs: Inputs, prefix: str = "") -> None:
     }
     if not foreign:
         return
+    trial = copy.deepcopy(network).eval()
+    for name, currents in _currents(trial, inputs).items():
+        if name in foreign:
+            named = f"{prefix}neuron={type(foreign[name]).__name__}"
+            _try(named, name, copy.deepcopy(foreign[name]).eval(), currents, foreign[name].is_random)
+
+
+def _currents(network: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+    """The currents of each neuron's first call, by its name, for two random samples."""
     steps = [] if inputs.time_steps is None else [inputs.time_steps]
     shape = (2, *steps, inputs.channels, inputs.height, inputs.width)
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    trial = copy.deepcopy(network).eval()
+    found: dict[str, Tensor] = {}
+
+    def note(name: str, currents: Tensor, spikes: Tensor) -> None:
+        found.setdefault(name, currents)
+
     try:
-        first, second, other = (_passes(trial, foreign, x, seed) for seed in (0, 0, 1))
-    except _NoSpikes as error:
-        raise ValueError(f"{prefix}neuron={error}") from None
-    for name in first:
-        if _differ(first[name], second[name]):
+        with torch.no_grad(), isolate_rng(), watched(network, note):
+            network(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+    except Exception:
+        if not found:
+            raise
+        # a layer behind a neuron stumbles over what that gave: the trial of the neuron says it by name
+    return found
+
+
+def _try(named: str, name: str, neuron: nn.Module, currents: Tensor, is_random: bool) -> None:
+    time_steps, _, *rest = currents.shape
+    generator = torch.Generator().manual_seed(0)
+    shape = (2, time_steps, SAMPLES, *rest)
+    some, others = (STRONG * torch.randn(shape, generator=generator)).to(currents).unbind(0)
+    answers = []
+    for seed, strong in ((0, some), (0, others), (0, some), (1, some)):
+        with torch.no_grad(), isolate_rng():
+            torch.manual_seed(seed)
+            spikes = neuron(strong)
+        if not isinstance(spikes, Tensor) or spikes.shape != strong.shape or spikes.dtype != strong.dtype:
             raise ValueError(
-                f"{prefix}neuron={type(foreign[name]).__name__}: the same currents give other spikes in a second "
-                f"forward ({name}); start from a new state in each, and draw random numbers from torch's generator"
+                f"{named}: must give spikes of the shape [T, B, ...] and the dtype of its currents, "
+                f"{list(strong.shape)} and {strong.dtype} ({name})"
             )
-    for name in first:
-        if not foreign[name].is_random and _differ(first[name], other[name]):
-            raise ValueError(
-                f"{prefix}neuron={type(foreign[name]).__name__}: draws random numbers in eval mode ({name}); "
-                "its class must say so, is_random = True"
-            )
-
-
-def _passes(network: nn.Module, names: Collection[str], x: Tensor, seed: int) -> _Passes:
-    passes: _Passes = {}
-
-    def keep(name: str, currents: Tensor, spikes: Tensor) -> None:
-        if name in names:
-            if not isinstance(spikes, Tensor) or spikes.shape != currents.shape or spikes.dtype != currents.dtype:
-                raise _NoSpikes(
-                    f"{type(network.get_submodule(name)).__name__}: must give spikes of the shape "
-                    f"{list(currents.shape)} and the dtype {currents.dtype} of its currents ({name})"
-                )
-            passes.setdefault(name, []).append((currents.clone(), spikes.clone()))
-
-    with torch.no_grad(), watched(network, keep), isolate_rng():
-        torch.manual_seed(seed)
-        network(x)
-    return passes
-
-
-class _NoSpikes(Exception):
-    """What a neuron gave is no tensor of spikes."""
-
-
-def _differ(one: list[tuple[Tensor, Tensor]], other: list[tuple[Tensor, Tensor]]) -> bool:
-    """Whether a neuron gave other spikes for the same currents; where those differ, a layer before it is to blame."""
-    return any(
-        torch.equal(current, same_current) and not torch.equal(spikes, other_spikes)
-        for (current, spikes), (same_current, other_spikes) in zip(one, other, strict=True)
-    )
+        answers.append(spikes.clone())
+    first, _, second, elsewhere = answers
+    if not torch.equal(first, second):
+        raise ValueError(
+            f"{named}: the same currents give other spikes in a second forward ({name}); start from a new state in "
+            "each, and draw random numbers from torch's generator"
+        )
+    if not is_random and not torch.equal(first, elsewhere):
+        raise ValueError(
+            f"{named}: draws random numbers in eval mode ({name}); its class must say so, is_random = True"
+        )
