@@ -144,7 +144,11 @@ def test_a_difference_over_fewer_pairs_than_runs_says_so(tmp_path):
 DAMAGE = {
     **{key: "x" for key in ("results", "weights", "cost", "data", "choices", "environment", "seed")},
     **{"history": [], "identity": ["x"], "config": None, "study": [], "results.test/acc": math.nan},
-    **{"config.data": "x", "config.trainer": [], "status": None},
+    **{"config.data": "x", "config.trainer": [], "config.objective": None, "status": None},
+    **{"cost.not_counted": [{"name": "a"}], "cost.memory_model": {}, "cost.energy_uj": math.nan, "cost.macs": -1.0},
+    **{"cost.quantized_ann": {"energy_uj": "x"}, "cost.pj_per_ac": None, "weights.layers": [{}], "weights.bytes": "x"},
+    **{"history.val/acc": ["x", "y"], "history.epoch": 3, "choices.data": 3, "data.simulated": "x"},
+    **{"results.test/companion_acc": "x"},
 }
 
 
@@ -158,7 +162,7 @@ def test_a_damaged_record_is_named_and_left_out(key, study):
     else:
         damaged[key] = DAMAGE[key]
     write(study, damaged)
-    collection = report([study], study / "report")
+    collection = collect([study])
     assert len(collection.done) == 7
     (line,) = collection.left_out
     assert line.startswith(f"run={str(study / damaged['name'])!r}: run.json ")

@@ -101,7 +101,7 @@ class Row:
     def quantized(self) -> str:
         """Which layers are, see :func:`tna_lightning.precision_words`; empty where the records name no layers."""
         weights = self.records[0]["weights"]
-        return precision_words(weights) if "layers" in weights else ""
+        return "" if weights.get("layers") is None else precision_words(weights)
 
     @property
     def bits(self) -> float | None:
@@ -134,7 +134,7 @@ def rows(records: Sequence[Record]) -> list[Row]:
     partners: dict[tuple[str, str], list[Record]] = defaultdict(list)
     by_choices: dict[tuple[str, str, str, str, str], list[Record]] = defaultdict(list)
     for record in records:
-        partners[record["choices"].get("baseline", "custom"), _partner_key(record)].append(record)
+        partners[record["choices"].get("baseline") or "custom", _partner_key(record)].append(record)
         by_choices[_choices(record)].append(record)
 
     table = []
@@ -197,7 +197,7 @@ def _accuracy(record: Record) -> float:
 
 def _choices(record: Record) -> tuple[str, str, str, str, str]:
     choices = record["choices"]
-    data, *others = (choices.get(group, "custom") for group in ("data", "model", "neuron", "baseline", "quant"))
+    data, *others = (choices.get(group) or "custom" for group in ("data", "model", "neuron", "baseline", "quant"))
     model, neuron, baseline, quant = others
     data += " (simulated)" if record["data"].get("simulated") else ""
     return data, model, neuron, baseline, "full" if quant == "none" else quant
@@ -225,7 +225,7 @@ def _partner_key(record: Record, *, any_seed: bool = False) -> str:
     """
     config = {key: value for key, value in record["config"].items() if key not in ("objective", "companion")}
     config["companions"] = {}
-    config["trainer"] = {key: value for key, value in config.get("trainer", {}).items() if key != "max_epochs"}
+    config["trainer"] = {key: value for key, value in (config.get("trainer") or {}).items() if key != "max_epochs"}
     if any_seed:
         config |= {"seed": None, "data": config["data"] | {"seed": None}}
     return identity(config, {})

@@ -192,7 +192,7 @@ def as_now(earlier: Mapping[str, Any]) -> dict[str, Any]:
     if cost is not None:
         config["cost"] = {"_target_": "tna_lightning.callbacks.inference_cost.InferenceCost", **cost}
     for node in (model, (companion or {}).get("model")):
-        if node and data and "time_steps" in data and "time_steps" in node:
+        if isinstance(node, dict) and data and "time_steps" in data and "time_steps" in node:
             node["time_steps"] = data["time_steps"]
     if trainer:
         device = trainer.pop("twin_device", None)
