@@ -144,7 +144,11 @@ def test_a_difference_over_fewer_pairs_than_runs_says_so(tmp_path):
 DAMAGE = {
     **{key: "x" for key in ("results", "weights", "cost", "data", "choices", "environment", "seed")},
     **{"history": [], "identity": ["x"], "config": None, "study": [], "results.test/acc": math.nan},
-    **{"config.data": "x", "config.trainer": [], "status": None},
+    **{"config.data": "x", "config.trainer": [], "config.objective": None, "status": None},
+    **{"cost.not_counted": [{"name": "a"}], "cost.memory_model": {}, "cost.energy_uj": math.nan, "cost.macs": -1.0},
+    **{"cost.quantized_ann": {"energy_uj": "x"}, "cost.pj_per_ac": None, "weights.layers": [{}], "weights.bytes": "x"},
+    **{"history.val/acc": ["x", "y"], "history.epoch": 3, "choices.data": 3, "data.simulated": "x"},
+    **{"results.test/companion_acc": "x"},
 }
 
 
@@ -158,7 +162,7 @@ def test_a_damaged_record_is_named_and_left_out(key, study):
     else:
         damaged[key] = DAMAGE[key]
     write(study, damaged)
-    collection = report([study], study / "report")
+    collection = collect([study])
     assert len(collection.done) == 7
     (line,) = collection.left_out
     assert line.startswith(f"run={str(study / damaged['name'])!r}: run.json ")
@@ -417,6 +421,45 @@ def test_rows_differ_by_the_name_of_their_augmentation():
     assert {row.variant for row in rows([none, some])} == {"augment=none", "augment=standard"}
     more = augmented("standard", 0, padding=2)
     assert {row.variant for row in rows([some, more])} == {"padding=4", "padding=2"}
+
+
+def test_runs_of_two_versions_are_one_row_and_are_named_by_todays_settings(tmp_path):
+    images = "tna_lightning.data.cifar.CIFARDataModule"
+    crop = {"crop": {"_target_": "tna_lightning.data.augment.Crop", "padding": 4}}
+
+    def earlier(seed, padding=4, rate=0.1):
+        data = {"_target_": images, "seed": seed, "crop_padding": padding}
+        trainer = {"twin_device": None, "max_epochs": 2}
+        return {"data": data, "neuron": {"beta": 0.5}, "trainer": trainer, "optimizer": {"lr": rate}}
+
+    def today(seed, augment=crop, rate=0.1, per="layer"):
+        return {
+            "data": {"_target_": images, "seed": seed},
+            "neuron": {"beta": 0.5, "per": per},
+            "trainer": {"max_epochs": 2, "max_steps": -1, "check_val_every_n_epoch": 1},
+            "optimizer": {"lr": rate},
+            "channels_last": False,
+            "augment": augment,
+            "callbacks": {},
+            "companions": {},
+        }
+
+    def found(*configs):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        for seed, config in enumerate(configs):
+            made = record("plain", seed=seed)
+            made["config"] |= config
+            if "augment" in config:
+                made["choices"] = made["choices"] | {"augment": "crop" if config["augment"] else "none"}
+            write(folder, made | {"name": str(seed), "identity": identity(made["config"])})
+        return {row.variant: row.seeds for row in rows(collect([folder]).done)}
+
+    assert found(earlier(0), earlier(1), today(2), today(3)) == {"": [0, 1, 2, 3]}
+    assert found(earlier(0), today(1), today(2, rate=0.2)) == {"lr=0.1": [0, 1], "lr=0.2": [2]}
+    assert found(earlier(0), today(1, per="channel")) == {"per=layer": [0], "per=channel": [1]}
+    assert found(earlier(0), today(1, {}), earlier(2, 0)) == {"augment=crop": [0], "augment=none": [1, 2]}
+    assert found(earlier(0), today(1, rate=0.2)) == {"lr=0.1": [0], "lr=0.2": [1]}
+    assert found(earlier(0), earlier(1, 2)) == {"padding=4": [0], "padding=2": [1]}
 
 
 @pytest.fixture

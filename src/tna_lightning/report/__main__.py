@@ -70,7 +70,7 @@ def how(records: Sequence[dict[str, Any]]) -> list[str]:
     lines = []
     data: dict[str, dict[str, Any]] = {}
     for record in records:
-        data.setdefault(record["choices"].get("data", "custom"), record["data"])
+        data.setdefault(record["choices"].get("data") or "custom", record["data"])
     for name, about in sorted(data.items()):
         sizes = [
             f"{about[f'{part}_samples']} {part}" for part in ("train", "val", "test") if f"{part}_samples" in about
@@ -94,18 +94,18 @@ def how(records: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _versions(record: dict[str, Any]) -> str:
-    versions = record.get("environment", {}).get("versions", {})
+    versions = (record.get("environment") or {}).get("versions") or {}
     return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def _commit(record: dict[str, Any]) -> str:
-    git = record.get("environment", {}).get("git")
+    git = (record.get("environment") or {}).get("git")
     return "" if not git else git["commit"][:10] + (" with changes" if git["dirty"] else "")
 
 
 def _energy(record: dict[str, Any]) -> str:
     cost = record["cost"]
-    if "pj_per_mac" not in cost:
+    if cost.get("pj_per_mac") is None:
         return ""
     return f"{cost['pj_per_mac']} pJ a multiply-accumulate, {cost['pj_per_ac']} pJ an accumulate (45 nm, Horowitz 2014)"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 from collections import defaultdict
@@ -11,6 +12,7 @@ from typing import Any
 
 from tna_lightning.running.identity import identity, identity_config
 from tna_lightning.running.record import precision_words
+from tna_lightning.running.versions import as_before, with_neutral
 
 # the order in which a reader looks for them; what is not here follows in alphabetical order
 BASELINES = ("plain", "plain_twice", "kd", "kd_ann", "mutual", "tna", "cohort")
@@ -99,7 +101,7 @@ class Row:
     def quantized(self) -> str:
         """Which layers are, see :func:`tna_lightning.precision_words`; empty where the records name no layers."""
         weights = self.records[0]["weights"]
-        return precision_words(weights) if "layers" in weights else ""
+        return "" if weights.get("layers") is None else precision_words(weights)
 
     @property
     def bits(self) -> float | None:
@@ -132,7 +134,7 @@ def rows(records: Sequence[Record]) -> list[Row]:
     partners: dict[tuple[str, str], list[Record]] = defaultdict(list)
     by_choices: dict[tuple[str, str, str, str, str], list[Record]] = defaultdict(list)
     for record in records:
-        partners[record["choices"].get("baseline", "custom"), _partner_key(record)].append(record)
+        partners[record["choices"].get("baseline") or "custom", _partner_key(record)].append(record)
         by_choices[_choices(record)].append(record)
 
     table = []
@@ -195,7 +197,7 @@ def _accuracy(record: Record) -> float:
 
 def _choices(record: Record) -> tuple[str, str, str, str, str]:
     choices = record["choices"]
-    data, *others = (choices.get(group, "custom") for group in ("data", "model", "neuron", "baseline", "quant"))
+    data, *others = (choices.get(group) or "custom" for group in ("data", "model", "neuron", "baseline", "quant"))
     model, neuron, baseline, quant = others
     data += " (simulated)" if record["data"].get("simulated") else ""
     return data, model, neuron, baseline, "full" if quant == "none" else quant
@@ -223,20 +225,58 @@ def _partner_key(record: Record, *, any_seed: bool = False) -> str:
     """
     config = {key: value for key, value in record["config"].items() if key not in ("objective", "companion")}
     config["companions"] = {}
-    config["trainer"] = {key: value for key, value in config.get("trainer", {}).items() if key != "max_epochs"}
+    config["trainer"] = {key: value for key, value in (config.get("trainer") or {}).items() if key != "max_epochs"}
     if any_seed:
         config |= {"seed": None, "data": config["data"] | {"seed": None}}
-    return identity(config)
+    return identity(config, {})
 
 
 def _variants(alike: Sequence[Record]) -> list[str]:
-    """For runs with equal choices: the settings, other than seeds, in which some of them differ, as words."""
+    """For runs with equal choices: the settings, other than seeds, in which some of them differ, as words.
+
+    They are compared as version 0.1.0 had them, since a setting that was added or moved makes no other run, and are
+    named as they are today.
+    """
+    kinds = [_kind(record) for record in alike]
+    named = {id(record): name for record, name in zip(alike, _augments(alike), strict=True)}
+    newest: dict[str, Record] = {}  # of each kind: the one whose version had the most settings
+    for kind, record in zip(kinds, alike, strict=True):
+        if kind not in newest or len(identity_config(newest[kind]["config"])) < len(identity_config(record["config"])):
+            newest[kind] = record
+    words = _words(list(newest.values()), [named[id(record)] for record in newest.values()])
+    of_kind = dict(zip(newest, words, strict=True))
+    return [of_kind[kind] for kind in kinds]
+
+
+def _kind(record: Record) -> str:
+    """The same for runs that differ in nothing but seeds, whatever version made them."""
+    settings = as_before(identity_config(record["config"]), {})
+    kept = {key: value for key, value in settings.items() if not _SEEDS.fullmatch(key)}
+    companions = {group: choice for group, choice in record["choices"].items() if "@companion" in group}
+    return json.dumps([kept, companions], sort_keys=True)
+
+
+def _augments(alike: Sequence[Record]) -> list[str]:
+    """The names of the augmentations; where the version had no such choice, that of the same operations, or theirs."""
+    operations = [record["config"].get("augment") or {} for record in alike]
+    keys = [json.dumps([list(each), each], sort_keys=True) for each in operations]
+    chosen = [record["choices"].get("augment") for record in alike]
+    names = {key: name for key, name in zip(keys, chosen, strict=True) if name}
+    return [
+        name or names.get(key) or ",".join(each or ["none"])
+        for name, key, each in zip(chosen, keys, operations, strict=True)
+    ]
+
+
+def _words(alike: Sequence[Record], augments: Sequence[str]) -> list[str]:
+    """The settings in which runs of different kinds differ, as words."""
     companions = [
         {group: choice for group, choice in record["choices"].items() if "@companion" in group} for record in alike
     ]
     chosen = sorted({group for choices in companions for group in choices})
     flat = [_with_names(record["config"]) for record in alike]
-    augments = [record["choices"].get("augment") for record in alike]
+    every = {key for config in flat for key in config}
+    flat = [with_neutral(config, every) for config in flat]
 
     def differs(key: str) -> bool:
         values = defaultdict(set)
@@ -247,7 +287,7 @@ def _variants(alike: Sequence[Record]) -> list[str]:
 
     keys = sorted(
         key
-        for key in {key for config in flat for key in config}
+        for key in every
         if not _SEEDS.fullmatch(key)
         and not key.startswith(tuple(group.partition("@")[2] for group in chosen) or "\0")
         and differs(key)
@@ -256,7 +296,7 @@ def _variants(alike: Sequence[Record]) -> list[str]:
     names = [name if short.count(name) == 1 else key for name, key in zip(short, keys, strict=True)]
     variants = []
     for choices, augment, config in zip(companions, augments, flat, strict=True):
-        words = [f"augment={augment}"] if augment and len(set(augments)) > 1 else []
+        words = [f"augment={augment}"] if len(set(augments)) > 1 else []
         words += [f"{group.partition('@')[2]}={choices[group]}" for group in chosen if group in choices]
         words += [f"{name}={_word(config[key])}" for name, key in zip(names, keys, strict=True) if key in config]
         variants.append(" ".join(words))

@@ -132,7 +132,7 @@ def not_counted_words(cost: Mapping[str, Any]) -> str:
     Empty where all is counted, and where the record is older.
     """
     where: dict[str, list[str]] = {}
-    for entry in cost.get("not_counted", ()):
+    for entry in cost.get("not_counted") or ():
         where.setdefault(entry["operation"], []).append(entry["name"] or "the network")
     return "; ".join(f"{operation} ({', '.join(names)})" for operation, names in where.items())
 

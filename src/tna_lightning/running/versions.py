@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 # Added since 0.1.0, with the value that reproduces 0.1.0 (not today's default, which may change). A name stands for the
@@ -88,6 +88,20 @@ def as_before(flat: Mapping[str, Any], recorded: Mapping[str, Any] | None = None
         had = as_before(recorded)
         neutral |= {key: value for key, value in ADDED_BEFORE.items() if key not in had}
     return {key: value for key, value in flat.items() if not _is_neutral(key, value, neutral)}
+
+
+def with_neutral(flat: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """Settings of today, by dotted key, and at its neutral value each of ``keys`` that an earlier version did not have.
+
+    A setting of what is not there at all, such as one of no companion, stays absent.
+    """
+    neutral = ADDED | ADDED_BEFORE
+    names = {key: key if key in neutral else key.removeprefix("companion.") for key in keys if not _has(flat, key)}
+    return dict(flat) | {
+        key: neutral[name]
+        for key, name in names.items()
+        if name in neutral and ("." not in key or _has(flat, key.rpartition(".")[0]))
+    }
 
 
 def _companion_before(flat: dict[str, Any]) -> dict[str, Any]:
@@ -178,7 +192,7 @@ def as_now(earlier: Mapping[str, Any]) -> dict[str, Any]:
     if cost is not None:
         config["cost"] = {"_target_": "tna_lightning.callbacks.inference_cost.InferenceCost", **cost}
     for node in (model, (companion or {}).get("model")):
-        if node and data and "time_steps" in data and "time_steps" in node:
+        if isinstance(node, dict) and data and "time_steps" in data and "time_steps" in node:
             node["time_steps"] = data["time_steps"]
     if trainer:
         device = trainer.pop("twin_device", None)
