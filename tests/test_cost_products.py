@@ -325,3 +325,34 @@ def test_a_pass_that_fails_is_not_counted_and_hides_no_later_one():
     assert not module._global_forward_hooks
     assert not module._global_forward_pre_hooks
     assert _get_current_dispatch_mode() is None
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("kind", ["attention", "encoder layer", "recurrent"])
+def test_time_folded_into_images_is_time_in_layers_that_transpose(kind, batch_first):
+    torch.manual_seed(0)
+    module, run = {
+        "attention": (nn.MultiheadAttention(F, 2, batch_first=batch_first), lambda module, x: module(x, x, x)[0]),
+        "encoder layer": (
+            nn.TransformerEncoderLayer(F, 2, 16, batch_first=batch_first), lambda module, x: module(x)
+        ),
+        "recurrent": (nn.GRU(F, 6, batch_first=batch_first), lambda module, x: module(input=x)[0]),
+    }[kind]  # fmt: skip
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.neuron, self.mix = nn.Linear(F, F), LIF(), module
+
+        def forward(self, x):
+            x = self.neuron(self.embed(x).expand(4, *x.shape)).flatten(0, 1)
+            return run(self.mix, x if batch_first else x.transpose(0, 1))
+
+    cost = counted(Net().requires_grad_(False), torch.randn(B, N, F))
+    dense, once = by_name(cost, "dense_macs"), by_name(cost, "ann_macs")
+    within = [name for name in once if name.startswith("mix") and dense[name]]
+    assert [dense[name] for name in within] == [4 * once[name] for name in within]
+    projection = {"attention": 3 * F * F, "encoder layer": 3 * F * F, "recurrent": F * 18}[kind]
+    assert once[{"attention": "mix.in_proj_weight", "encoder layer": "mix.self_attn.in_proj_weight"}.get(
+        kind, "mix.weight_ih_l0"
+    )] == N * projection  # fmt: skip

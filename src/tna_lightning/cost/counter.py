@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from tna_lightning.cost.counts import ActivationProduct, NeuronCount, Passes, WeightProduct
-from tna_lightning.cost.dispatch import Data, Frame, Watch, Weight, tensors_in
+from tna_lightning.cost.dispatch import Data, Frame, Shapes, Watch, Weight, tensors_in
 from tna_lightning.cost.memory import BITS, MemoryModel
 from tna_lightning.cost.yardstick import quantized_ann
 from tna_lightning.data.batch import Batch
@@ -163,6 +163,8 @@ class CostCounter:
         self._opaque = None
         self._watch.__enter__()
         if id(module) in self._are_fused:
+            first = next(iter(tensors_in((inputs, keywords))), None)
+            self._watch.frames[-1] = Frame(self._names[id(module)], module, None if first is None else first.shape)
             self._is_replaying = True
             with _without_fused_kernels():
                 module.forward(*inputs, **keywords)
@@ -176,7 +178,7 @@ class CostCounter:
             self._neurons[name].count(output)
             self._forward = self._forward[0], max(len(output), self._forward[1] or 1)
         elif isinstance(module, ACTIVATIONS) and isinstance(origin, Data):
-            self._units[name].call(0, output.numel(), output.shape[:-1], origin.timed)
+            self._units[name].call(0, output.numel(), (output.shape[:-1],), origin.timed)
         self._watch.note(output, origin)
 
     # ---- forward passes ---------------------------------------------------------------------------------------------
@@ -223,20 +225,20 @@ class CostCounter:
     # ---- what the watch tells ---------------------------------------------------------------------------------------
 
     def weight_product(
-        self, frame: Frame, operation: str, weight: Weight | None, shape: torch.Size, timed: bool, product: Any
+        self, frame: Frame, operation: str, weight: Weight | None, shapes: Shapes, timed: bool, product: Any
     ) -> None:
         """Count data times a weight or a constant."""
         count = self._constants[frame.name, operation] if weight is None else self._layers[_layer_name(weight.name)]
         count.count(product.key, product.x.detach(), product.weight.detach(), product.fan_out)
-        count.passes.call(product.dense, product.x.numel(), shape, timed)
+        count.passes.call(product.dense, product.x.numel(), shapes, timed)
 
     def activation_product(
-        self, frame: Frame, operation: str, shape: torch.Size, timed: bool, a: Tensor, b: Tensor
+        self, frame: Frame, operation: str, shapes: Shapes, timed: bool, a: Tensor, b: Tensor
     ) -> None:
         """Count data times data."""
         count = self._activations[frame.name, operation]
         count.count(a.detach(), b.detach())
-        count.passes.call(a.numel() * b.shape[-1], a.numel() + b.numel(), shape, timed)
+        count.passes.call(a.numel() * b.shape[-1], a.numel() + b.numel(), shapes, timed)
 
     def not_counted(self, frame: Frame, operation: str) -> None:
         """Remember what multiplies and is not understood."""

@@ -35,25 +35,29 @@ class Passes:
 
     A network of T steps runs a layer T times where the layer's input is ``[T, B, ...]`` or ``[T*B, ...]``; where its
     first dimension is a multiple of T*B (tokens or windows folded into it) and what it holds comes from neurons or from
-    event frames; and where the layer is called T times, or a multiple of T. Any other runs once.
+    event frames; and where the layer is called T times, or a multiple of T. Any other runs once. Attention and recurrent
+    layers may transpose their input before they compute, so both shapes are looked at.
     """
 
     def __init__(self) -> None:
         self.dense = self.inputs = 0  # over all time steps
         self.dense_once = self.inputs_once = 0.0  # without time
-        self._calls: list[tuple[int, int, torch.Size, bool]] = []
+        self._calls: list[tuple[int, int, tuple[torch.Size, ...], bool]] = []
 
-    def call(self, dense: int, inputs: int, shape: torch.Size, timed: bool) -> None:
-        """One call: its dense operations, the numbers it reads, their shape, and whether they come from time."""
-        self._calls.append((dense, inputs, shape, timed))
+    def call(self, dense: int, inputs: int, shapes: tuple[torch.Size, ...], timed: bool) -> None:
+        """One call: its dense operations, the numbers it reads, the shapes that they may have, and whether they come from time."""
+        self._calls.append((dense, inputs, shapes, timed))
 
     def end(self, num_images: int, time_steps: int) -> None:
         """The forward pass is over, and T is known."""
         rows = time_steps * num_images
         have_time = [
-            bool(shape)
-            and (shape[:2] == (time_steps, num_images) or shape[0] == rows or (timed and shape[0] % rows == 0))
-            for *_, shape, timed in self._calls
+            any(
+                shape[:2] == (time_steps, num_images) or shape[0] == rows or (timed and shape[0] % rows == 0)
+                for shape in shapes
+                if shape
+            )
+            for *_, shapes, timed in self._calls
         ]
         in_a_loop = have_time.count(False) % time_steps == 0
         for (dense, inputs, *_), has_time in zip(self._calls, have_time, strict=True):

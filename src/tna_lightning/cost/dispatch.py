@@ -39,6 +39,7 @@ class Weight:
 
 
 Origin = Data | Weight | None
+Shapes = tuple[torch.Size, ...]
 
 
 @dataclass(frozen=True)
@@ -54,17 +55,29 @@ class Frame:
         """Whether constants are its first state, which is counted as data are."""
         return isinstance(self.module, nn.RNNBase | nn.RNNCellBase)
 
+    @property
+    def of_sequences(self) -> torch.Size | None:
+        """Images and tokens of a module that may transpose its input ``[images, tokens, features]`` before it computes.
+
+        None where the module is of another kind, or its input has not these dimensions.
+        """
+        module = self.module.self_attn if isinstance(self.module, nn.TransformerEncoderLayer) else self.module
+        if self.shape is None or len(self.shape) != 3 or not isinstance(module, nn.RNNBase | nn.MultiheadAttention):
+            return None
+        images, tokens = self.shape[:2] if module.batch_first else (self.shape[1], self.shape[0])
+        return torch.Size((images, tokens))
+
 
 class Sink(Protocol):
-    """Who is told of the products; ``shape`` is that of the data without their features: what may be time."""
+    """Who is told of the products; ``shapes`` are those that the data may have without their features: what is time."""
 
     def weight_product(
-        self, frame: Frame, operation: str, weight: Weight | None, shape: torch.Size, timed: bool, product: Any
+        self, frame: Frame, operation: str, weight: Weight | None, shapes: Shapes, timed: bool, product: Any
     ) -> None:
         """Data times a weight or a constant; ``product`` is a :class:`Convolution` or a :class:`MatrixProduct`."""
 
     def activation_product(
-        self, frame: Frame, operation: str, shape: torch.Size, timed: bool, a: Tensor, b: Tensor
+        self, frame: Frame, operation: str, shapes: Shapes, timed: bool, a: Tensor, b: Tensor
     ) -> None:
         """Data ``[b, m, k]`` times data ``[b, k, n]``."""
 
@@ -328,7 +341,7 @@ class Watch(TorchDispatchMode):
             self._not_counted(name)
         elif isinstance(of_x, Data):
             product = Convolution(x, weight, out.numel(), settings)
-            self.sink.weight_product(self.frames[-1], name, of_weight, x.shape[:1], of_x.timed, product)
+            self.sink.weight_product(self.frames[-1], name, of_weight, (x.shape[:1],), of_x.timed, product)
 
     def _linear(self, name: str, out: Tensor, x: Tensor, weight: Tensor, bias: Any = None) -> None:
         of_x, of_weight = self.origin(x), self.origin(weight)
@@ -346,7 +359,11 @@ class Watch(TorchDispatchMode):
             shape = frame.shape
         timed = isinstance(of_x, Data) and of_x.timed
         weight = of_weight if isinstance(of_weight, Weight) else None
-        self.sink.weight_product(frame, name, weight, shape[:-1], timed, product)
+        self.sink.weight_product(frame, name, weight, self._shapes(shape), timed, product)
+
+    def _shapes(self, shape: torch.Size) -> Shapes:
+        known = (frame.of_sequences for frame in reversed(self.frames))
+        return shape[:-1], *(found for found in known if found is not None)
 
     def _added_matmul(self, name: str, out: Tensor, added: Tensor, a: Tensor, b: Tensor, **_: Any) -> None:
         self._matmul(name, out, a, b)
@@ -358,7 +375,8 @@ class Watch(TorchDispatchMode):
         a, b = a[left], b[right]
         a, b = (x[None] if x.ndim == 2 else x for x in (a, b))
         if isinstance(of_a, Data) and isinstance(of_b, Data):
-            self.sink.activation_product(self.frames[-1], name, shape[:-1], of_a.timed or of_b.timed, a, b)
+            timed = of_a.timed or of_b.timed
+            self.sink.activation_product(self.frames[-1], name, self._shapes(shape), timed, a, b)
             return
         if not isinstance(of_a, Data) and (isinstance(of_b, Data) or not self._is_data(of_a)):
             if not self._is_data(of_b):
@@ -386,7 +404,7 @@ class Watch(TorchDispatchMode):
         for a, b in ((query, key.mT), (shares, value)):
             a, b = a.expand(*scores.shape[:-2], *a.shape[-2:]), b.expand(*scores.shape[:-2], *b.shape[-2:])
             self.sink.activation_product(
-                self.frames[-1], name, a.shape[:-1], timed, a.flatten(0, -3) if a.ndim > 2 else a[None],
+                self.frames[-1], name, self._shapes(a.shape), timed, a.flatten(0, -3) if a.ndim > 2 else a[None],
                 b.flatten(0, -3) if b.ndim > 2 else b[None],
             )  # fmt: skip
 
