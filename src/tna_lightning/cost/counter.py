@@ -50,12 +50,15 @@ def inference_cost(
     memory: MemoryModel | None = None,
 ) -> dict[str, Any]:
     """Run a network on batches (inputs, or what a data module yields) and count; see :meth:`CostCounter.report`."""
-    was_training = network.training
+    were_training = [(module, module.training) for module in network.modules()]
     network.eval()
-    with CostCounter(network, pj_per_mac, pj_per_ac, memory) as counter, torch.inference_mode():
-        for batch in batches:
-            network(batch if isinstance(batch, Tensor) else Batch.of(batch).x)
-    network.train(was_training)
+    try:
+        with CostCounter(network, pj_per_mac, pj_per_ac, memory) as counter, torch.inference_mode():
+            for batch in batches:
+                network(batch if isinstance(batch, Tensor) else Batch.of(batch).x)
+    finally:
+        for module, was_training in were_training:
+            module.training = was_training
     return counter.report()
 
 
