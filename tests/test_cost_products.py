@@ -356,3 +356,27 @@ def test_time_folded_into_images_is_time_in_layers_that_transpose(kind, batch_fi
     assert once[{"attention": "mix.in_proj_weight", "encoder layer": "mix.self_attn.in_proj_weight"}.get(
         kind, "mix.weight_ih_l0"
     )] == N * projection  # fmt: skip
+
+
+def test_each_weight_made_of_one_parameter_counts_with_its_own_zeros():
+    masks = torch.zeros(2, 4, F)
+    masks[0, :, 0], masks[1] = 1.0, 1.0
+
+    def masked(module, x):
+        return sum(nn.functional.linear(x, module.weight * mask) for mask in masks)
+
+    network = Of(nn.Linear(F, 4, bias=False), masked)
+    for network.does in (masked, lambda module, x: masked(module, x) + masked(module, x)):
+        cost = counted(network, torch.ones(B, F))
+        assert cost["on_nonzero_weights"] == cost["synaptic_operations"] * (4 + 4 * F) / (2 * 4 * F)
+
+
+def test_flags_of_training_come_back_by_module_and_after_a_failure():
+    network = nn.Sequential(nn.Linear(F, F), nn.Dropout(), nn.Linear(F, 2))
+    network[1].eval()
+    before = [module.training for module in network.modules()]
+    inference_cost(network, [torch.ones(B, F)])
+    assert [module.training for module in network.modules()] == before == [True, True, False, True]
+    with pytest.raises(RuntimeError, match="shapes"):
+        inference_cost(network, [torch.ones(B, F + 1)])
+    assert [module.training for module in network.modules()] == before

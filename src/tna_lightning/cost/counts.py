@@ -35,8 +35,8 @@ class Passes:
 
     A network of T steps runs a layer T times where the layer's input is ``[T, B, ...]`` or ``[T*B, ...]``; where its
     first dimension is a multiple of T*B (tokens or windows folded into it) and what it holds comes from neurons or from
-    event frames; and where the layer is called T times, or a multiple of T. Any other runs once. Attention and recurrent
-    layers may transpose their input before they compute, so both shapes are looked at.
+    event frames; and where the layer is called T times, or a multiple of T. Any other runs once. Attention and
+    recurrent layers may transpose their input before they compute, so both shapes are looked at.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class Passes:
         self._calls: list[tuple[int, int, tuple[torch.Size, ...], bool]] = []
 
     def call(self, dense: int, inputs: int, shapes: tuple[torch.Size, ...], timed: bool) -> None:
-        """One call: its dense operations, the numbers it reads, the shapes that they may have, and whether they come from time."""
+        """One call: its dense operations, the numbers it reads, shapes they may have, and whether they come from time."""
         self._calls.append((dense, inputs, shapes, timed))
 
     def end(self, num_images: int, time_steps: int) -> None:
@@ -84,26 +84,34 @@ class WeightProduct:
         self.kind = SPIKES
         self.num_nonzero = 0.0
         self.density: dict[Any, tuple[int, int]] = {}
-        # by the part of the weight and the shape of an input, since a layer may have several of both
+        # by the part of the weight, its zeros and the shape of an input, since a layer may have several of each
         self._nonzero: dict[Any, Tensor] = {}
         self._fan_out: dict[Any, Callable[[], Iterator[Tensor]]] = {}
+        self._masks: dict[Any, list[Tensor]] = {}
 
     def count(self, key: Any, x: Tensor, weight: Tensor, fan_out: Callable[[Tensor], Callable[[], Any]]) -> None:
         """Inputs ``[rows, ...]``, counted over their rows.
 
         Args:
-            key: says which part of the weight is met, and how; the weight is the same wherever the key is.
+            key: says which part of the weight is met, and how.
             x: the inputs.
-            weight: that part of the weight.
+            weight: that part of the weight; another one of the same key, such as one parameter under two masks, counts
+                by itself.
             fan_out: makes of the weight what gives, when called, the synapses that each number of a row feeds, and
                 those of them that are not 0.
         """
         self.kind = kind_of(x, self.kind)
         nonzero = x.sum(0, dtype=torch.float32) if self.kind == SPIKES else (x != 0).sum(0, dtype=torch.float32)
+        mask = weight != 0
+        masks = self._masks.setdefault(key, [])
+        place = next((place for place, known in enumerate(masks) if torch.equal(known, mask)), len(masks))
+        if place == len(masks):
+            masks.append(mask)
+        key = key, place
         if key not in self._nonzero:
             self._nonzero[key] = torch.zeros((), dtype=torch.float64, device=x.device)
             self._fan_out[key] = fan_out(weight)
-            self.density[key] = int((weight != 0).sum()), weight.numel()
+            self.density[key] = int(mask.sum()), weight.numel()
         self._nonzero[key] = self._nonzero[key] + nonzero.double()
 
     def report(self, num_images: int) -> dict[str, Any]:
