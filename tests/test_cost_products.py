@@ -380,3 +380,47 @@ def test_flags_of_training_come_back_by_module_and_after_a_failure():
     with pytest.raises(RuntimeError, match="shapes"):
         inference_cost(network, [torch.ones(B, F + 1)])
     assert [module.training for module in network.modules()] == before
+
+
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
+def test_a_layer_that_others_parametrise_has_the_weight_it_computes(norm):
+    network = nn.Sequential(norm(nn.Linear(F, 4, bias=False)), nn.Linear(4, 2, bias=False))
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    cost = inference_cost(network, [torch.ones(1, F)])
+    assert [(layer["weights"], layer["is_quantized"]) for layer in cost["layers"]] == [(4 * F, False), (8, False)]
+    assert (cost["synaptic_operations"], cost["macs"]) == (4 * F, 8)
+    assert cost["bytes_float32"] == cost["bytes_kept"] == 4 * (4 * F + 8)
+    with pytest.raises(ValueError, match=r"^network: the weights of 0 are parametrized already.*skip=\[0\]$"):
+        quantize_network(network, Ternary())
+    quantize_network(network, Ternary(), skip=["0"])
+    assert [layer["is_quantized"] for layer in weight_report(network)["layers"]] == [False, True]
+    assert all(torch.equal(network.state_dict()[name], state[name]) for name in state if name.startswith("0"))
+
+
+@pytest.mark.parametrize("is_quantized", [False, True])
+def test_tied_weights_count_once(is_quantized):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.a, self.b = nn.Embedding(F, F), nn.Linear(F, F, bias=False), nn.Linear(F, F)
+            self.a.weight = self.b.weight
+            self.again = self.b
+
+        def forward(self, x):
+            return self.again(self.b(self.a(x)))
+
+    network = Net()
+    if is_quantized:
+        quantize_network(network, Ternary())
+    else:
+        network.embedding.weight = network.a.weight
+    report, cost = weight_report(network), counted(network, torch.ones(1, F))
+    assert report["weights"] == (2 if is_quantized else 1) * F * F
+    assert cost["bytes_float32"] == 4 * (report["weights"] + F)
+    assert cost["bytes_kept"] == report["bytes"] + 4 * F
+    assert cost["dense_macs"] == 3 * F * F
+
+
+def test_a_network_without_weights_has_shares_of_0():
+    report = weight_report(nn.Sequential(nn.BatchNorm1d(F), LIF()))
+    assert (report["weights"], report["quantized_share"], report["zero_share"]) == (0, 0.0, 0.0)

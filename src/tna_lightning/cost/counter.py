@@ -29,7 +29,7 @@ from tna_lightning.cost.yardstick import quantized_ann
 from tna_lightning.data.batch import Batch
 from tna_lightning.models import SpikingNeuron
 from tna_lightning.models.blocks import UNITS
-from tna_lightning.quantization.kept import NORMS, network_bytes, weight_report
+from tna_lightning.quantization.kept import NORMS, network_bytes, parameter_layer, weight_report
 
 # Horowitz, "Computing's energy problem", ISSCC 2014: 45 nm, 32-bit float, multiply and add 3.7 + 0.9, add 0.9
 PJ_PER_MAC = 4.6
@@ -231,7 +231,7 @@ class CostCounter:
         self, frame: Frame, operation: str, weight: Weight | None, shapes: Shapes, timed: bool, product: Any
     ) -> None:
         """Count data times a weight or a constant."""
-        count = self._constants[frame.name, operation] if weight is None else self._layers[_layer_name(weight.name)]
+        count = self._constants[frame.name, operation] if weight is None else self._layers[parameter_layer(weight.name)]
         count.count(product.key, product.x.detach(), product.weight.detach(), product.fan_out)
         count.passes.call(product.dense, product.x.numel(), shapes, timed)
 
@@ -402,10 +402,3 @@ def _without_fused_kernels() -> Iterator[None]:
     finally:
         backends.mha.set_fastpath_enabled(before[0])
         backends.mkldnn.enabled, backends.cudnn.enabled = before[1:]
-
-
-def _layer_name(parameter: str) -> str:
-    """The name in a weight report of the layer whose parameter, or whose parametrisation's, that is."""
-    module, found, tensor = parameter.rpartition("parametrizations.")
-    name = module + tensor.partition(".")[0] if found else parameter
-    return name.removesuffix("weight").removesuffix(".") if name.split(".")[-1] == "weight" else name

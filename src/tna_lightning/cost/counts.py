@@ -45,7 +45,7 @@ class Passes:
         self._calls: list[tuple[int, int, tuple[torch.Size, ...], bool]] = []
 
     def call(self, dense: int, inputs: int, shapes: tuple[torch.Size, ...], timed: bool) -> None:
-        """One call: its dense operations, the numbers it reads, shapes they may have, and whether they come from time."""
+        """One call: its dense operations, the numbers it reads, their possible shapes, whether they come from time."""
         self._calls.append((dense, inputs, shapes, timed))
 
     def end(self, num_images: int, time_steps: int) -> None:
