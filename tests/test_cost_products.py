@@ -424,3 +424,29 @@ def test_tied_weights_count_once(is_quantized):
 def test_a_network_without_weights_has_shares_of_0():
     report = weight_report(nn.Sequential(nn.BatchNorm1d(F), LIF()))
     assert (report["weights"], report["quantized_share"], report["zero_share"]) == (0, 0.0, 0.0)
+
+
+def test_a_network_may_be_called_by_keyword():
+    class Net(nn.Linear):
+        def forward(self, x, scale=2.0):
+            return super().forward(x * scale)
+
+    network = Net(F, 4)
+    with CostCounter(network) as counter, torch.inference_mode():
+        network(x=torch.ones(B, F))
+        network(torch.ones(B, F), scale=1.0)
+        network(scale=1.0, x=torch.ones(B, F))
+    cost = counter.report()
+    assert (cost["images"], cost["dense_macs"]) == (3 * B, F * 4)
+    assert not network._forward_pre_hooks
+    for network, call in ((Net(F, 4), {}), (nn.GRU(F, 4), {"input": torch.ones(B, F)})):
+        with CostCounter(network), pytest.raises(ValueError, match=r"^network: must be called with a tensor"):
+            network(**call)
+
+
+def test_complex_products_are_named():
+    weight = torch.randn(F, 4, dtype=torch.complex64)
+    network = Of(nn.Linear(F, F), lambda module, x: (module(x).to(torch.complex64) @ weight).abs())
+    assert not_counted(counted(network, torch.randn(B, F))) == [("", "aten.mm")]
+    network.does = lambda module, x: (torch.fft.fft(module(x)) * weight.mT[0].repeat(2)[:F]).real
+    assert not_counted(counted(network, torch.randn(B, F))) == [("", "aten.fft_fft"), ("", "aten.mul")]

@@ -121,6 +121,8 @@ class CostCounter:
         self._stance.__enter__()
         # for all modules, not by module: attention and its encoder leave their fast path where a module has hooks
         self._handles.append(register_module_forward_pre_hook(self._begin))
+        if id(self.network) not in self._are_fused:  # only a module's own hook is told of keywords
+            self._handles.append(self.network.register_forward_pre_hook(self._begin_by_keyword, with_kwargs=True))
         self._handles.append(register_module_forward_hook(self._end, with_kwargs=True, always_call=True))
         return self
 
@@ -135,6 +137,8 @@ class CostCounter:
 
     def _begin(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         if module is self.network and not self._is_watching:
+            if not inputs and id(module) not in self._are_fused:
+                return  # by keyword
             self._start_watching(inputs)
         if not self._is_watching or self._opaque is not None or id(module) not in self._names:
             return
@@ -144,6 +148,11 @@ class CostCounter:
         if id(module) in self._are_opaque or (id(module) in self._are_fused and not self._is_replaying):
             self._opaque = module
             self._watch.__exit__(None, None, None)
+
+    def _begin_by_keyword(self, module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        if not self._is_watching:
+            self._start_watching(tuple(keywords.values()))
+            self._begin(module, tuple(keywords.values()))
 
     def _end(self, module: nn.Module, inputs: tuple[Any, ...], *rest: Any) -> None:
         """``rest``: keyword arguments and output; the output alone, None, where the module has failed."""
@@ -187,7 +196,9 @@ class CostCounter:
     # ---- forward passes ---------------------------------------------------------------------------------------------
 
     def _start_watching(self, inputs: tuple[Any, ...]) -> None:
-        x = inputs[0]
+        x = next(iter(tensors_in(inputs)), None)
+        if x is None:
+            raise ValueError("network: must be called with a tensor, and attention or a recurrent layer by position")
         is_timed = x.ndim == 5  # event frames [B, T, C, H, W]
         self._forward = len(x), None
         self._frames_of_input = x.shape[1] if is_timed else 1

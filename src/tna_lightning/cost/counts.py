@@ -22,6 +22,8 @@ def kind_of(x: Tensor, at_least: int = SPIKES) -> int:
     """
     if at_least == NUMBERS or x.dtype is torch.bool:
         return at_least
+    if x.is_complex():
+        return NUMBERS
     square = x * x
     if torch.equal(square, x):
         return at_least

@@ -299,7 +299,7 @@ class Watch(TorchDispatchMode):
             return out
         if not isinstance(origin, Data):  # weights are computed once
             return func(*args, **kwargs)
-        if func._opname in _ATTENTION:
+        if func._opname in _ATTENTION and all(_is_plain(tensor) for tensor in tensors_in(args)):
             out = func(*args, **kwargs)
             names = [argument.name for argument in func._schema.arguments]
             self._attention(name, {**dict(zip(names, args, strict=False)), **kwargs})
@@ -410,7 +410,7 @@ class Watch(TorchDispatchMode):
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    return tensor.layout is torch.strided and not tensor.is_nested
+    return tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_complex()
 
 
 _NESTED = (tuple, list, dict)
