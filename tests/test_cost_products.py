@@ -7,7 +7,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tna_lightning.cost import CostCounter, MemoryModel, inference_cost
-from tna_lightning.models import LIF
+from tna_lightning.models import LIF, SpikingNeuron
 from tna_lightning.quantization import Ternary, quantize_network, weight_report
 
 B, T, N, F = 2, 3, 5, 8
@@ -450,3 +450,27 @@ def test_complex_products_are_named():
     assert not_counted(counted(network, torch.randn(B, F))) == [("", "aten.mm")]
     network.does = lambda module, x: (torch.fft.fft(module(x)) * weight.mT[0].repeat(2)[:F]).real
     assert not_counted(counted(network, torch.randn(B, F))) == [("", "aten.fft_fft"), ("", "aten.mul")]
+
+
+def test_layers_within_a_neuron_are_counted():
+    class Recurrent(SpikingNeuron):
+        def __init__(self):
+            super().__init__()
+            self.back = nn.Linear(6, 6, bias=False)
+
+        def forward(self, current):
+            spikes = [(current[0] > 0).float()]
+            for step in current[1:]:
+                spikes.append((step * 0.5 + self.back(spikes[-1]) > 0).float())
+            self.back(spikes[-1])  # a step each
+            return torch.stack(spikes)
+
+    network = Of(
+        nn.Sequential(nn.Linear(4, 6), Recurrent()), lambda module, x: module[1](module[0](x).expand(T, *[-1] * 2))
+    )
+    cost = counted(network, torch.randn(B, 4))
+    _, back = cost["layers"]
+    assert (back["name"], back["weights"], back["input"]) == ("module.1.back", 36, "spikes")
+    assert (back["dense_macs"], back["ann_macs"]) == (T * 36, 36)
+    assert back["synaptic_operations"] == cost["spikes"] * 6
+    assert cost["not_counted"] == []

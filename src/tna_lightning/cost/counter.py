@@ -4,7 +4,8 @@ An input of 0 costs nothing. Any other costs one operation at each of its synaps
 accumulate (AC) in a layer that sees nothing but spikes, 0 and 1 or -1, 0 and 1; a multiply-accumulate (MAC) in a layer
 that also sees other numbers, such as pixels or averages of spikes. Of two activations, as in attention, those meet that
 are not 0: an AC where one of the two is spikes. Not counted: biases, normalisation (it folds into scale and bias),
-pooling, activation functions, and the neurons' own arithmetic. What else multiplies, and is not understood, is named.
+pooling, activation functions, and the neurons' own arithmetic, of which convolutions and linear layers are counted all
+the same. What else multiplies, and is not understood, is named.
 
 All counts are per image (or recording), over all of its time steps.
 """
@@ -30,6 +31,7 @@ from tna_lightning.data.batch import Batch
 from tna_lightning.models import SpikingNeuron
 from tna_lightning.models.blocks import UNITS
 from tna_lightning.quantization.kept import NORMS, network_bytes, parameter_layer, weight_report
+from tna_lightning.quantization.parametrized import WEIGHTED
 
 # Horowitz, "Computing's energy problem", ISSCC 2014: 45 nm, 32-bit float, multiply and add 3.7 + 0.9, add 0.9
 PJ_PER_MAC = 4.6
@@ -114,6 +116,7 @@ class CostCounter:
         self._watch = Watch(network, self)
         self._is_watching = self._is_replaying = False
         self._opaque: nn.Module | None = None  # the module that is not looked into at the moment
+        self._within: nn.Module | None = None  # the layer in a neuron that is looked into all the same
         self._forward: tuple[int, int | None] = 0, None  # images of this forward, and T as far as it is known
 
     def __enter__(self) -> CostCounter:
@@ -140,11 +143,16 @@ class CostCounter:
             if not inputs and id(module) not in self._are_fused:
                 return  # by keyword
             self._start_watching(inputs)
-        if not self._is_watching or self._opaque is not None or id(module) not in self._names:
+        if not self._is_watching or id(module) not in self._names:
             return
-        first = next(iter(tensors_in(inputs)), None)
-        name = self._names[id(module)]
-        self._watch.frames.append(Frame(name, module, None if first is None else first.shape))
+        if self._opaque is not None:
+            if isinstance(self._opaque, SpikingNeuron) and isinstance(module, WEIGHTED) and self._within is None:
+                self._within = module
+                self._watch.frames.append(self._frame(module, inputs))
+                self._watch.note(inputs, Data(timed=True))
+                self._watch.__enter__()
+            return
+        self._watch.frames.append(self._frame(module, inputs))
         if id(module) in self._are_opaque or (id(module) in self._are_fused and not self._is_replaying):
             self._opaque = module
             self._watch.__exit__(None, None, None)
@@ -154,6 +162,10 @@ class CostCounter:
             self._start_watching(tuple(keywords.values()))
             self._begin(module, tuple(keywords.values()))
 
+    def _frame(self, module: nn.Module, inputs: Any) -> Frame:
+        first = next(iter(tensors_in(inputs)), None)
+        return Frame(self._names[id(module)], module, None if first is None else first.shape)
+
     def _end(self, module: nn.Module, inputs: tuple[Any, ...], *rest: Any) -> None:
         """``rest``: keyword arguments and output; the output alone, None, where the module has failed."""
         if not self._is_watching or id(module) not in self._names:
@@ -162,6 +174,11 @@ class CostCounter:
             self._drop()
             return
         keywords, output = rest
+        if self._within is module:
+            self._within = None
+            self._watch.__exit__(None, None, None)
+            self._watch.frames.pop()
+            return
         if self._opaque is module:
             self._leave(module, inputs, keywords, output)
         if self._opaque is None:
@@ -175,8 +192,7 @@ class CostCounter:
         self._opaque = None
         self._watch.__enter__()
         if id(module) in self._are_fused:
-            first = next(iter(tensors_in((inputs, keywords))), None)
-            self._watch.frames[-1] = Frame(self._names[id(module)], module, None if first is None else first.shape)
+            self._watch.frames[-1] = self._frame(module, (inputs, keywords))
             self._is_replaying = True
             with _without_fused_kernels():
                 module.forward(*inputs, **keywords)
@@ -211,10 +227,10 @@ class CostCounter:
 
     def _stop_watching(self) -> None:
         if self._is_watching:
-            if self._opaque is None:
+            if self._opaque is None or self._within is not None:
                 self._watch.__exit__(None, None, None)
             torch.set_autocast_cache_enabled(self._caches_casts)
-            self._is_watching, self._is_replaying, self._opaque = False, False, None
+            self._is_watching, self._is_replaying, self._opaque, self._within = False, False, None, None
             self._watch.forget()
 
     def _finish(self) -> None:
