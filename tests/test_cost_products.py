@@ -474,3 +474,36 @@ def test_layers_within_a_neuron_are_counted():
     assert (back["dense_macs"], back["ann_macs"]) == (T * 36, 36)
     assert back["synaptic_operations"] == cost["spikes"] * 6
     assert cost["not_counted"] == []
+
+
+def test_tokens_of_as_many_images_as_steps_are_no_time():
+    class Net(nn.Module):
+        def __init__(self, repeat):
+            super().__init__()
+            self.embed, self.attend, self.neuron = nn.Linear(F, F), nn.MultiheadAttention(F, 2, batch_first=True), LIF()
+            self.repeat = repeat
+
+        def forward(self, x):
+            if self.repeat is not None:
+                return self.neuron(self.embed(self.repeat(x)))
+            x = self.embed(x)
+            return self.neuron(self.attend(x, x, x)[0].expand(T, *x.shape))
+
+    static = [by_name(counted(Net(None).requires_grad_(False), torch.randn(b, T, F)), "ann_macs") for b in (1, 2, T)]
+    assert static[0] == static[1] == static[2]
+    assert static[0]["embed"] == T * F * F
+    for repeat in (
+        lambda x: x.expand(T, *x.shape),
+        lambda x: x.repeat(T, 1, 1),
+        lambda x: x[None].repeat(T, 1, 1, 1),
+        lambda x: torch.stack([x] * T),
+        lambda x: (torch.rand(T, *x.shape) < x).float(),
+        lambda x: x.unsqueeze(1).expand(-1, T, -1, -1).transpose(0, 1),
+        lambda x: x.unsqueeze(1).repeat(1, T, 1, 1).permute(1, 0, 2, 3),
+    ):
+        torch.manual_seed(0)
+        network, x = Net(repeat).requires_grad_(False).eval(), torch.rand(T, 2, F)
+        if repeat(x).ndim == 3:
+            repeat = network.repeat = lambda x: x.repeat(T, 1, 1, 1)
+        cost = inference_cost(network, [x])
+        assert (cost["dense_macs"], cost["ann_macs"]) == (T * 2 * F * F, 2 * F * F)

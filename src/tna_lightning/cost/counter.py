@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from tna_lightning.cost.counts import ActivationProduct, NeuronCount, Passes, WeightProduct
-from tna_lightning.cost.dispatch import Data, Frame, Shapes, Watch, Weight, tensors_in
+from tna_lightning.cost.counts import ActivationProduct, Data, NeuronCount, Passes, WeightProduct
+from tna_lightning.cost.dispatch import Frame, Shapes, Watch, Weight, tensors_in
 from tna_lightning.cost.memory import BITS, MemoryModel
 from tna_lightning.cost.yardstick import quantized_ann
 from tna_lightning.data.batch import Batch
@@ -164,7 +164,9 @@ class CostCounter:
 
     def _frame(self, module: nn.Module, inputs: Any) -> Frame:
         first = next(iter(tensors_in(inputs)), None)
-        return Frame(self._names[id(module)], module, None if first is None else first.shape)
+        return Frame(
+            self._names[id(module)], module, None if first is None else first.shape, self._watch.common(inputs)
+        )
 
     def _end(self, module: nn.Module, inputs: tuple[Any, ...], *rest: Any) -> None:
         """``rest``: keyword arguments and output; the output alone, None, where the module has failed."""
@@ -206,7 +208,7 @@ class CostCounter:
             self._neurons[name].count(output)
             self._forward = self._forward[0], max(len(output), self._forward[1] or 1)
         elif isinstance(module, ACTIVATIONS) and isinstance(origin, Data):
-            self._units[name].call(0, output.numel(), (output.shape[:-1],), origin.timed)
+            self._units[name].call(0, output.numel(), (output.shape[:-1],), origin)
         self._watch.note(output, origin)
 
     # ---- forward passes ---------------------------------------------------------------------------------------------
@@ -255,20 +257,20 @@ class CostCounter:
     # ---- what the watch tells ---------------------------------------------------------------------------------------
 
     def weight_product(
-        self, frame: Frame, operation: str, weight: Weight | None, shapes: Shapes, timed: bool, product: Any
+        self, frame: Frame, operation: str, weight: Weight | None, shapes: Shapes, data: Data, product: Any
     ) -> None:
         """Count data times a weight or a constant."""
         count = self._constants[frame.name, operation] if weight is None else self._layers[parameter_layer(weight.name)]
         count.count(product.key, product.x.detach(), product.weight.detach(), product.fan_out)
-        count.passes.call(product.dense, product.x.numel(), shapes, timed)
+        count.passes.call(product.dense, product.x.numel(), shapes, data)
 
     def activation_product(
-        self, frame: Frame, operation: str, shapes: Shapes, timed: bool, a: Tensor, b: Tensor
+        self, frame: Frame, operation: str, shapes: Shapes, data: Data, a: Tensor, b: Tensor
     ) -> None:
         """Count data times data."""
         count = self._activations[frame.name, operation]
         count.count(a.detach(), b.detach())
-        count.passes.call(a.numel() * b.shape[-1], a.numel() + b.numel(), shapes, timed)
+        count.passes.call(a.numel() * b.shape[-1], a.numel() + b.numel(), shapes, data)
 
     def not_counted(self, frame: Frame, operation: str) -> None:
         """Remember what multiplies and is not understood."""

@@ -6,6 +6,7 @@ Letters: T time steps, B images of a forward, b a batch of matrices, m rows, k t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,34 +33,54 @@ def kind_of(x: Tensor, at_least: int = SPIKES) -> int:
     return max(at_least, WHOLE) if torch.equal(x.round(), x) else NUMBERS
 
 
+@dataclass(frozen=True)
+class Data:
+    """The origin of what is computed from the network's input.
+
+    Attributes:
+        timed: from event frames or behind a neuron.
+        images_first: its first dimension is that of the images, as far as is known: the input's is, and no operation
+            has swapped it or set another before it.
+    """
+
+    timed: bool
+    images_first: bool = True
+
+
 class Passes:
     """How often a layer runs for an image: what one pass over all of its time steps does, and what one step does.
 
     A network of T steps runs a layer T times where the layer's input is ``[T, B, ...]`` or ``[T*B, ...]``; where its
     first dimension is a multiple of T*B (tokens or windows folded into it) and what it holds comes from neurons or from
-    event frames; and where the layer is called T times, or a multiple of T. Any other runs once. Attention and
+    event frames; and where the layer is called T times, or a multiple of T. Any other runs once.
+    Of T images, T tokens before all neurons look like ``[T, B, ...]``, and are no time where images lead. Attention and
     recurrent layers may transpose their input before they compute, so both shapes are looked at.
     """
 
     def __init__(self) -> None:
         self.dense = self.inputs = 0  # over all time steps
         self.dense_once = self.inputs_once = 0.0  # without time
-        self._calls: list[tuple[int, int, tuple[torch.Size, ...], bool]] = []
+        self._calls: list[tuple[int, int, tuple[torch.Size, ...], Data]] = []
 
-    def call(self, dense: int, inputs: int, shapes: tuple[torch.Size, ...], timed: bool) -> None:
-        """One call: its dense operations, the numbers it reads, their possible shapes, whether they come from time."""
-        self._calls.append((dense, inputs, shapes, timed))
+    def call(self, dense: int, inputs: int, shapes: tuple[torch.Size, ...], data: Data) -> None:
+        """One call: its dense operations, the numbers it reads, their possible shapes, and what is known of them."""
+        self._calls.append((dense, inputs, shapes, data))
 
     def end(self, num_images: int, time_steps: int) -> None:
         """The forward pass is over, and T is known."""
         rows = time_steps * num_images
         have_time = [
             any(
-                shape[:2] == (time_steps, num_images) or shape[0] == rows or (timed and shape[0] % rows == 0)
+                (
+                    shape[:2] == (time_steps, num_images)
+                    and (time_steps != num_images or data.timed or not data.images_first)
+                )
+                or shape[0] == rows
+                or (data.timed and shape[0] % rows == 0)
                 for shape in shapes
                 if shape
             )
-            for *_, shapes, timed in self._calls
+            for *_, shapes, data in self._calls
         ]
         in_a_loop = have_time.count(False) % time_steps == 0
         for (dense, inputs, *_), has_time in zip(self._calls, have_time, strict=True):
