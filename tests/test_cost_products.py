@@ -7,7 +7,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tna_lightning.cost import CostCounter, MemoryModel, inference_cost
-from tna_lightning.models import LIF
+from tna_lightning.models import LIF, SpikingNeuron
 from tna_lightning.quantization import Ternary, quantize_network, weight_report
 
 B, T, N, F = 2, 3, 5, 8
@@ -325,3 +325,185 @@ def test_a_pass_that_fails_is_not_counted_and_hides_no_later_one():
     assert not module._global_forward_hooks
     assert not module._global_forward_pre_hooks
     assert _get_current_dispatch_mode() is None
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("kind", ["attention", "encoder layer", "recurrent"])
+def test_time_folded_into_images_is_time_in_layers_that_transpose(kind, batch_first):
+    torch.manual_seed(0)
+    module, run = {
+        "attention": (nn.MultiheadAttention(F, 2, batch_first=batch_first), lambda module, x: module(x, x, x)[0]),
+        "encoder layer": (
+            nn.TransformerEncoderLayer(F, 2, 16, batch_first=batch_first), lambda module, x: module(x)
+        ),
+        "recurrent": (nn.GRU(F, 6, batch_first=batch_first), lambda module, x: module(input=x)[0]),
+    }[kind]  # fmt: skip
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.neuron, self.mix = nn.Linear(F, F), LIF(), module
+
+        def forward(self, x):
+            x = self.neuron(self.embed(x).expand(4, *x.shape)).flatten(0, 1)
+            return run(self.mix, x if batch_first else x.transpose(0, 1))
+
+    cost = counted(Net().requires_grad_(False), torch.randn(B, N, F))
+    dense, once = by_name(cost, "dense_macs"), by_name(cost, "ann_macs")
+    within = [name for name in once if name.startswith("mix") and dense[name]]
+    assert [dense[name] for name in within] == [4 * once[name] for name in within]
+    projection = {"attention": 3 * F * F, "encoder layer": 3 * F * F, "recurrent": F * 18}[kind]
+    assert once[{"attention": "mix.in_proj_weight", "encoder layer": "mix.self_attn.in_proj_weight"}.get(
+        kind, "mix.weight_ih_l0"
+    )] == N * projection  # fmt: skip
+
+
+def test_each_weight_made_of_one_parameter_counts_with_its_own_zeros():
+    masks = torch.zeros(2, 4, F)
+    masks[0, :, 0], masks[1] = 1.0, 1.0
+
+    def masked(module, x):
+        return sum(nn.functional.linear(x, module.weight * mask) for mask in masks)
+
+    network = Of(nn.Linear(F, 4, bias=False), masked)
+    for network.does in (masked, lambda module, x: masked(module, x) + masked(module, x)):
+        cost = counted(network, torch.ones(B, F))
+        assert cost["on_nonzero_weights"] == cost["synaptic_operations"] * (4 + 4 * F) / (2 * 4 * F)
+
+
+def test_flags_of_training_come_back_by_module_and_after_a_failure():
+    network = nn.Sequential(nn.Linear(F, F), nn.Dropout(), nn.Linear(F, 2))
+    network[1].eval()
+    before = [module.training for module in network.modules()]
+    inference_cost(network, [torch.ones(B, F)])
+    assert [module.training for module in network.modules()] == before == [True, True, False, True]
+    with pytest.raises(RuntimeError, match="shapes"):
+        inference_cost(network, [torch.ones(B, F + 1)])
+    assert [module.training for module in network.modules()] == before
+
+
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
+def test_a_layer_that_others_parametrise_has_the_weight_it_computes(norm):
+    network = nn.Sequential(norm(nn.Linear(F, 4, bias=False)), nn.Linear(4, 2, bias=False))
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    cost = inference_cost(network, [torch.ones(1, F)])
+    assert [(layer["weights"], layer["is_quantized"]) for layer in cost["layers"]] == [(4 * F, False), (8, False)]
+    assert (cost["synaptic_operations"], cost["macs"]) == (4 * F, 8)
+    assert cost["bytes_float32"] == cost["bytes_kept"] == 4 * (4 * F + 8)
+    with pytest.raises(ValueError, match=r"^network: the weights of 0 are parametrized already.*skip=\[0\]$"):
+        quantize_network(network, Ternary())
+    quantize_network(network, Ternary(), skip=["0"])
+    assert [layer["is_quantized"] for layer in weight_report(network)["layers"]] == [False, True]
+    assert all(torch.equal(network.state_dict()[name], state[name]) for name in state if name.startswith("0"))
+
+
+@pytest.mark.parametrize("is_quantized", [False, True])
+def test_tied_weights_count_once(is_quantized):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.a, self.b = nn.Embedding(F, F), nn.Linear(F, F, bias=False), nn.Linear(F, F)
+            self.a.weight = self.b.weight
+            self.again = self.b
+
+        def forward(self, x):
+            return self.again(self.b(self.a(x)))
+
+    network = Net()
+    if is_quantized:
+        quantize_network(network, Ternary())
+    else:
+        network.embedding.weight = network.a.weight
+    report, cost = weight_report(network), counted(network, torch.ones(1, F))
+    assert report["weights"] == (2 if is_quantized else 1) * F * F
+    assert cost["bytes_float32"] == 4 * (report["weights"] + F)
+    assert cost["bytes_kept"] == report["bytes"] + 4 * F
+    assert cost["dense_macs"] == 3 * F * F
+
+
+def test_a_network_without_weights_has_shares_of_0():
+    report = weight_report(nn.Sequential(nn.BatchNorm1d(F), LIF()))
+    assert (report["weights"], report["quantized_share"], report["zero_share"]) == (0, 0.0, 0.0)
+
+
+def test_a_network_may_be_called_by_keyword():
+    class Net(nn.Linear):
+        def forward(self, x, scale=2.0):
+            return super().forward(x * scale)
+
+    network = Net(F, 4)
+    with CostCounter(network) as counter, torch.inference_mode():
+        network(x=torch.ones(B, F))
+        network(torch.ones(B, F), scale=1.0)
+        network(scale=1.0, x=torch.ones(B, F))
+    cost = counter.report()
+    assert (cost["images"], cost["dense_macs"]) == (3 * B, F * 4)
+    assert not network._forward_pre_hooks
+    for network, call in ((Net(F, 4), {}), (nn.GRU(F, 4), {"input": torch.ones(B, F)})):
+        with CostCounter(network), pytest.raises(ValueError, match=r"^network: must be called with a tensor"):
+            network(**call)
+
+
+def test_complex_products_are_named():
+    weight = torch.randn(F, 4, dtype=torch.complex64)
+    network = Of(nn.Linear(F, F), lambda module, x: (module(x).to(torch.complex64) @ weight).abs())
+    assert not_counted(counted(network, torch.randn(B, F))) == [("", "aten.mm")]
+    network.does = lambda module, x: (torch.fft.fft(module(x)) * weight.mT[0].repeat(2)[:F]).real
+    assert not_counted(counted(network, torch.randn(B, F))) == [("", "aten.fft_fft"), ("", "aten.mul")]
+
+
+def test_layers_within_a_neuron_are_counted():
+    class Recurrent(SpikingNeuron):
+        def __init__(self):
+            super().__init__()
+            self.back = nn.Linear(6, 6, bias=False)
+
+        def forward(self, current):
+            spikes = [(current[0] > 0).float()]
+            for step in current[1:]:
+                spikes.append((step * 0.5 + self.back(spikes[-1]) > 0).float())
+            self.back(spikes[-1])  # a step each
+            return torch.stack(spikes)
+
+    network = Of(
+        nn.Sequential(nn.Linear(4, 6), Recurrent()), lambda module, x: module[1](module[0](x).expand(T, *[-1] * 2))
+    )
+    cost = counted(network, torch.randn(B, 4))
+    _, back = cost["layers"]
+    assert (back["name"], back["weights"], back["input"]) == ("module.1.back", 36, "spikes")
+    assert (back["dense_macs"], back["ann_macs"]) == (T * 36, 36)
+    assert back["synaptic_operations"] == cost["spikes"] * 6
+    assert cost["not_counted"] == []
+
+
+def test_tokens_of_as_many_images_as_steps_are_no_time():
+    class Net(nn.Module):
+        def __init__(self, repeat):
+            super().__init__()
+            self.embed, self.attend, self.neuron = nn.Linear(F, F), nn.MultiheadAttention(F, 2, batch_first=True), LIF()
+            self.repeat = repeat
+
+        def forward(self, x):
+            if self.repeat is not None:
+                return self.neuron(self.embed(self.repeat(x)))
+            x = self.embed(x)
+            return self.neuron(self.attend(x, x, x)[0].expand(T, *x.shape))
+
+    static = [by_name(counted(Net(None).requires_grad_(False), torch.randn(b, T, F)), "ann_macs") for b in (1, 2, T)]
+    assert static[0] == static[1] == static[2]
+    assert static[0]["embed"] == T * F * F
+    for repeat in (
+        lambda x: x.expand(T, *x.shape),
+        lambda x: x.repeat(T, 1, 1),
+        lambda x: x[None].repeat(T, 1, 1, 1),
+        lambda x: torch.stack([x] * T),
+        lambda x: (torch.rand(T, *x.shape) < x).float(),
+        lambda x: x.unsqueeze(1).expand(-1, T, -1, -1).transpose(0, 1),
+        lambda x: x.unsqueeze(1).repeat(1, T, 1, 1).permute(1, 0, 2, 3),
+    ):
+        torch.manual_seed(0)
+        network, x = Net(repeat).requires_grad_(False).eval(), torch.rand(T, 2, F)
+        if repeat(x).ndim == 3:
+            repeat = network.repeat = lambda x: x.repeat(T, 1, 1, 1)
+        cost = inference_cost(network, [x])
+        assert (cost["dense_macs"], cost["ann_macs"]) == (T * 2 * F * F, 2 * F * F)

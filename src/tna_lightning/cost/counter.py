@@ -4,7 +4,8 @@ An input of 0 costs nothing. Any other costs one operation at each of its synaps
 accumulate (AC) in a layer that sees nothing but spikes, 0 and 1 or -1, 0 and 1; a multiply-accumulate (MAC) in a layer
 that also sees other numbers, such as pixels or averages of spikes. Of two activations, as in attention, those meet that
 are not 0: an AC where one of the two is spikes. Not counted: biases, normalisation (it folds into scale and bias),
-pooling, activation functions, and the neurons' own arithmetic. What else multiplies, and is not understood, is named.
+pooling, activation functions, and the neurons' own arithmetic, of which convolutions and linear layers are counted all
+the same. What else multiplies, and is not understood, is named.
 
 All counts are per image (or recording), over all of its time steps.
 """
@@ -22,14 +23,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from tna_lightning.cost.counts import ActivationProduct, NeuronCount, Passes, WeightProduct
-from tna_lightning.cost.dispatch import Data, Frame, Watch, Weight, tensors_in
+from tna_lightning.cost.counts import ActivationProduct, Data, NeuronCount, Passes, WeightProduct
+from tna_lightning.cost.dispatch import Frame, Shapes, Watch, Weight, tensors_in
 from tna_lightning.cost.memory import BITS, MemoryModel
 from tna_lightning.cost.yardstick import quantized_ann
 from tna_lightning.data.batch import Batch
 from tna_lightning.models import SpikingNeuron
 from tna_lightning.models.blocks import UNITS
-from tna_lightning.quantization.kept import NORMS, network_bytes, weight_report
+from tna_lightning.quantization.kept import NORMS, network_bytes, parameter_layer, weight_report
+from tna_lightning.quantization.parametrized import WEIGHTED
 
 # Horowitz, "Computing's energy problem", ISSCC 2014: 45 nm, 32-bit float, multiply and add 3.7 + 0.9, add 0.9
 PJ_PER_MAC = 4.6
@@ -50,12 +52,15 @@ def inference_cost(
     memory: MemoryModel | None = None,
 ) -> dict[str, Any]:
     """Run a network on batches (inputs, or what a data module yields) and count; see :meth:`CostCounter.report`."""
-    was_training = network.training
+    were_training = [(module, module.training) for module in network.modules()]
     network.eval()
-    with CostCounter(network, pj_per_mac, pj_per_ac, memory) as counter, torch.inference_mode():
-        for batch in batches:
-            network(batch if isinstance(batch, Tensor) else Batch.of(batch).x)
-    network.train(was_training)
+    try:
+        with CostCounter(network, pj_per_mac, pj_per_ac, memory) as counter, torch.inference_mode():
+            for batch in batches:
+                network(batch if isinstance(batch, Tensor) else Batch.of(batch).x)
+    finally:
+        for module, was_training in were_training:
+            module.training = was_training
     return counter.report()
 
 
@@ -111,6 +116,7 @@ class CostCounter:
         self._watch = Watch(network, self)
         self._is_watching = self._is_replaying = False
         self._opaque: nn.Module | None = None  # the module that is not looked into at the moment
+        self._within: nn.Module | None = None  # the layer in a neuron that is looked into all the same
         self._forward: tuple[int, int | None] = 0, None  # images of this forward, and T as far as it is known
 
     def __enter__(self) -> CostCounter:
@@ -118,6 +124,8 @@ class CostCounter:
         self._stance.__enter__()
         # for all modules, not by module: attention and its encoder leave their fast path where a module has hooks
         self._handles.append(register_module_forward_pre_hook(self._begin))
+        if id(self.network) not in self._are_fused:  # only a module's own hook is told of keywords
+            self._handles.append(self.network.register_forward_pre_hook(self._begin_by_keyword, with_kwargs=True))
         self._handles.append(register_module_forward_hook(self._end, with_kwargs=True, always_call=True))
         return self
 
@@ -132,15 +140,33 @@ class CostCounter:
 
     def _begin(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         if module is self.network and not self._is_watching:
+            if not inputs and id(module) not in self._are_fused:
+                return  # by keyword
             self._start_watching(inputs)
-        if not self._is_watching or self._opaque is not None or id(module) not in self._names:
+        if not self._is_watching or id(module) not in self._names:
             return
-        first = next(iter(tensors_in(inputs)), None)
-        name = self._names[id(module)]
-        self._watch.frames.append(Frame(name, module, None if first is None else first.shape))
+        if self._opaque is not None:
+            if isinstance(self._opaque, SpikingNeuron) and isinstance(module, WEIGHTED) and self._within is None:
+                self._within = module
+                self._watch.frames.append(self._frame(module, inputs))
+                self._watch.note(inputs, Data(timed=True))
+                self._watch.__enter__()
+            return
+        self._watch.frames.append(self._frame(module, inputs))
         if id(module) in self._are_opaque or (id(module) in self._are_fused and not self._is_replaying):
             self._opaque = module
             self._watch.__exit__(None, None, None)
+
+    def _begin_by_keyword(self, module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        if not self._is_watching:
+            self._start_watching(tuple(keywords.values()))
+            self._begin(module, tuple(keywords.values()))
+
+    def _frame(self, module: nn.Module, inputs: Any) -> Frame:
+        first = next(iter(tensors_in(inputs)), None)
+        return Frame(
+            self._names[id(module)], module, None if first is None else first.shape, self._watch.common(inputs)
+        )
 
     def _end(self, module: nn.Module, inputs: tuple[Any, ...], *rest: Any) -> None:
         """``rest``: keyword arguments and output; the output alone, None, where the module has failed."""
@@ -150,6 +176,11 @@ class CostCounter:
             self._drop()
             return
         keywords, output = rest
+        if self._within is module:
+            self._within = None
+            self._watch.__exit__(None, None, None)
+            self._watch.frames.pop()
+            return
         if self._opaque is module:
             self._leave(module, inputs, keywords, output)
         if self._opaque is None:
@@ -163,6 +194,7 @@ class CostCounter:
         self._opaque = None
         self._watch.__enter__()
         if id(module) in self._are_fused:
+            self._watch.frames[-1] = self._frame(module, (inputs, keywords))
             self._is_replaying = True
             with _without_fused_kernels():
                 module.forward(*inputs, **keywords)
@@ -176,13 +208,15 @@ class CostCounter:
             self._neurons[name].count(output)
             self._forward = self._forward[0], max(len(output), self._forward[1] or 1)
         elif isinstance(module, ACTIVATIONS) and isinstance(origin, Data):
-            self._units[name].call(0, output.numel(), output.shape[:-1], origin.timed)
+            self._units[name].call(0, output.numel(), (output.shape[:-1],), origin)
         self._watch.note(output, origin)
 
     # ---- forward passes ---------------------------------------------------------------------------------------------
 
     def _start_watching(self, inputs: tuple[Any, ...]) -> None:
-        x = inputs[0]
+        x = next(iter(tensors_in(inputs)), None)
+        if x is None:
+            raise ValueError("network: must be called with a tensor, and attention or a recurrent layer by position")
         is_timed = x.ndim == 5  # event frames [B, T, C, H, W]
         self._forward = len(x), None
         self._frames_of_input = x.shape[1] if is_timed else 1
@@ -195,10 +229,10 @@ class CostCounter:
 
     def _stop_watching(self) -> None:
         if self._is_watching:
-            if self._opaque is None:
+            if self._opaque is None or self._within is not None:
                 self._watch.__exit__(None, None, None)
             torch.set_autocast_cache_enabled(self._caches_casts)
-            self._is_watching, self._is_replaying, self._opaque = False, False, None
+            self._is_watching, self._is_replaying, self._opaque, self._within = False, False, None, None
             self._watch.forget()
 
     def _finish(self) -> None:
@@ -223,20 +257,20 @@ class CostCounter:
     # ---- what the watch tells ---------------------------------------------------------------------------------------
 
     def weight_product(
-        self, frame: Frame, operation: str, weight: Weight | None, shape: torch.Size, timed: bool, product: Any
+        self, frame: Frame, operation: str, weight: Weight | None, shapes: Shapes, data: Data, product: Any
     ) -> None:
         """Count data times a weight or a constant."""
-        count = self._constants[frame.name, operation] if weight is None else self._layers[_layer_name(weight.name)]
+        count = self._constants[frame.name, operation] if weight is None else self._layers[parameter_layer(weight.name)]
         count.count(product.key, product.x.detach(), product.weight.detach(), product.fan_out)
-        count.passes.call(product.dense, product.x.numel(), shape, timed)
+        count.passes.call(product.dense, product.x.numel(), shapes, data)
 
     def activation_product(
-        self, frame: Frame, operation: str, shape: torch.Size, timed: bool, a: Tensor, b: Tensor
+        self, frame: Frame, operation: str, shapes: Shapes, data: Data, a: Tensor, b: Tensor
     ) -> None:
         """Count data times data."""
         count = self._activations[frame.name, operation]
         count.count(a.detach(), b.detach())
-        count.passes.call(a.numel() * b.shape[-1], a.numel() + b.numel(), shape, timed)
+        count.passes.call(a.numel() * b.shape[-1], a.numel() + b.numel(), shapes, data)
 
     def not_counted(self, frame: Frame, operation: str) -> None:
         """Remember what multiplies and is not understood."""
@@ -397,10 +431,3 @@ def _without_fused_kernels() -> Iterator[None]:
     finally:
         backends.mha.set_fastpath_enabled(before[0])
         backends.mkldnn.enabled, backends.cudnn.enabled = before[1:]
-
-
-def _layer_name(parameter: str) -> str:
-    """The name in a weight report of the layer whose parameter, or whose parametrisation's, that is."""
-    module, found, tensor = parameter.rpartition("parametrizations.")
-    name = module + tensor.partition(".")[0] if found else parameter
-    return name.removesuffix("weight").removesuffix(".") if name.split(".")[-1] == "weight" else name

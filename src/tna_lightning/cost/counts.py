@@ -6,6 +6,7 @@ Letters: T time steps, B images of a forward, b a batch of matrices, m rows, k t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ def kind_of(x: Tensor, at_least: int = SPIKES) -> int:
     """
     if at_least == NUMBERS or x.dtype is torch.bool:
         return at_least
+    if x.is_complex():
+        return NUMBERS
     square = x * x
     if torch.equal(square, x):
         return at_least
@@ -30,30 +33,54 @@ def kind_of(x: Tensor, at_least: int = SPIKES) -> int:
     return max(at_least, WHOLE) if torch.equal(x.round(), x) else NUMBERS
 
 
+@dataclass(frozen=True)
+class Data:
+    """The origin of what is computed from the network's input.
+
+    Attributes:
+        timed: from event frames or behind a neuron.
+        images_first: its first dimension is that of the images, as far as is known: the input's is, and no operation
+            has swapped it or set another before it.
+    """
+
+    timed: bool
+    images_first: bool = True
+
+
 class Passes:
     """How often a layer runs for an image: what one pass over all of its time steps does, and what one step does.
 
     A network of T steps runs a layer T times where the layer's input is ``[T, B, ...]`` or ``[T*B, ...]``; where its
     first dimension is a multiple of T*B (tokens or windows folded into it) and what it holds comes from neurons or from
     event frames; and where the layer is called T times, or a multiple of T. Any other runs once.
+    Of T images, T tokens before all neurons look like ``[T, B, ...]``, and are no time where images lead. Attention and
+    recurrent layers may transpose their input before they compute, so both shapes are looked at.
     """
 
     def __init__(self) -> None:
         self.dense = self.inputs = 0  # over all time steps
         self.dense_once = self.inputs_once = 0.0  # without time
-        self._calls: list[tuple[int, int, torch.Size, bool]] = []
+        self._calls: list[tuple[int, int, tuple[torch.Size, ...], Data]] = []
 
-    def call(self, dense: int, inputs: int, shape: torch.Size, timed: bool) -> None:
-        """One call: its dense operations, the numbers it reads, their shape, and whether they come from time."""
-        self._calls.append((dense, inputs, shape, timed))
+    def call(self, dense: int, inputs: int, shapes: tuple[torch.Size, ...], data: Data) -> None:
+        """One call: its dense operations, the numbers it reads, their possible shapes, and what is known of them."""
+        self._calls.append((dense, inputs, shapes, data))
 
     def end(self, num_images: int, time_steps: int) -> None:
         """The forward pass is over, and T is known."""
         rows = time_steps * num_images
         have_time = [
-            bool(shape)
-            and (shape[:2] == (time_steps, num_images) or shape[0] == rows or (timed and shape[0] % rows == 0))
-            for *_, shape, timed in self._calls
+            any(
+                (
+                    shape[:2] == (time_steps, num_images)
+                    and (time_steps != num_images or data.timed or not data.images_first)
+                )
+                or shape[0] == rows
+                or (data.timed and shape[0] % rows == 0)
+                for shape in shapes
+                if shape
+            )
+            for *_, shapes, data in self._calls
         ]
         in_a_loop = have_time.count(False) % time_steps == 0
         for (dense, inputs, *_), has_time in zip(self._calls, have_time, strict=True):
@@ -80,26 +107,34 @@ class WeightProduct:
         self.kind = SPIKES
         self.num_nonzero = 0.0
         self.density: dict[Any, tuple[int, int]] = {}
-        # by the part of the weight and the shape of an input, since a layer may have several of both
+        # by the part of the weight, its zeros and the shape of an input, since a layer may have several of each
         self._nonzero: dict[Any, Tensor] = {}
         self._fan_out: dict[Any, Callable[[], Iterator[Tensor]]] = {}
+        self._masks: dict[Any, list[Tensor]] = {}
 
     def count(self, key: Any, x: Tensor, weight: Tensor, fan_out: Callable[[Tensor], Callable[[], Any]]) -> None:
         """Inputs ``[rows, ...]``, counted over their rows.
 
         Args:
-            key: says which part of the weight is met, and how; the weight is the same wherever the key is.
+            key: says which part of the weight is met, and how.
             x: the inputs.
-            weight: that part of the weight.
+            weight: that part of the weight; another one of the same key, such as one parameter under two masks, counts
+                by itself.
             fan_out: makes of the weight what gives, when called, the synapses that each number of a row feeds, and
                 those of them that are not 0.
         """
         self.kind = kind_of(x, self.kind)
         nonzero = x.sum(0, dtype=torch.float32) if self.kind == SPIKES else (x != 0).sum(0, dtype=torch.float32)
+        mask = weight != 0
+        masks = self._masks.setdefault(key, [])
+        place = next((place for place, known in enumerate(masks) if torch.equal(known, mask)), len(masks))
+        if place == len(masks):
+            masks.append(mask)
+        key = key, place
         if key not in self._nonzero:
             self._nonzero[key] = torch.zeros((), dtype=torch.float64, device=x.device)
             self._fan_out[key] = fan_out(weight)
-            self.density[key] = int((weight != 0).sum()), weight.numel()
+            self.density[key] = int(mask.sum()), weight.numel()
         self._nonzero[key] = self._nonzero[key] + nonzero.double()
 
     def report(self, num_images: int) -> dict[str, Any]:

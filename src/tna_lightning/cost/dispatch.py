@@ -18,16 +18,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from tna_lightning.cost.counts import TERNARY, kind_of
+from tna_lightning.cost.counts import TERNARY, Data, kind_of
 
 aten = torch.ops.aten
-
-
-@dataclass(frozen=True)
-class Data:
-    """The origin of what is computed from the network's input; ``timed``: from event frames or behind a neuron."""
-
-    timed: bool
 
 
 @dataclass(frozen=True)
@@ -39,32 +32,52 @@ class Weight:
 
 
 Origin = Data | Weight | None
+Shapes = tuple[torch.Size, ...]
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A module at work: its name, and the shape of its input."""
+    """A module at work: its name, and the shape and the origin of its input."""
 
     name: str
     module: nn.Module
     shape: torch.Size | None
+    origin: Origin
 
     @property
     def is_recurrent(self) -> bool:
         """Whether constants are its first state, which is counted as data are."""
         return isinstance(self.module, nn.RNNBase | nn.RNNCellBase)
 
+    @property
+    def of_sequences(self) -> torch.Size | None:
+        """Images and tokens of a module that may transpose its input ``[images, tokens, features]`` before it computes.
+
+        None where the module is of another kind, or its input has not these dimensions.
+        """
+        module = self.module.self_attn if isinstance(self.module, nn.TransformerEncoderLayer) else self.module
+        if self.shape is None or len(self.shape) != 3 or not isinstance(module, nn.RNNBase | nn.MultiheadAttention):
+            return None
+        images, tokens = self.shape[:2] if module.batch_first else (self.shape[1], self.shape[0])
+        return torch.Size((images, tokens))
+
+    @property
+    def attends_to_images(self) -> bool:
+        """Whether this is attention among the tokens of images, before all neurons and not repeated over time."""
+        is_attention = isinstance(self.module, nn.MultiheadAttention) and self.module.batch_first
+        return is_attention and self.origin == Data(timed=False)
+
 
 class Sink(Protocol):
-    """Who is told of the products; ``shape`` is that of the data without their features: what may be time."""
+    """Who is told of the products; ``shapes`` are those that the data may have without their features: what is time."""
 
     def weight_product(
-        self, frame: Frame, operation: str, weight: Weight | None, shape: torch.Size, timed: bool, product: Any
+        self, frame: Frame, operation: str, weight: Weight | None, shapes: Shapes, data: Data, product: Any
     ) -> None:
         """Data times a weight or a constant; ``product`` is a :class:`Convolution` or a :class:`MatrixProduct`."""
 
     def activation_product(
-        self, frame: Frame, operation: str, shape: torch.Size, timed: bool, a: Tensor, b: Tensor
+        self, frame: Frame, operation: str, shapes: Shapes, data: Data, a: Tensor, b: Tensor
     ) -> None:
         """Data ``[b, m, k]`` times data ``[b, k, n]``."""
 
@@ -249,7 +262,7 @@ class Watch(TorchDispatchMode):
         origins = [self.origin(tensor) for tensor in tensors_in(values)]
         data = [origin for origin in origins if isinstance(origin, Data)]
         if data:
-            return max(data, key=lambda origin: origin.timed)
+            return max(data, key=lambda origin: (origin.timed, not origin.images_first))
         weights = [origin for origin in origins if isinstance(origin, Weight)]
         return max(weights, key=lambda origin: origin.size, default=None)
 
@@ -262,6 +275,11 @@ class Watch(TorchDispatchMode):
         kwargs = kwargs or {}
         origin = self.common((args, kwargs))
         out = func(*args, **kwargs) if origin is None else self._look(func, args, kwargs, origin)
+        if isinstance(origin, Data) and not origin.timed and isinstance(func, torch._ops.OpOverload):
+            data = (tensor for tensor in tensors_in((args, kwargs)) if isinstance(self.origin(tensor), Data))
+            x = max(data, key=lambda tensor: tensor.ndim)
+            images_first = origin.images_first != _swaps_first(func._opname, args) and not _has_new_first(x, out)
+            origin = Data(origin.timed, images_first)
         self.note(out, origin)
         if isinstance(origin, Data) and isinstance(func, torch._ops.OpOverload) and func._schema.is_mutable:
             for tensor in tensors_in(out):  # a view, perhaps, of what is read later
@@ -286,7 +304,7 @@ class Watch(TorchDispatchMode):
             return out
         if not isinstance(origin, Data):  # weights are computed once
             return func(*args, **kwargs)
-        if func._opname in _ATTENTION:
+        if func._opname in _ATTENTION and all(_is_plain(tensor) for tensor in tensors_in(args)):
             out = func(*args, **kwargs)
             names = [argument.name for argument in func._schema.arguments]
             self._attention(name, {**dict(zip(names, args, strict=False)), **kwargs})
@@ -328,7 +346,7 @@ class Watch(TorchDispatchMode):
             self._not_counted(name)
         elif isinstance(of_x, Data):
             product = Convolution(x, weight, out.numel(), settings)
-            self.sink.weight_product(self.frames[-1], name, of_weight, x.shape[:1], of_x.timed, product)
+            self.sink.weight_product(self.frames[-1], name, of_weight, (x.shape[:1],), of_x, product)
 
     def _linear(self, name: str, out: Tensor, x: Tensor, weight: Tensor, bias: Any = None) -> None:
         of_x, of_weight = self.origin(x), self.origin(weight)
@@ -344,9 +362,23 @@ class Watch(TorchDispatchMode):
             isinstance(frame.module, nn.Linear) and frame.shape is not None
         ):  # a linear layer may have flattened its input
             shape = frame.shape
-        timed = isinstance(of_x, Data) and of_x.timed
+        data = self._data(of_x if isinstance(of_x, Data) else Data(timed=False))
         weight = of_weight if isinstance(of_weight, Weight) else None
-        self.sink.weight_product(frame, name, weight, shape[:-1], timed, product)
+        self.sink.weight_product(frame, name, weight, self._shapes(shape), data, product)
+
+    def _shapes(self, shape: torch.Size) -> Shapes:
+        frames = [frame for frame in reversed(self.frames) if frame.of_sequences is not None]
+        known = [frame.of_sequences for frame in frames if frame.of_sequences is not None]
+        if frames and frames[0].attends_to_images:  # its tokens are transposed to the front, and are no time
+            return tuple(known)
+        return shape[:-1], *known
+
+    def _data(self, data: Data) -> Data:
+        """What is known of data; of those that a module may have transposed, whether images lead its input."""
+        for frame in reversed(self.frames):
+            if frame.of_sequences is not None and isinstance(frame.origin, Data):
+                return Data(data.timed, frame.origin.images_first)
+        return data
 
     def _added_matmul(self, name: str, out: Tensor, added: Tensor, a: Tensor, b: Tensor, **_: Any) -> None:
         self._matmul(name, out, a, b)
@@ -358,7 +390,8 @@ class Watch(TorchDispatchMode):
         a, b = a[left], b[right]
         a, b = (x[None] if x.ndim == 2 else x for x in (a, b))
         if isinstance(of_a, Data) and isinstance(of_b, Data):
-            self.sink.activation_product(self.frames[-1], name, shape[:-1], of_a.timed or of_b.timed, a, b)
+            data = self._data(Data(of_a.timed or of_b.timed, of_a.images_first and of_b.images_first))
+            self.sink.activation_product(self.frames[-1], name, self._shapes(shape), data, a, b)
             return
         if not isinstance(of_a, Data) and (isinstance(of_b, Data) or not self._is_data(of_a)):
             if not self._is_data(of_b):
@@ -373,8 +406,8 @@ class Watch(TorchDispatchMode):
         """Both products of softmax(q k^T + mask) v, which a fused kernel does not show."""
         query, key, value = given["query"], given["key"], given["value"]
         mask = given.get("attn_mask") if given.get("attn_bias") is None else given["attn_bias"]
-        of_all = [self.origin(tensor) for tensor in (query, key, value)]
-        timed = any(isinstance(origin, Data) and origin.timed for origin in of_all)
+        origin = self.common((query, key, value))
+        data = self._data(origin if isinstance(origin, Data) else Data(timed=False))
         groups = query.shape[-3] // key.shape[-3] if query.ndim > 3 else 1  # heads that share a key and a value
         key, value = (x.repeat_interleave(groups, -3) if groups > 1 else x for x in (key, value))
         scores = query.float() @ key.float().mT * (given.get("scale") or query.shape[-1] ** -0.5)
@@ -386,13 +419,27 @@ class Watch(TorchDispatchMode):
         for a, b in ((query, key.mT), (shares, value)):
             a, b = a.expand(*scores.shape[:-2], *a.shape[-2:]), b.expand(*scores.shape[:-2], *b.shape[-2:])
             self.sink.activation_product(
-                self.frames[-1], name, a.shape[:-1], timed, a.flatten(0, -3) if a.ndim > 2 else a[None],
+                self.frames[-1], name, self._shapes(a.shape), data, a.flatten(0, -3) if a.ndim > 2 else a[None],
                 b.flatten(0, -3) if b.ndim > 2 else b[None],
             )  # fmt: skip
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    return tensor.layout is torch.strided and not tensor.is_nested
+    return tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_complex()
+
+
+def _swaps_first(name: str, args: tuple[Any, ...]) -> bool:
+    """Whether an operation moves another dimension to the place of the first."""
+    if name == "transpose":
+        return 0 in (args[1] % args[0].ndim, args[2] % args[0].ndim)
+    return name == "permute" and args[1][0] % args[0].ndim != 0
+
+
+def _has_new_first(x: Tensor, out: Any) -> bool:
+    """Whether an operation has put a dimension before the first one, as repeating and stacking do."""
+    if not isinstance(out, Tensor) or out.ndim == 0 or len(out) < 2:
+        return False
+    return out.shape[1:] == x.shape or (x.ndim > 1 and len(x) == 1 and out.shape[1:] == x.shape[1:])
 
 
 _NESTED = (tuple, list, dict)

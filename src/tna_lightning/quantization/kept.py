@@ -60,13 +60,17 @@ def weight_report(network: nn.Module) -> dict[str, Any]:
     weight. Zeros and ``code_shares`` (given up to three bits a code) are those of the weights as eval mode sees them.
     A weight that differs by time step counts once: its ``bits`` are those of all its T codes together, ``zeros`` the
     mean over its steps, and the layer has an entry ``time_steps``.
+    A parameter that several layers share is in it once, under the first's name. Shares of no weights are 0.
     """
     layers = []
+    tied = {parameter_layer(name) for name in _tied(network)}
     order = {name: position for position, (name, _) in enumerate(network.named_modules())}
     others = ((name, weight, None) for name, weight in other_weights(network))
     for name, weight, kept in sorted(
         [*kept_weights(network), *others], key=lambda entry: order.get(entry[0], order[entry[0].rpartition(".")[0]])
     ):
+        if name in tied:
+            continue
         steps = _time_steps(network, name, weight)
         count = weight.numel() // (steps or 1)
         entry: dict[str, Any] = {"name": name, "weights": count, "is_quantized": kept is not None}
@@ -83,10 +87,11 @@ def weight_report(network: nn.Module) -> dict[str, Any]:
             entry |= {"bits": entry["bits"] * steps, "zeros": entry["zeros"] / steps, "time_steps": steps}
         layers.append(entry)
     total = sum(layer["weights"] for layer in layers)
+    all_weights = total or 1
     return {
         "weights": total,
-        "quantized_share": sum(layer["weights"] for layer in layers if layer["is_quantized"]) / total,
-        "zero_share": sum(layer["zeros"] for layer in layers) / total,
+        "quantized_share": sum(layer["weights"] for layer in layers if layer["is_quantized"]) / all_weights,
+        "zero_share": sum(layer["zeros"] for layer in layers) / all_weights,
         "bytes": sum(layer["bytes"] for layer in layers),
         "bytes_float32": 4 * total,
         "layers": layers,
@@ -101,18 +106,34 @@ def quantized_share(network: nn.Module) -> float:
 def network_bytes(network: nn.Module) -> dict[str, int]:
     """Bytes of a network's parameters and buffers: ``float32`` (4 a number), and ``kept``, as they are packed.
 
-    In float32 a weight that differs by time step counts once, as in :func:`weight_report`.
+    In float32 a weight that differs by time step counts once, as in :func:`weight_report`. A parameter of several
+    names counts once.
     """
-    state = plain_state_dict(network.state_dict())
-    kept, counts = {}, {name: tensor.numel() for name, tensor in state.items()}
+    tied = _tied(network)
+    state = plain_state_dict({name: tensor for name, tensor in network.state_dict().items() if name not in tied})
+    counts = {name: tensor.numel() for name, tensor in state.items()}
+    kept = {name: tensor.numel() * tensor.element_size() for name, tensor in state.items()}
+    layers = {parameter_layer(name) for name in tied}
     for name, weight, codes in kept_weights(network):
-        counts[weight_name(name)] = weight.numel() // (_time_steps(network, name, weight) or 1)
-        if codes is not None:
-            kept[weight_name(name)] = codes.num_bytes
-    return {
-        "float32": 4 * sum(counts.values()),
-        "kept": sum(kept.get(name, tensor.numel() * tensor.element_size()) for name, tensor in state.items()),
-    }
+        if name not in layers:
+            counts[weight_name(name)] = weight.numel() // (_time_steps(network, name, weight) or 1)
+            size = weight.numel() * weight.element_size()
+            kept[weight_name(name)] = size if codes is None else codes.num_bytes
+    return {"float32": 4 * sum(counts.values()), "kept": sum(kept.values())}
+
+
+def _tied(network: nn.Module) -> set[str]:
+    """Further names of parameters and buffers that have an earlier one."""
+    every = {name for name, _ in network.named_parameters(remove_duplicate=False)}
+    every |= {name for name, _ in network.named_buffers(remove_duplicate=False)}
+    return every - {name for name, _ in (*network.named_parameters(), *network.named_buffers())}
+
+
+def parameter_layer(parameter: str) -> str:
+    """The name in a weight report of the layer whose parameter, or whose parametrisation's, that is."""
+    module, found, tensor = parameter.rpartition("parametrizations.")
+    name = module + tensor.partition(".")[0] if found else parameter
+    return name.removesuffix("weight").removesuffix(".") if name.split(".")[-1] == "weight" else name
 
 
 def _time_steps(network: nn.Module, name: str, weight: Tensor) -> int | None:

@@ -64,15 +64,30 @@ class QuantizedWeight(nn.Module):
 
 
 def weighted_layers(network: nn.Module) -> Iterator[tuple[str, Tensor, QuantizedWeight | None]]:
-    """Name, full-precision weight and quantisation of each convolution and linear layer, in order."""
+    """Name, full-precision weight and quantisation of each convolution and linear layer, in order.
+
+    A weight that others have parametrised, such as weight norm, is the one that they compute, and not quantised.
+    """
     for name, module in network.named_modules():
         if isinstance(module, WEIGHTED):
             if parametrize.is_parametrized(module, "weight"):
                 parametrizations: Any = cast(Any, module).parametrizations["weight"]
-                first = parametrizations[0]
-                yield name, parametrizations.original, first if isinstance(first, QuantizedWeight) else None
+                if isinstance(parametrizations[0], QuantizedWeight):
+                    yield name, parametrizations.original, parametrizations[0]
+                else:
+                    yield name, _computed(parametrizations), None
             else:
                 yield name, module.weight, None
+
+
+def _computed(parametrizations: nn.Module) -> Tensor:
+    """The weight that they compute in eval mode, since in training mode some, as spectral norm, change by it."""
+    were_training = [(module, module.training) for module in parametrizations.modules()]
+    parametrizations.eval()
+    weight: Tensor = parametrizations()
+    for module, was_training in were_training:
+        module.training = was_training
+    return weight
 
 
 def quantized_layers(network: nn.Module) -> Iterator[tuple[str, Tensor, QuantizedWeight]]:
@@ -124,6 +139,13 @@ def schemes_by_layer(
         raise ValueError(
             f"network: the weights of {', '.join(given)} differ by time step already, as in a packed file; quantise "
             "the full-precision ones of its checkpoint"
+        )
+    parametrized = [name for name in schemes if parametrize.is_parametrized(network.get_submodule(name), "weight")]
+    if parametrized:
+        raise ValueError(
+            f"network: the weights of {', '.join(parametrized)} are parametrized already, as by weight norm; remove "
+            f"that (torch.nn.utils.parametrize.remove_parametrizations) or leave them out, skip="
+            f"[{','.join([*skip, *parametrized])}]"
         )
     refused = [
         name for name, scheme in schemes.items() if scheme.time_steps is not None and not _meets_time(network, name)
@@ -197,8 +219,9 @@ def quantize_network(
         layer_quantizers: names of modules with a scheme of their own for all they contain; the innermost counts.
 
     Raises:
-        ValueError: a name in ``skip`` or ``layer_quantizers`` matches no layer, or is in both; no quantizer; or one
-            whose codes differ by time step, for a layer that does not stand in a ``PerStep``.
+        ValueError: a name in ``skip`` or ``layer_quantizers`` matches no layer, or is in both; no quantizer; one whose
+            codes differ by time step, for a layer that does not stand in a ``PerStep``; or a weight that others have
+            parametrised.
     """
     check_names(skip, layer_quantizers)
     own = layer_quantizers or {}
