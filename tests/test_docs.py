@@ -10,6 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from tna_lightning import __main__ as front
+from tna_lightning import evaluate
 from tna_lightning.models import LIF, convnet
 from tna_lightning.running.config import companion_nodes, compose
 from tna_lightning.running.home import GROUPS, options
@@ -39,14 +41,30 @@ def workshop(tmp_path_factory):
 EXTENSIONS = [fence["text"] for fence in fences("docs/extending.md") if fence["language"] == "bash"]
 
 
+@pytest.fixture
+def command_line(workshop, monkeypatch, capsys):
+    """Call a door in the workshop as a user does there, in this process; the workshop's modules are forgotten after."""
+    monkeypatch.chdir(workshop)
+    monkeypatch.syspath_prepend(workshop)
+
+    def call(door, *arguments):
+        monkeypatch.setattr(sys, "argv", [door.__name__, *arguments])
+        door.main()
+        return capsys.readouterr().out
+
+    yield call
+    for name in [name for name in sys.modules if name.startswith("my_")]:
+        del sys.modules[name]
+
+
 @pytest.mark.parametrize("command", EXTENSIONS, ids=lambda command: command.partition("my_conf ")[2].split()[0])
-def test_each_extension_trains_through_the_command_line(command, workshop):
-    program, *arguments = shlex.split(command)
-    assert program == "python"
-    arguments += ["trainer.enable_progress_bar=false", f"hydra.run.dir={workshop / 'runs' / str(abs(hash(command)))}"]
-    result = subprocess.run([sys.executable, *arguments], cwd=workshop, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    record = finished_record(arguments[-1].partition("=")[2])
+def test_each_extension_trains_through_the_command_line(command, command_line, workshop):
+    assert command.startswith("python -m tna_lightning ")
+    folder = workshop / "runs" / str(abs(hash(command)))
+    arguments = shlex.split(command)[3:]
+    few = ["trainer.limit_train_batches=5", "trainer.enable_progress_bar=false", f"hydra.run.dir={folder}"]
+    command_line(front, *arguments, *few)
+    record = finished_record(folder)
     choice = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     groups = ("neuron", "model", "quant", "baseline", "augment", "data", "callbacks")
     (group,) = [group for group in groups if group in choice]
@@ -56,15 +74,7 @@ def test_each_extension_trains_through_the_command_line(command, workshop):
         assert largest == [norms[0], max(norms)]
     else:
         assert record["choices"][group] == choice[group]
-
-    evaluated = subprocess.run(
-        [sys.executable, "-m", "tna_lightning.evaluate", arguments[-1].partition("=")[2]],
-        cwd=workshop,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert f"test/acc {record['results']['test/acc']!r} " in evaluated.stdout, evaluated.stderr
+    assert f"test/acc {record['results']['test/acc']!r} " in command_line(evaluate, str(folder))
 
 
 def test_the_readmes_python_example_runs(tmp_path):

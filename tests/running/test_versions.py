@@ -34,9 +34,9 @@ def old_settings(config):
     return as_before(identity_config(config))
 
 
-def differing(record, composed):
+def differing(record, config):
     """The overrides that make a composed config the record's, by the names that 0.1.0 gave the settings."""
-    recorded, today = identity_config(record["config"]), old_settings(composed)
+    recorded, today = identity_config(record["config"]), old_settings(config)
     neutral = {key: value for key, value in ADDED_BEFORE.items() if key in today}
     wanted = {key: recorded.get(key, neutral.get(key)) for key in today if key in recorded or key in neutral}
     return {key: value for key, value in wanted.items() if json.dumps(value) != json.dumps(today[key])}
@@ -57,14 +57,16 @@ def words(overrides):
     return found
 
 
-def command(record):
-    """What makes this run today: its choices, and what else it set."""
+def composed(record):
+    """The config of the command that makes this run today: its choices, and what else it set."""
     choices = record["choices"].items()
-    found = [f"{group}={choice}" for group, choice in choices if group not in ("experiments", "logger")]
+    command = [f"{group}={choice}" for group, choice in choices if group not in ("experiments", "logger")]
     recorded = identity_config(record["config"])
     # first what others are interpolated from
-    found += words({key: value for key, value in recorded.items() if key in ("seed", "epochs") or MODEL.match(key)})
-    return [*found, *words(differing(record, compose(found)))]
+    command += words({key: value for key, value in recorded.items() if key in ("seed", "epochs") or MODEL.match(key)})
+    config = compose(command)
+    further = words(differing(record, config))
+    return compose([*command, *further]) if further else config
 
 
 def without_seed(record):
@@ -87,7 +89,7 @@ def test_the_command_of_every_committed_record_names_its_run():
     for folder, record in RECORDS.items():
         kind = without_seed(record)
         if kind not in first:
-            first[kind] = compose(command(record))
+            first[kind] = composed(record)
         today = with_seed(first[kind], record["seed"])
         where = folder.relative_to(RESULTS)
         assert identity(today, record["config"]) == record["identity"], where
