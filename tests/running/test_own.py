@@ -84,3 +84,15 @@ def test_a_file_that_does_not_parse_is_left_to_whoever_builds_from_it(folder):
     assert digests(neuron="my_nothing.Mine", model="no dots", data="my_package.nothing.X") == {
         "code.my_package": digest_of(folder / "my_package" / "__init__.py")
     }
+
+
+def test_a_file_of_arrays_counts_by_its_content_wherever_it_lies(tmp_path):
+    def run(name):
+        return identity(compose(["data=arrays", f"data.file={tmp_path / name}"]))
+
+    for name in ("a.npz", "b.npz"):
+        (tmp_path / name).write_bytes(b"the same")
+    before = run("a.npz")
+    assert run("b.npz") == before
+    (tmp_path / "b.npz").write_bytes(b"another!")
+    assert run("b.npz") != before

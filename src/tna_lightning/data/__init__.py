@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 _MODULES = {
+    "ArraysDataModule": "arrays",
     "Batch": "batch",
     "BatchedDataModule": "module",
     "CIFAR10DVSDataModule": "cifar10dvs",
@@ -18,6 +19,7 @@ _MODULES = {
     "DigitsDataModule": "digits",
     "EventCamera": "camera",
     "EventDataModule": "events",
+    "IDXDataModule": "idx",
     "ImageDataModule": "images",
     "Inputs": "batch",
 }

@@ -16,7 +16,7 @@ from tna_lightning.data.module import BatchedDataModule
 class ImageDataModule(BatchedDataModule):
     """Base of the image data sets; inputs are float32 ``[B, C, H, W]``, normalised per channel.
 
-    A subclass sets ``name``, :attr:`mean`, :attr:`std` and the class names, and returns its images from :meth:`load`.
+    A subclass sets ``name`` and the class names, and returns its images from :meth:`load`.
 
     Args:
         val_fraction: share of the training images set aside for validation, stratified, by ``seed``; 0 for none,
@@ -26,8 +26,10 @@ class ImageDataModule(BatchedDataModule):
         **settings: see :class:`~tna_lightning.data.BatchedDataModule`.
     """
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...] | None = None
+    """Of each channel, as a share of 255; None: measured over the training images, once they are loaded."""
+    std: tuple[float, ...] | None = None
+    """The deviation, likewise."""
     size: tuple[int, int] | None = None
     """H and W, where they are known before the images are loaded."""
 
@@ -46,17 +48,17 @@ class ImageDataModule(BatchedDataModule):
         self.train_subset = train_subset
         self.device_resident = device_resident
         self._samples: tuple[Tensor, Tensor] | None = None
-        self._mean = torch.tensor(self.mean).mul(255).view(-1, 1, 1)
-        self._scale = torch.tensor(self.std).mul(255).reciprocal().view(-1, 1, 1)
+        self._constants: tuple[Tensor, Tensor] | None = None
 
     @property
-    def in_channels(self) -> int:  # noqa: D102
-        return len(self.mean)
+    def in_channels(self) -> int:
+        """C; the images are loaded for it where :attr:`mean` is to be measured."""
+        return len(self._normalisation()[0])
 
     @property
     def blank(self) -> Tensor:
         """The mean of each channel, a whole grey level."""
-        return self._mean.round().flatten()
+        return self._normalisation()[0].round().flatten()
 
     @property
     def inputs(self) -> Inputs:
@@ -95,8 +97,23 @@ class ImageDataModule(BatchedDataModule):
 
     def prepare(self, x: Tensor) -> Tensor:
         """Normalise uint8 images to zero mean and unit deviation per channel over the data set."""
-        self._mean, self._scale = self._mean.to(x.device), self._scale.to(x.device)
-        return x.sub(self._mean).mul_(self._scale)
+        mean, scale = self._normalisation()
+        self._constants = mean, scale = mean.to(x.device), scale.to(x.device)
+        return x.sub(mean).mul_(scale)
+
+    def _normalisation(self) -> tuple[Tensor, Tensor]:
+        """Mean and one over the deviation of grey levels, ``[C, 1, 1]``."""
+        if self._constants is None:
+            if self.mean is None or self.std is None:
+                if self._samples is None:
+                    self.setup("fit")
+                images, _ = self._samples  # type: ignore[misc]  # setup has filled it
+                is_training = torch.ones(len(images), dtype=torch.bool)
+                is_training[self._subsets[2]] = False
+                self.mean, self.std = measure(images, is_training.nonzero().squeeze(1))
+            mean, std = (torch.tensor(values).mul(255).view(-1, 1, 1) for values in (self.mean, self.std))
+            self._constants = mean, std.reciprocal()
+        return self._constants
 
     def describe(self) -> dict[str, Any]:
         """What a run record says; ``images_sha256`` tells copies of one data set apart. Needs :meth:`setup`."""
@@ -105,3 +122,21 @@ class ImageDataModule(BatchedDataModule):
         for samples in self._samples:
             digest.update(samples.numpy().data)
         return {**super().describe(), "images_sha256": digest.hexdigest()}
+
+
+def measure(images: Tensor, subset: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel of ``images[subset]``, uint8 ``[N, C, H, W]``, as a share of 255.
+
+    From the counts of the 256 grey levels, so that the result depends on no order of summation. A channel that never
+    changes has the deviation 1: it is left as it is but for its mean.
+    """
+    counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
+    for part in subset.split(4096):
+        for channel, levels in enumerate(images[part].transpose(0, 1)):
+            counts[channel] += levels.flatten().bincount(minlength=256)
+    shares = counts.double() / counts.sum(1, keepdim=True)
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    mean = shares @ levels
+    variance = (shares * (levels - mean[:, None]).square()).sum(1)
+    std = variance.sqrt().where(variance > 0, 1.0)
+    return tuple(mean.tolist()), tuple(std.tolist())

@@ -95,6 +95,8 @@ def _check_settings(key: str, node: Mapping[str, Any]) -> None:
             continue
         if not takes_any:
             refuse_unknown(key, name, known)
+        if value == "???":  # OmegaConf's mark of what a config leaves open
+            raise ValueError(f"{key}.{name}: must be given")
         if isinstance(value, Mapping) and "_target_" in value:
             _check_settings(f"{key}.{name}", value)
         elif name in hints and "_target_" not in str(value):

@@ -19,6 +19,7 @@ NOT_IDENTITY = (
     "ckpt_path",
     "study",
     "data.root",
+    "data.file",  # by its content, see own.py
     "data.download",
     "cost",
     "trainer.enable_progress_bar",

@@ -52,7 +52,7 @@ SOURCES = {
     },
     **{
         name: Source(f"tna_lightning.data.{name}", without=("augment",))
-        for name in ("CIFARDataModule", "DigitsDataModule", "CIFAR10DVSDataModule")
+        for name in ("ArraysDataModule", "CIFARDataModule", "DigitsDataModule", "IDXDataModule", "CIFAR10DVSDataModule")
     },
     **{  # what they leave out, a blank picture, is no choice
         name: Source(f"tna_lightning.data.{name}", without=("augment", "camera", "skip_bad"))

@@ -1,0 +1,207 @@
+"""Sets that come as files of arrays: IDX and .npz, as their makers lay them out, and as they should not be."""
+
+import gzip
+import logging
+from dataclasses import astuple
+
+import numpy as np
+import pytest
+import torch
+
+from tna_lightning.data import ArraysDataModule, IDXDataModule
+from tna_lightning.data.idx import FILES, SETS, read_idx
+from tna_lightning.data.images import measure
+
+GREY = np.random.default_rng(0).integers(0, 256, (40, 6, 5), dtype=np.uint8)
+LABELS = np.arange(40, dtype=np.uint8) % 10
+
+
+def idx(array, type_code=8):
+    return bytes([0, 0, type_code, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
+
+
+def write_set(folder, files=FILES, pack=gzip.compress, ending=".gz", first_label=0):
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = GREY[:30], LABELS[:30] + first_label, GREY[30:], LABELS[30:] + first_label
+    for name, array in zip(files, arrays, strict=True):
+        (folder / (name + ending)).write_bytes(pack(idx(array)))
+
+
+def module(root, name="fashion_mnist", **settings):
+    return IDXDataModule(name, root, download=False, **settings)
+
+
+@pytest.mark.parametrize("folder", ["fashion_mnist", "FashionMNIST/raw", "."])
+@pytest.mark.parametrize(("pack", "ending", "dotted"), [(gzip.compress, ".gz", False), (bytes, "", True)])
+def test_idx_files_are_found_as_they_are_laid_out(tmp_path, folder, pack, ending, dotted, caplog):
+    files = [file.replace("-idx", ".idx") if dotted else file for file in FILES]
+    write_set(tmp_path / folder, files, pack, ending)
+    with caplog.at_level(logging.WARNING):
+        data = module(tmp_path, val_fraction=0.1)
+        data.setup("fit")
+    assert "is not the official file" in caplog.text
+    assert astuple(data.inputs)[:3] == (1, 6, 5)
+    assert [len(part) for part in (data.train_set, data.val_set, data.test_set)] == [27, 3, 10]
+    assert torch.equal(data.test_set.inputs[data.test_set.subset][:, 0], torch.from_numpy(GREY[30:]))
+    assert data.test_set.targets[data.test_set.subset].tolist() == LABELS[30:].tolist()
+    # over the training images, those of the validation among them
+    assert data.mean == (pytest.approx(GREY[:30].mean() / 255, abs=1e-12),)
+    assert data.std == (pytest.approx(GREY[:30].std() / 255, abs=1e-12),)
+    x = data.prepare(data.train_set.inputs[:30])
+    assert (x.mean().item(), x.std(correction=0).item()) == (pytest.approx(0, abs=1e-6), pytest.approx(1, abs=1e-6))
+
+
+def test_emnist_runs_down_the_columns_and_letters_begin_at_one(tmp_path):
+    name = "emnist_letters"
+    write_set(tmp_path, SETS[name].files, first_label=1)
+    data = module(tmp_path, name)
+    data.setup("fit")
+    assert torch.equal(data.train_set.inputs[:, 0], torch.from_numpy(GREY).mT)
+    assert data.train_set.targets.tolist() == LABELS.tolist()
+    assert data.class_names[:3] == ["A", "B", "C"]
+    assert [len(known.classes) for known in SETS.values()] == [10, 10, 10, 47, 47, 62, 26, 10]
+
+
+def test_files_are_known_by_their_content_however_packed(tmp_path, monkeypatch, caplog):
+    content = [read_idx(path, 3 if "images" in path.name else 1)[1] for path in _written(tmp_path)]
+    known = SETS["mnist"]
+    monkeypatch.setitem(SETS, "mnist", type(known)(known.classes, known.folder, content=tuple(content)))
+    for level in (1, 9):
+        write_set(tmp_path, pack=lambda raw, level=level: gzip.compress(raw, level))
+        module(tmp_path, "mnist").setup("fit")
+    assert "official" not in caplog.text
+
+
+def _written(folder):
+    write_set(folder)
+    return [folder / f"{file}.gz" for file in FILES]
+
+
+def test_what_is_missing_is_fetched_and_checked(tmp_path, serve, monkeypatch):
+    import hashlib
+
+    write_set(tmp_path / "there")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "there").iterdir()}
+    server = serve({f"/set/{name}": content for name, content in files.items()})
+    md5 = [hashlib.md5(files[f"{file}.gz"]).hexdigest() for file in FILES]
+    known = SETS["kmnist"]
+    monkeypatch.setitem(SETS, "kmnist", type(known)(known.classes, known.folder, f"{server.address}/set", tuple(md5)))
+    data = IDXDataModule("kmnist", tmp_path / "root")
+    data.setup("fit")
+    assert sorted(path.name for path in (tmp_path / "root" / "kmnist").glob("*.gz")) == sorted(files)
+    assert len(data.test_set) == 10
+    with pytest.raises(
+        FileNotFoundError, match=r"root='.*nowhere': holds no train-images-idx3-ubyte, plain or .gz; set"
+    ):
+        module(tmp_path / "nowhere", "kmnist").setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("position", "content", "message"),
+    [
+        (0, b"", "is no IDX file"),
+        (0, b"<html>not found</html>", "is no IDX file"),
+        (0, idx(GREY[:30])[:-1], r"is cut off, or longer than it says; it holds 899 values of \[30, 6, 5\]"),
+        (0, idx(GREY[:30]) + b"\0", "is cut off, or longer"),
+        (0, gzip.compress(idx(GREY[:30]))[:-9], "is cut off or damaged"),
+        (0, idx(GREY[:30], 13), "must hold unsigned bytes"),
+        (0, idx(GREY[0]), "must hold unsigned bytes .8. in 3 dimensions, not type 8 in 2"),
+        (0, idx(GREY[:0]), "holds nothing"),
+        (1, idx(LABELS[:29]), "holds 30 images, and .* 29 labels"),
+        (1, idx(LABELS[:30] + 1), r"its labels must lie in \[0, 9\] for fashion_mnist"),
+        (2, idx(GREY[30:, :4]), r"training images are \(6, 5\), those of the test \(4, 5\)"),
+    ],
+)
+def test_a_file_that_is_not_as_it_should_be_is_named(tmp_path, position, content, message):
+    write_set(tmp_path)
+    (tmp_path / f"{FILES[position]}.gz").write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        module(tmp_path).setup("fit")
+    assert str(tmp_path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_measure_is_exact_and_of_the_subset_alone():
+    images = torch.zeros(3, 2, 1, 2, dtype=torch.uint8)
+    images[0, 0, 0] = torch.tensor([51, 153])
+    images[2] = 255
+    mean, std = measure(images, torch.tensor([0, 1]))
+    # channel 0: 51, 153, 0, 0 of 255; channel 1 never changes
+    assert mean == (pytest.approx(0.2, abs=1e-15), 0.0)
+    assert std == (pytest.approx((0.01 * 0 + (0 + 0.16 + 0.04 + 0.04) / 4) ** 0.5, abs=1e-15), 1.0)
+
+
+COLOUR = np.random.default_rng(1).integers(0, 256, (40, 6, 5, 3), dtype=np.uint8)
+SPLIT = {"x_train": COLOUR[:30], "y_train": LABELS[:30], "x_test": COLOUR[30:], "y_test": LABELS[30:]}
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        SPLIT,
+        {key: value.transpose(0, 3, 1, 2) if "x" in key else value[:, None] for key, value in SPLIT.items()},
+        {key: value / 255 if "x" in key else value for key, value in SPLIT.items()},
+        {key: value.astype(np.float32) if "x" in key else value for key, value in SPLIT.items()},
+        {
+            "train_images": COLOUR[:30], "train_labels": LABELS[:30, None], "val_images": COLOUR[:2],
+            "val_labels": LABELS[:2, None], "test_images": COLOUR[30:], "test_labels": LABELS[30:, None],
+        },
+    ],
+    ids=["Keras", "channels first", "shares", "floats", "MedMNIST"],
+)  # fmt: skip
+def test_arrays_in_the_usual_layouts_are_the_same_set(tmp_path, arrays):
+    np.savez(tmp_path / "mine.npz", **arrays)
+    data = ArraysDataModule(tmp_path / "mine.npz")
+    data.setup("fit")
+    assert torch.equal(data.train_set.inputs, torch.from_numpy(COLOUR).permute(0, 3, 1, 2))
+    assert data.train_set.targets.tolist() == LABELS.tolist()
+    assert data.test_set.subset.tolist() == list(range(30, 40))
+    assert (data.name, data.num_classes, astuple(data.inputs)[:3]) == ("mine", 10, (3, 6, 5))
+
+
+def test_arrays_without_parts_give_a_fifth_of_each_class_to_the_test(tmp_path):
+    np.savez_compressed(tmp_path / "mine.npz", images=GREY, labels=LABELS)
+    tests = []
+    for seed in (0, 1):
+        data = ArraysDataModule(tmp_path / "mine.npz", seed=seed, classes=list("abcdefghij"))
+        data.setup("fit")
+        tests.append(data.test_set.subset.tolist())
+    assert tests[0] == tests[1]
+    assert torch.from_numpy(LABELS)[tests[0]].bincount().tolist() == [1] * 8
+    assert data.class_names[9] == "j"
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"pixels": GREY, "labels": LABELS}, "holds pixels, labels; must hold x_train"),
+        (SPLIT | {"y_test": LABELS[:3]}, "holds 10 images and 3 labels"),
+        (SPLIT | {"x_test": GREY[30:]}, "training and test images differ in shape"),
+        ({"images": GREY, "labels": LABELS * 1.0}, r"labels is float64 \[40\]; must hold whole numbers"),
+        ({"images": GREY, "labels": np.eye(10)[LABELS]}, r"labels is float64 \[40, 10\]"),
+        ({"images": GREY, "labels": LABELS.astype(int) - 1}, "labels holds -1"),
+        ({"images": GREY, "labels": LABELS * 0}, "all labels are the same"),
+        ({"images": GREY / 100, "labels": LABELS}, "images is float64; must hold whole grey levels"),
+        ({"images": GREY.astype(int) - 1, "labels": LABELS}, "must hold whole grey levels"),
+        ({"images": GREY * np.nan, "labels": LABELS}, "must hold whole grey levels"),
+        ({"images": GREY[0], "labels": LABELS}, r"images is \[6, 5\]; must be"),
+        ({"images": COLOUR[..., :2], "labels": LABELS}, "C = 1 or 3"),
+        ({"images": GREY[:0], "labels": LABELS[:0]}, "images is empty"),
+        ({"images": np.array([object()]), "labels": LABELS}, "is damaged or no .npz|allow_pickle"),
+    ],
+)
+def test_arrays_that_are_not_as_they_should_be_are_refused(tmp_path, arrays, message):
+    np.savez(tmp_path / "mine.npz", **arrays)
+    with pytest.raises(ValueError, match=message) as error:
+        ArraysDataModule(tmp_path / "mine.npz").setup("fit")
+    assert str(error.value).startswith("file=")
+
+
+def test_a_file_that_is_no_npz_is_refused(tmp_path):
+    np.save(tmp_path / "mine.npy", GREY)
+    (tmp_path / "cut.npz").write_bytes(b"PK\3\4 cut off")
+    for name, message in (("mine.npy", "is one array without a name"), ("cut.npz", "is damaged")):
+        with pytest.raises(ValueError, match=rf"file=.*{message}"):
+            ArraysDataModule(tmp_path / name).setup("fit")
+    with pytest.raises(FileNotFoundError, match=r"file=.*is not there"):
+        ArraysDataModule(tmp_path / "none.npz").setup("fit")
