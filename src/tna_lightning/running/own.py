@@ -22,8 +22,8 @@ def own_digests(config: Mapping[str, Any]) -> dict[str, str]:
     """SHA-256 (hex) of each Python file and of each data file or folder of the user's own, by module or setting.
 
     Python files are those behind a ``_target_`` outside of this package and of all installed ones, with what of that
-    kind they import. Data are the files and folders that the settings of a data set of one's own name, and ``data.file``;
-    of a folder the relative names and contents of all files count, hidden ones left out.
+    kind they import. Data are ``data.file``, and the files and folders that the settings of a data set of one's own
+    name; of a folder the relative names and contents of all files count, hidden ones left out.
     """
     modules: dict[str, Path] = {}
     for target in _targets(config):
