@@ -65,6 +65,16 @@ format: $(READY) ## format the code and mend what lint can mend
 conf: $(READY) ## conf/signatures anew, from the signatures of what takes the settings
 	$(BIN)/python -m tna_lightning.running.signatures
 
+DOCS := $(VENV)/.docs
+
+$(DOCS): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
+.PHONY: docs
+docs: $(DOCS) ## the site, into site/, with its links checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 .PHONY: type
 type: $(READY) ## static types
 	$(BIN)/mypy

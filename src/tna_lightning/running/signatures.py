@@ -95,7 +95,7 @@ def render(source: Source) -> str:
         lines.append("_partial_: true")
     defaults: dict[str, Any] = {}
     meanings: dict[str, str] = {}
-    target = _get(source.path)
+    target = locate(source.path)
     for _, function in takers(target):  # what an earlier one takes does not reach the later ones
         for parameter in inspect.signature(function).parameters.values():
             if parameter.default is not parameter.empty and parameter.name not in source.without:
@@ -114,7 +114,8 @@ def _as_yaml(value: Any) -> str:
     return yaml.safe_dump(plain, default_flow_style=True).removesuffix("\n").removesuffix("\n...")
 
 
-def _get(path: str) -> Any:
+def locate(path: str) -> Any:
+    """What a dotted path names."""
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module), name)
 
