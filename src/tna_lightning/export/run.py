@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from tna_lightning.export.packed import export_packed
 from tna_lightning.quantization.folding import fold_batch_norm
 from tna_lightning.quantization.packing import load_packed
 from tna_lightning.running.factory import build_network, data_to_test, network_spec
+from tna_lightning.running.own import targets_in
 from tna_lightning.running.record import NETWORK, finished_record
 
-OURS = ("tna_lightning.models.", "torch.nn.ReLU")  # what load_packed builds from a file
+OURS = r"tna_lightning\.models\..*|torch\.nn\.ReLU"  # what load_packed builds from a file
 SUFFIXES = {"packed": "safetensors", "onnx": "onnx", "nir": "nir"}
 
 
@@ -65,7 +67,8 @@ def export(
     batches = _first_images(datamodule, num_images)
     if format == "packed":
         # a network of the user's own cannot be built from the file alone, and is given to whoever reads it
-        is_ours = all(str(spec[part].get("_target_")).startswith(OURS) for part in ("model", "neuron"))
+        targets = [*targets_in(spec["model"]), *targets_in(spec["neuron"])]
+        is_ours = all(re.fullmatch(OURS, target) for target in targets)
         rebuild = None if is_ours else lambda: build_network(spec)
         return path, export_packed(network, path, batches, spec, fold, rebuild)
     if format == "onnx":
