@@ -211,7 +211,7 @@ def test_nothing_there_says_which_file_to_put_where(tmp_path):
     assert message.startswith(
         f"root={str(tmp_path)!r}: no recordings of airplane, automobile, ... in it, and download=false"
     )
-    for part in (cifar10dvs.URL, str(tmp_path / "CIFAR10DVS.zip"), cifar10dvs.MD5, "browser"):
+    for part in (cifar10dvs.PAGE, str(tmp_path / "CIFAR10DVS.zip"), cifar10dvs.MD5, "browser"):
         assert part in message
 
 

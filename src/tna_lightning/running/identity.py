@@ -19,6 +19,7 @@ NOT_IDENTITY = (
     "ckpt_path",
     "study",
     "data.root",
+    "data.frames_root",
     "data.download",
     "cost",
     "trainer.enable_progress_bar",
