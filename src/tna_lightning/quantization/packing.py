@@ -165,7 +165,7 @@ def save_network(
         "version": VERSION,
         "layers": layers,
         "spec": spec,
-        "inputs": _checked_inputs({} if inputs is None else inputs),
+        "inputs": checked_inputs({} if inputs is None else inputs),
         "sha256": _digest(tensors),
     }
     if reserved := header.keys() & (metadata or {}).keys():
@@ -184,7 +184,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _checked_inputs(inputs: Any) -> dict[str, Any]:
+def checked_inputs(inputs: Any) -> dict[str, Any]:
     """All entries of ``inputs``, None where one is unknown.
 
     Raises:
@@ -232,10 +232,10 @@ def read_packed(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
                     f"this one reads up to {VERSION})"
                 )
             if metadata["version"] == 1:
-                metadata = {"inputs": _checked_inputs({})} | metadata
+                metadata = {"inputs": checked_inputs({})} | metadata
             else:
                 try:
-                    metadata["inputs"] = _checked_inputs(metadata["inputs"])
+                    metadata["inputs"] = checked_inputs(metadata["inputs"])
                 except ValueError as error:
                     raise ValueError(f"path={str(path)!r}: {error}") from None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
