@@ -34,7 +34,7 @@ def main() -> None:
             arguments.fold,
             arguments.images,
             arguments.data_root,
-            arguments.opset,
+            opset=arguments.opset,
         )
     except ExportMismatch as error:
         sys.exit(f"error: {error}")

@@ -16,7 +16,6 @@ file, for readers of that version (sinabs 3.1.3); others take it for a hard rese
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 from tna_lightning.models import LIF, BasicBlock, Network
 from tna_lightning.models.over_time import OverTime
 from tna_lightning.quantization.folding import ScaledConv2d
-from tna_lightning.quantization.packing import checked_inputs
+from tna_lightning.quantization.packing import inputs_entry
 
 DT = 1e-4  # seconds; the step that NIR's readers assume
 SUBTRACTING_VERSION = "1.0.4"
@@ -187,10 +186,9 @@ def to_nir(network: nn.Module, input_shape: tuple[int, ...], inputs: Mapping[str
     if len(builder.resets) > 1:
         raise ValueError("network: some neurons reset to zero and some by subtraction; one NIR file cannot say that")
     builder.add("output", nir.Output({"output": np.array(builder.shape)}), builder.shape)
-    expected = checked_inputs({} if inputs is None else inputs)
-    metadata = {"dt": DT, "reset": next(iter(builder.resets), "zero"), "inputs": json.dumps(expected)}
-    if expected["time_steps"] is not None:
-        metadata["time_steps"] = expected["time_steps"]
+    metadata = {"dt": DT, "reset": next(iter(builder.resets), "zero"), "inputs": inputs_entry(inputs)}
+    if inputs is not None and inputs.get("time_steps") is not None:
+        metadata["time_steps"] = inputs["time_steps"]
     if metadata["reset"] == "subtract":
         metadata["note"] = SUBTRACTS
     return nir.NIRGraph(builder.nodes, builder.edges, metadata=metadata, type_check=False)

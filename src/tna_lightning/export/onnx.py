@@ -5,7 +5,6 @@ Its ``metadata_props`` hold what the network expects (``inputs``, as in a packed
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from tna_lightning.export.checking import check, peek
 from tna_lightning.files import replacing
 from tna_lightning.packages import LEAF_SPEC, quiet, require
 from tna_lightning.quantization.folding import without_quantizers
-from tna_lightning.quantization.packing import checked_inputs
+from tna_lightning.quantization.packing import inputs_entry
 
 OPSET = 20
 LEAST_OPSET = 18  # the one in which torch's exporter writes; its converter goes no further down
@@ -54,7 +53,7 @@ def export_onnx(
 
     if not LEAST_OPSET <= opset <= onnx.defs.onnx_opset_version():
         raise ValueError(f"opset={opset!r}: must lie in [{LEAST_OPSET}, {onnx.defs.onnx_opset_version()}]")
-    expected = checked_inputs({} if inputs is None else inputs)
+    entry = inputs_entry(inputs)
     network = without_quantizers(network)
     first, batches = peek(batches)
     # two images, because torch takes a batch of one for a constant
@@ -79,7 +78,7 @@ def export_onnx(
         written = {each.domain: each.version for each in model.opset_import}
         if written.get("") != opset:
             raise ValueError(f"opset={opset!r}: torch's exporter has written {written.get('')} instead")
-        onnx.helper.set_model_props(model, {"inputs": json.dumps(expected)})
+        onnx.helper.set_model_props(model, {"inputs": entry})
         onnx.save(model, temporary)
         session = onnxruntime.InferenceSession(temporary)
         return check(network, lambda x: (torch.from_numpy(session.run(None, {"x": x.numpy()})[0]), []), batches)

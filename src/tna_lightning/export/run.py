@@ -31,6 +31,7 @@ def export(
     fold: bool = False,
     num_images: int | None = None,
     data_root: str | None = None,
+    *,
     opset: int | None = None,
 ) -> tuple[Path, dict[str, int]]:
     """Export the kept network of a finished run.

@@ -68,6 +68,15 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
+def inputs_entry(inputs: Mapping[str, Any] | None) -> str:
+    """What a network expects (:data:`INPUTS`), in JSON with all entries, for files of other formats.
+
+    Raises:
+        ValueError: as for :func:`save_network`.
+    """
+    return json.dumps(_checked_inputs({} if inputs is None else inputs))
+
+
 def pack(codes: Tensor, bits: int) -> Tensor:
     """Codes in ``alphabet(bits)`` as a string of bits, low bit first: uint8 ``[ceil(n * bits / 8)]``.
 
@@ -165,7 +174,7 @@ def save_network(
         "version": VERSION,
         "layers": layers,
         "spec": spec,
-        "inputs": checked_inputs({} if inputs is None else inputs),
+        "inputs": _checked_inputs({} if inputs is None else inputs),
         "sha256": _digest(tensors),
     }
     if reserved := header.keys() & (metadata or {}).keys():
@@ -184,7 +193,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def checked_inputs(inputs: Any) -> dict[str, Any]:
+def _checked_inputs(inputs: Any) -> dict[str, Any]:
     """All entries of ``inputs``, None where one is unknown.
 
     Raises:
@@ -232,10 +241,10 @@ def read_packed(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
                     f"this one reads up to {VERSION})"
                 )
             if metadata["version"] == 1:
-                metadata = {"inputs": checked_inputs({})} | metadata
+                metadata = {"inputs": _checked_inputs({})} | metadata
             else:
                 try:
-                    metadata["inputs"] = checked_inputs(metadata["inputs"])
+                    metadata["inputs"] = _checked_inputs(metadata["inputs"])
                 except ValueError as error:
                     raise ValueError(f"path={str(path)!r}: {error}") from None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
