@@ -60,8 +60,8 @@ class _Builder:
     def walk(self, name: str, module: nn.Module) -> None:
         """Append a module."""
         if isinstance(module, Network):
-            parts = [("stem", module.stem), ("body", module.body), ("pool", module.pool), ("flatten", nn.Flatten())]
-            for part, child in [*parts, ("head", module.head), ("classifier", module.classifier)]:
+            parts = [("stem", module.stem), ("body", module.body), ("pool", module.pool), ("head", module.head)]
+            for part, child in [*parts, ("flatten", nn.Flatten()), ("classifier", module.classifier)]:
                 self.walk(f"{name}.{part}".lstrip("."), child)
         elif isinstance(module, nn.Sequential):
             for part, child in module.named_children():
