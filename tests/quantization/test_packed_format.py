@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -203,6 +204,24 @@ def test_the_example_on_the_page():
     from tna_lightning.quantization.packing import pack
 
     assert [f"{byte:08b}" for byte in pack(torch.tensor([-1, 0, 1, 1, 0]), 2).tolist()] == ["10100100", "00000001"]
+
+
+def test_the_examples_of_the_guide_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    spec = {
+        "model": {"_target_": "tna_lightning.models.convnet", "width": 0.25},
+        "neuron": {"_target_": "tna_lightning.models.LIF"},
+        "inputs": {"channels": 1, "height": 8, "width": 8, "time_steps": None, "num_classes": 3},
+    }
+    inputs = {"mean": [0.5], "std": [0.25], "class_names": ["cat", "dog", "frog"]}
+    network = build(spec).eval()
+    save_network("network.safetensors", network, spec, inputs=inputs)
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
+    names = {"images": torch.rand(5, 1, 8, 8)}
+    exec("\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)), names)
+    torch.testing.assert_close(names["logits"], network((names["images"] - 0.5) / 0.25).mean(0))
+    assert names["answers"] == [inputs["class_names"][index] for index in names["logits"].argmax(1)]
+    assert "'mean': [0.3]" in capsys.readouterr().out
 
 
 def test_the_container_is_as_the_page_says(tmp_path):
