@@ -62,14 +62,15 @@ def write(folder: Path) -> None:
 
     sizes = {"in_channels": 2, "num_classes": 10, "width": 0.5}
     networks = {
-        "convnet_lif_hard": convnet(neuron=lif(beta=0.5), **sizes),
-        "convnet_if_hard": convnet(neuron=lif(beta=1.0), **sizes),
-        "resnet20_lif_hard": resnet20(neuron=lif(beta=0.75, threshold=0.8), **sizes),
-        "plain_if_soft": OverTime(plain(lif(beta=1.0, reset="subtract"))),
+        "convnet_lif_hard": lambda: convnet(neuron=lif(beta=0.5), **sizes),
+        "convnet_if_hard": lambda: convnet(neuron=lif(beta=1.0), **sizes),
+        "resnet20_lif_hard": lambda: resnet20(neuron=lif(beta=0.75, threshold=0.8), **sizes),
+        "plain_if_soft": lambda: OverTime(plain(lif(beta=1.0, reset="subtract"))),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    for name, network in networks.items():
+    for name, make in networks.items():
         torch.manual_seed(0)
+        network = make()
         quantize_network(network, Ternary())
         with torch.no_grad():
             for module in network.modules():

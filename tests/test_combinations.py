@@ -1,4 +1,4 @@
-"""Model x neuron x quantisation x baseline composes, instantiates and takes a training step.
+"""Model x neuron x quantisation x baseline composes, instantiates and takes a training step; its network is exported.
 
 Of one model of each family, a few combinations that hold each pair of neuron, quantisation and baseline; of its deeper
 relatives a few that hold each choice. Slow tests try all.
@@ -11,7 +11,10 @@ import pytest
 import torch
 
 from tna_lightning.data import Batch, Inputs
+from tna_lightning.export import checking, export_nir, export_onnx, export_packed
 from tna_lightning.learner import DEFAULT_OPTIMIZER
+from tna_lightning.models import build as build_network
+from tna_lightning.quantization import Ternary, quantize_network
 from tna_lightning.running.config import compose
 from tna_lightning.running.factory import build
 from tna_lightning.running.home import options
@@ -103,3 +106,56 @@ def take_a_training_step(model, neuron, quant, baseline, choices):
     moved = [bool((old != new).any()) for old, new in zip(before, learner.base.parameters(), strict=True)]
     assert sum(moved) > 0.5 * len(moved), what
     assert all(parameter.isfinite().all() for parameter in learner.parameters()), what
+
+
+def trained(model, neuron, choices):
+    """A ternary network of two steps whose batch norm has seen images, its spec, and images to check with."""
+    torch.manual_seed(0)
+    pixels = 48 if model == "vggsnn" else 16  # of which its pool leaves whole windows
+    spec = {
+        "model": {**choices["model"][model], "width": WIDTH.get(model, 1 / 32), "time_steps": 2},
+        "neuron": choices["neuron"][neuron],
+        "inputs": {"channels": CHANNELS, "height": pixels, "width": pixels, "time_steps": None, "num_classes": CLASSES},
+    }
+    network = build_network(spec)
+    quantize_network(network, Ternary())
+    images = torch.rand(4, CHANNELS, pixels, pixels)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.constant_(module.bias, 0.45)  # with 0.5 two steps of a silent channel meet the threshold
+            module.momentum = 0.5
+    for _ in range(2):
+        network(images)
+    return network.eval(), spec, images
+
+
+@pytest.mark.parametrize("model", options("model"))
+def test_every_export_is_right_or_refused_by_the_modules_name(model, choices, tmp_path, monkeypatch):
+    # of so few spikes one that rounding moves over the edge, and what follows from it, is more than one in 10,000
+    monkeypatch.setattr(checking, "SPIKE_TOLERANCE", 0.01)
+    monkeypatch.setattr(checking, "PREDICTION_TOLERANCE", 0.25)
+    for neuron in ("plif",) if model in DEEPER else choices["neuron"]:
+        network, spec, images = trained(model, neuron, choices)
+        has_max_pool = any(isinstance(module, torch.nn.MaxPool2d) for module in network.modules())
+        for fold in (False, True):
+            counts = export_packed(network, tmp_path / "packed", [images], spec, fold)
+            assert counts["images"] == 4
+        if neuron == "relu" or has_max_pool:  # of both the module comes first that stands first
+            kind = "ReLU" if neuron == "relu" else "MaxPool2d"
+            with pytest.raises(ValueError, match=rf"^network\.body\.[\d.]+: NIR has no node for {kind}$"):
+                export_nir(network, tmp_path / "nir", [images])
+            assert not (tmp_path / "nir").exists()
+        else:
+            counts = export_nir(network, tmp_path / "nir", [images])
+            assert (counts["images"], counts["spikes"] > 0) == (4, True)
+            (tmp_path / "nir").unlink()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "neuron"),
+    [*((model, "lif") for model in options("model")), *(("convnet", each) for each in options("neuron"))],
+)
+def test_every_model_and_neuron_is_right_as_onnx(model, neuron, choices, tmp_path):
+    network, _, images = trained(model, neuron, choices)
+    assert export_onnx(network, tmp_path / "onnx", [images])["images"] == 4

@@ -12,6 +12,7 @@ _HOMES = {
     "TwinLearner": "tna_lightning.learner",
     "WeightQuantization": "tna_lightning.quantization",
     "load_packed": "tna_lightning.quantization.packing",
+    "record": "tna_lightning.models.recording",
     "save_network": "tna_lightning.quantization.packing",
 }
 

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import pickle
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,13 @@ def test_newer_pickles_of_arrays_are_read_too(cifar_files) -> None:
         (folder / file).write_bytes(pickle.dumps(content, protocol=index % 6))
     data = loaded(cifar_files.root)
     assert torch.equal(data.train_set.inputs[:20].flatten(1), torch.from_numpy(cifar_files.content("cifar10", 0)[0]))
+
+
+def hostile_array(code: bytes, shape: bytes = b"K\x08\x85", content: bytes = b"T\x08\x00\x00\x00AAAAAAAA") -> bytes:
+    """A pickled array whose dtype's code, shape and content are given as pickled values."""
+    reconstruct = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+    dtype = b"cnumpy\ndtype\n" + code + b"K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    return reconstruct + b"(K\x01" + shape + dtype + b"\x89" + content + b"tb"
 
 
 class Malicious:
@@ -161,10 +169,103 @@ class TestBadFiles:
         assert name in message
         assert not (tmp_path / "was_run").exists()
 
+    @pytest.mark.parametrize(
+        ("data", "complaint"),
+        [
+            # an array of pointers that the file chooses: numpy's own unpickling follows them
+            (hostile_array(b"X\x02\x00\x00\x00O8"), "asks for an array of 'O8'"),
+            (hostile_array(b"X\x02\x00\x00\x00V8"), "asks for an array of 'V8'"),
+            (hostile_array(b"]"), "asks for an array of []"),
+            (hostile_array(b"X\x02\x00\x00\x00u1", shape=b"J\x00\x00\x00\x7f\x85"), "is not made of 8 bytes"),
+            (hostile_array(b"X\x02\x00\x00\x00u1", shape=b"J\xff\xff\xff\xff\x85"), "an array of the shape (-1,)"),
+            (hostile_array(b"X\x02\x00\x00\x00u1", shape=b"J\x08\x00\x00\x00"), "an array of the shape 8"),
+            (hostile_array(b"X\x02\x00\x00\x00u1", content=b"]"), "asks for an array made of list"),
+            # BUILD with a slot state sets attributes of what it stands on
+            (b"c_codecs\nencode\nN}X\x0c\x00\x00\x00__defaults__)s\x86b", "asks for a change of what it was handed"),
+            (b"cnumpy\nndarray\nN}X\x09\x00\x00\x00_functionK\x01s\x86b", "asks for a change of what it was handed"),
+            # the class of an object, by NEWOBJ, is to be a class
+            (b"cnumpy\ndtype\n)\x81", "is cut off or damaged"),
+        ],
+    )
+    def test_hostile_pickle_of_allowed_names(self, pickles: Path, data: bytes, complaint: str) -> None:
+        (pickles / "data_batch_1").write_bytes(b"\x80\x02}(U\x04data" + data + b"U\x06labels](" + b"K\x00" * 8 + b"eu.")
+        assert complaint in self.refused(pickles.parent)
+
+    def test_nested_lists_are_not_unrolled(self, pickles: Path) -> None:
+        nested: list = [1]
+        for _ in range(40):
+            nested = [nested, nested]  # 2^40 numbers, if someone counts them
+        content = {"data": np.zeros((2, 3072), np.uint8), "labels": nested}
+        (pickles / "data_batch_1").write_bytes(pickle.dumps(content))
+        assert "must be a list of whole numbers" in self.refused(pickles.parent)
+
+    @BOTH
+    @LAYOUTS
+    def test_a_file_that_is_a_copy_of_another(self, cifar_files, name: str, layout: str) -> None:
+        folder = cifar_files.write(name, layout)
+        first, last = (sorted(folder.iterdir())[index] for index in (0, -1))
+        last.write_bytes(first.read_bytes())
+        with pytest.raises(ValueError, match=r"^root=.* is a copy of .*; get cifar-.*\.tar\.gz again"):
+            loaded(folder.parent, name)
+
+    def test_official_files_in_each_others_place(self, pickles: Path, monkeypatch, caplog) -> None:
+        layouts = dict(cifar.LAYOUTS)
+        md5s = [hashlib.md5((pickles / file).read_bytes()).hexdigest() for file in layouts["cifar10"][1].files]
+        layouts["cifar10"] = (layouts["cifar10"][0], replace(layouts["cifar10"][1], md5s=tuple(md5s)))
+        monkeypatch.setattr(cifar, "LAYOUTS", layouts)
+        loaded(pickles.parent)
+        assert "MD5" not in caplog.text
+        (pickles / "test_batch").rename(pickles / "aside")
+        (pickles / "data_batch_5").rename(pickles / "test_batch")
+        (pickles / "aside").rename(pickles / "data_batch_5")
+        assert "data_batch_5 is the official test_batch" in self.refused(pickles.parent)
+        with (pickles / "data_batch_5").open("ab") as file:
+            file.write(b" ")
+        (pickles / "data_batch_5").rename(pickles / "aside")
+        (pickles / "test_batch").rename(pickles / "data_batch_5")
+        (pickles / "aside").rename(pickles / "test_batch")
+        loaded(pickles.parent)
+        assert f"{pickles}: of test_batch the MD5 is not that of the official file" in caplog.text
+
+    def test_coarse_and_fine_labels_swapped(self, cifar_files) -> None:
+        folder = cifar_files.write("cifar100", "binary")
+        records = np.fromfile(folder / "train.bin", np.uint8).reshape(-1, 3074)
+        records[:, [1, 0, *range(2, 3074)]].tofile(folder / "train.bin")
+        with pytest.raises(ValueError, match=r"train\.bin: the coarse labels, which come first, go up to 99.*swapped"):
+            loaded(folder.parent, "cifar100")
+
     def test_pickle_that_asks_for_another_codec(self, pickles: Path) -> None:
         asks = b"\x80\x02}(U\x04datac_codecs\nencode\nX\x01\x00\x00\x00aU\x03hex\x86Ru."
         (pickles / "data_batch_1").write_bytes(asks)
         assert "asks for the codec 'hex'" in self.refused(pickles.parent)
+
+
+class TestFolders:
+    def test_an_empty_folder_hides_nothing(self, cifar_files) -> None:
+        cifar_files.write("cifar10", "pickle")
+        (cifar_files.root / "cifar-10-batches-bin").mkdir()
+        assert len(loaded(cifar_files.root).test_set) == 20
+
+    def test_a_whole_folder_comes_before_one_that_lacks_a_file(self, cifar_files) -> None:
+        (cifar_files.write("cifar10", "binary") / "test_batch.bin").unlink()
+        with pytest.raises(FileNotFoundError, match=r"test_batch\.bin is missing"):
+            loaded(cifar_files.root)
+        cifar_files.write("cifar10", "pickle")
+        assert len(loaded(cifar_files.root).test_set) == 20
+
+    @pytest.mark.parametrize("nested", [True, False])
+    def test_what_was_unpacked_under_the_archives_name(self, cifar_files, nested: bool) -> None:
+        folder = cifar_files.write("cifar10", "binary")
+        place = cifar_files.root / "cifar-10-binary.tar.gz"
+        if nested:
+            place.mkdir()
+        folder.rename(place / folder.name if nested else place)
+        assert len(loaded(cifar_files.root).test_set) == 20
+
+    def test_an_empty_folder_called_like_the_archive(self, tmp_path: Path) -> None:
+        (tmp_path / "cifar-10-binary.tar.gz").mkdir()
+        with pytest.raises(ValueError, match=r"^root=.*cifar-10-binary\.tar\.gz: is a folder, must be the file itself"):
+            loaded(tmp_path)
 
 
 class TestArchives:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import zipfile
 
 import numpy as np
@@ -211,7 +212,7 @@ def test_nothing_there_says_which_file_to_put_where(tmp_path):
     assert message.startswith(
         f"root={str(tmp_path)!r}: no recordings of airplane, automobile, ... in it, and download=false"
     )
-    for part in (cifar10dvs.URL, str(tmp_path / "CIFAR10DVS.zip"), cifar10dvs.MD5, "browser"):
+    for part in (cifar10dvs.PAGE, str(tmp_path / "CIFAR10DVS.zip"), cifar10dvs.MD5, "browser"):
         assert part in message
 
 
@@ -255,12 +256,15 @@ def release_archive(path, root):
             outer.write(inner, inner.name)
 
 
-@pytest.mark.parametrize("place", ["CIFAR10DVS.zip", "CIFAR10DVS/CIFAR10DVS.zip"])
+@pytest.mark.parametrize(
+    "place", ["CIFAR10DVS.zip", "CIFAR10DVS/CIFAR10DVS.zip", "CIFAR10DVS (1).zip", "CIFAR10DVS/38023437"]
+)
 def test_the_archive_put_there_by_hand_is_checked_and_unpacked(tmp_path, monkeypatch, place):
     write_release(tmp_path / "unpacked", per_class=2)
     root = tmp_path / "root"
     release_archive(root / place, tmp_path / "unpacked")
-    with pytest.raises(ValueError, match=r"CIFAR10DVS\.zip: md5 is \w+, must be ce3a4a0682dc0943703bd8f749a7701c"):
+    (root / "CIFAR10DVS").mkdir(exist_ok=True)
+    with pytest.raises(ValueError, match=rf"{re.escape(place)}: md5 is \w+, must be ce3a4a0682dc0943703bd8f749a7701c"):
         module(root).prepare_data()
     monkeypatch.setattr(cifar10dvs, "MD5", hashlib.md5((root / place).read_bytes()).hexdigest())
     (root / "CIFAR10DVS" / "cat.zip.part").write_bytes(b"left by a killed run")
@@ -301,6 +305,13 @@ def test_it_trains_under_a_plain_trainer(release, trainer, probe):
     assert x.dtype == torch.float32
     assert x.shape == (16, 6, 2, 16, 16)
     assert len(model.seen["train"]) == 2 * 5  # of 81, the last single sample is left out
+
+
+def test_frames_go_where_they_are_told(release, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    module(release, frames_root=elsewhere / "frames").setup("fit")
+    assert len(list(elsewhere.glob("frames/cifar10dvs-*/frames.npy"))) == 1
+    assert not (release / "frames").exists()
 
 
 def test_describe_is_json_and_counts(release):

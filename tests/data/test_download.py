@@ -96,6 +96,25 @@ def test_web_page_for_people_instead_of_the_file(serve, tmp_path: Path, status: 
     assert not (tmp_path / "file.part").exists()
 
 
+def test_a_length_that_is_no_number(serve, tmp_path: Path, monkeypatch) -> None:
+    server = serve({"/file": CONTENT})
+    send = server.http.RequestHandlerClass.send_header
+    wrong = {"Content-Length": "many"}
+    monkeypatch.setattr(
+        server.http.RequestHandlerClass,
+        "send_header",
+        lambda self, name, value: send(self, name, wrong.get(name, value)),
+    )
+    with pytest.raises(DownloadError, match=r"file is missing .* the server says that the file has 'many' bytes"):
+        download(f"{server.address}/file", tmp_path / "file", MD5)
+
+
+def test_a_folder_of_the_files_name(tmp_path: Path) -> None:
+    (tmp_path / "file").mkdir()
+    with pytest.raises(ValueError, match=r"file: is a folder, must be the file itself; move or rename it"):
+        download("http://127.0.0.1:9/file", tmp_path / "file", MD5)
+
+
 def test_no_server(tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match="could not be fetched"):
         download("http://127.0.0.1:9/file", tmp_path / "file", MD5)
@@ -156,6 +175,18 @@ class TestUnpack:
         with pytest.raises(ValueError, match=rf"^{archive}: is damaged"):
             unpack(archive, tmp_path / "set")
         assert sorted(entry.name for entry in tmp_path.iterdir()) == ["set.lock", "set.tar.gz"]
+
+    @pytest.mark.parametrize("name", ["set/" + "a" * 300, "set/a/b"])
+    def test_names_that_no_disk_takes(self, tmp_path: Path, name: str) -> None:
+        archive = pack(tmp_path / "set.tar.gz", {"set/a": b"1", name: b"2"})
+        with pytest.raises(ValueError, match=rf"^{archive}: is damaged"):
+            unpack(archive, tmp_path / "set")
+        assert not (tmp_path / "set").exists()
+
+    def test_an_empty_folder_is_filled(self, tmp_path: Path) -> None:
+        (tmp_path / "set").mkdir()
+        unpack(pack(tmp_path / "set.tar.gz", {"set/a": b"1"}), tmp_path / "set")
+        assert (tmp_path / "set" / "a").read_bytes() == b"1"
 
     def test_another_top_folder(self, tmp_path: Path) -> None:
         archive = pack(tmp_path / "set.tar.gz", {"other/a": b"1"})

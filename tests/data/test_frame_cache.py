@@ -1,6 +1,9 @@
 """The cache of frames: built once, by whoever comes first, and built again when it is damaged."""
 
+import errno
+import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -99,6 +102,26 @@ def test_worker_processes_build_the_same(tmp_path, monkeypatch):
     assert [stats.events for stats in cache.stats] == [300] * 40
 
 
+class DiesInWorkers(Source):
+    """A source longer than a pipe's buffer, on whose first bytes a process that was started dies."""
+
+    def __getstate__(self):
+        return {"first": OnlyHere(), "long": b" " * 1_000_000, **vars(self)}
+
+
+class OnlyHere:
+    def __reduce__(self):
+        return os._exit, (1,)
+
+
+def test_a_worker_that_dies_while_it_starts_ends_the_build(tmp_path, monkeypatch):
+    monkeypatch.setattr(frame_cache, "SECONDS_WORTH_A_POOL", 0.0)
+    source = DiesInWorkers(count=5, seconds=0.4)
+    with pytest.raises(ChildProcessError, match="a process that builds frames died: memory may be short"):
+        open_cache(tmp_path, "random", source, SPEC, workers=2)
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     where=st.floats(0, 1, exclude_max=True),
@@ -129,6 +152,90 @@ def test_half_a_cache_is_built_again(tmp_path, file, damage):
     with pytest.warns(UserWarning, match="damaged cache of frames, built again"):
         cache = open_cache(tmp_path, "random", Source(), SPEC)
     np.testing.assert_array_equal(cache.frames, expected_frames(Source()))
+
+
+def seal(folder, header):
+    """Write a header, of frames as they are, as if it had been built."""
+    header["frames_sha256"] = hashlib.sha256((folder / "frames.npy").read_bytes()).hexdigest()
+    sealed = {"sha256": frame_cache._digest(header), "header": header}
+    (folder / "header.json").write_text(json.dumps(sealed))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda frames, stats: (frames[:-1], stats),
+        lambda frames, stats: (frames[:, :2], stats),
+        lambda frames, stats: (frames.astype(np.int16), stats),
+        lambda frames, stats: (np.array([{}], dtype=object), stats),
+        lambda frames, stats: (frames, stats[:-1]),
+        lambda frames, stats: (frames, [[1] * 9] * len(stats)),
+        lambda frames, stats: (frames, [[*row[:5], 3] for row in stats]),
+        lambda frames, stats: (frames, [["many", *row[1:]] for row in stats]),
+        lambda frames, stats: (frames, None),
+    ],
+)
+def test_a_cache_that_was_sealed_anew_is_looked_into(tmp_path, change):
+    open_cache(tmp_path, "random", Source(), SPEC)
+    folder = the_folder(tmp_path)
+    header = json.loads((folder / "header.json").read_text())["header"]
+    frames, header["stats"] = change(np.load(folder / "frames.npy"), header["stats"])
+    np.save(folder / "frames.npy", frames, allow_pickle=True)
+    seal(folder, header)
+    with pytest.warns(UserWarning, match="damaged cache of frames, built again"):
+        cache = open_cache(tmp_path, "random", Source(), SPEC)
+    np.testing.assert_array_equal(cache.frames, expected_frames(Source()))
+
+
+def test_a_file_where_a_folder_belongs_is_named(tmp_path):
+    (tmp_path / "frames").write_text("mine")
+    with pytest.raises(ValueError, match=r"frames: is a file, where the folder of frames belongs; move it"):
+        open_cache(tmp_path / "frames", "random", Source(), SPEC)
+    place = tmp_path / f"random-{cache_key(Source(), SPEC)[:16]}"
+    place.write_text("mine")
+    with (
+        pytest.warns(UserWarning, match="damaged"),
+        pytest.raises(ValueError, match=rf"{place.name}: is a file, where the folder of frames belongs; move it"),
+    ):
+        open_cache(tmp_path, "random", Source(), SPEC)
+    assert place.read_text() == "mine"
+
+
+def test_a_root_that_cannot_be_written_to_names_the_setting(tmp_path, monkeypatch):
+    def read_only(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    built = open_cache(tmp_path, "random", Source(), SPEC)
+    monkeypatch.setattr(frame_cache.FileLock, "acquire", read_only)
+    np.testing.assert_array_equal(open_cache(tmp_path, "random", Source(), SPEC).frames, built.frames)
+    with pytest.raises(ValueError, match=r"cannot be written there .Read-only file system.; .* frames_root=FOLDER"):
+        open_cache(tmp_path, "random", Source(events=5), SPEC)
+
+
+class Timed(Source):
+    """Recordings with these time stamps each."""
+
+    def __init__(self, *times):
+        super().__init__(count=len(times))
+        self.times = times
+
+    def load(self, index):
+        t = np.array(self.times[index], np.int64)
+        zeros = np.zeros(len(t), np.uint16)
+        return Recording(t, zeros, zeros, np.ones(len(t), dtype=bool))
+
+
+def test_recordings_without_anything_in_their_frames_are_bad_and_lopsided_ones_are_named(tmp_path):
+    by_time = FrameSpec(4, "time", (8, 8))
+    whole = list(range(0, 1000, 10))
+    for slicing in ("time", "count"):
+        with pytest.raises(
+            BadRecording, match=r"^class/1: too short, its 3 event.s. in 2 us give 4 frames without any"
+        ):
+            open_cache(tmp_path, "timed", Timed(whole, [5, 6, 7]), FrameSpec(4, slicing, (8, 8)))
+    with pytest.warns(UserWarning, match=r"^1 recording.s. have all their events in one of 4 frames.*\n  class/1$"):
+        cache = open_cache(tmp_path, "lopsided", Timed(whole, [*whole, 4_000_000_000]), by_time)
+    assert [stats.empty for stats in cache.stats] == [0, 3]
 
 
 def test_a_build_that_was_killed_leaves_nothing_that_is_taken_for_a_cache(tmp_path):

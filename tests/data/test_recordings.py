@@ -1,12 +1,16 @@
 """AEDAT files in the official formats: 2.0 composed by hand, 4 written by dv-processing; and where they may lie."""
 
 import struct
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tna_lightning.data import recordings
+from tna_lightning.data.aedat4 import DecodingError, _Decoder, decode
 from tna_lightning.data.recordings import (
     BadRecording,
     Recording,
@@ -144,6 +148,76 @@ def test_aedat4_without_events_is_named(tmp_path):
         RecordingFiles(find_recordings(tmp_path, CLASSES)[0], SENSOR).load(0)
 
 
+def test_an_aedat4_file_on_which_the_decoder_aborts_is_named_and_the_next_one_is_read(tmp_path):
+    for name in CLASSES:
+        (tmp_path / name).mkdir()
+        write_aedat4(tmp_path / name / "a.aedat4", *random_events(300))
+    source = RecordingFiles(find_recordings(tmp_path, CLASSES)[0], SENSOR)
+    path = tmp_path / "airplane" / "a.aedat4"
+    content = bytearray(path.read_bytes())
+    where = content.index(b"compression") - 1  # the quote before it, in the description of the streams
+    for position in range(where, where + 40):  # until the decoder panics while it panics, which ends its process
+        content[position] ^= 0xFF
+        path.write_bytes(content)
+        content[position] ^= 0xFF
+        try:
+            decode(path)
+        except DecodingError as error:
+            if str(error) == "its decoder breaks down":
+                break
+    with pytest.raises(BadRecording, match=r"airplane/a\.aedat4: .*AEDAT 4 \(its decoder breaks down\)"):
+        source.load(0)
+    assert len(source.load(1)) == 300
+
+
+def test_the_decoder_ends_with_its_caller_and_one_that_left_idle_is_replaced(tmp_path):
+    write_aedat4(tmp_path / "a.aedat4", *random_events(20))
+    decoder = _Decoder()
+    left = subprocess.Popen([sys.executable, "-c", ""], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    left.wait()
+    decoder._process = left
+    assert len(decoder.read(tmp_path / "a.aedat4")["t"]) == 20
+    assert decoder._process is not left
+    assert decoder.close() == 0  # by the end of its input, which it sees when its caller dies
+
+
+def write_npz(path, **changed):
+    columns = {"t": np.array([5, 9]), "x": np.array([1, 2]), "y": np.array([3, 0]), "p": np.array([1, 0])} | changed
+    np.savez(path, **{name: column for name, column in columns.items() if column is not None})
+
+
+def test_spikingjellys_arrays_are_read(tmp_path):
+    for name in CLASSES:
+        (tmp_path / "events_np" / name).mkdir(parents=True)
+        write_npz(tmp_path / "events_np" / name / "cifar10_0.npz")
+    source = RecordingFiles(find_recordings(tmp_path, CLASSES)[0], SENSOR)
+    assert source.names == ["airplane/cifar10_0", "automobile/cifar10_0"]
+    recording = source.load(0)
+    assert [recording.t.tolist(), recording.x.tolist(), recording.y.tolist()] == [[5, 9], [1, 2], [3, 0]]
+    assert recording.p.tolist() == [True, False]
+    write_npz(tmp_path / "events_np" / "airplane" / "cifar10_0.npz", x=np.array([1, 2**16 + 1]))
+    with pytest.raises(BadRecording, match="event 1 at x=65535, y=0 is outside"):
+        source.load(0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"p": None}, "no numpy archive of t, x, y and p"),
+        ({"p": np.array([1, None])}, "no numpy archive of t, x, y and p"),
+        ({"t": np.array([0.5, 1.0])}, "must be whole numbers"),
+        ({"t": np.array([5])}, "equally many"),
+        ({"x": np.array([-1, 2])}, "must not be negative"),
+        ({"p": np.array([1, 2])}, "its p 0 or 1"),
+        ({"t": np.zeros(2**23 + 1, np.int64)}, "more than 67,108,864"),
+    ],
+)
+def test_bad_arrays_are_named(tmp_path, changed, message):
+    write_npz(tmp_path / "r.npz", **changed)
+    with pytest.raises(BadRecording, match=rf"^r: .*{message}"):
+        recordings.parse_npz((tmp_path / "r.npz").read_bytes(), "r")
+
+
 @pytest.mark.parametrize("layout", [".", "CIFAR10DVS", "extract", "download", "CIFAR10DVS/extract"])
 def test_recordings_are_found_by_class_and_number(tmp_path, layout):
     fill(tmp_path / layout)
@@ -174,7 +248,7 @@ def test_zips_of_classes_read_the_same_as_folders(tmp_path, suffix, inner):
         RecordingFiles(find_recordings(root, CLASSES)[0], SENSOR) for root in (unpacked, tmp_path / "zipped")
     )
     assert from_folders.fingerprint() == from_zips.fingerprint()
-    assert sorted(from_folders.fingerprint()["readers"]) == (["aedat", "tonic"] if suffix == ".aedat4" else [])
+    assert sorted(from_folders.fingerprint()["readers"]) == (["aedat"] if suffix == ".aedat4" else [])
     for index in range(2):
         expected, got = from_folders.load(index), from_zips.load(index)
         for column in ("t", "x", "y", "p"):
@@ -202,6 +276,98 @@ def test_a_damaged_zip_member_is_named(tmp_path):
         source.load(0)
     path.write_bytes(content[:-40])
     with pytest.raises(ValueError, match=r"airplane\.zip is truncated or no zip"):
+        find_recordings(tmp_path, CLASSES)
+
+
+def change(path, offset, value):
+    """Write bytes into a zip archive, counted from its central directory's only entry."""
+    content = bytearray(path.read_bytes())
+    start = content.index(b"PK\x01\x02") + offset
+    content[start : start + len(value)] = value
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("offset", "value"),
+    [
+        (42, b"\xff\xff\xff\x7f"),  # where the member lies
+        (10, b"\x63"),  # its compression: AES
+        (10, b"\x0e"),  # LZMA
+        (8, b"\x01"),  # encrypted
+        (20, b"\x00\x00\x00\x00"),  # its packed size
+        (24, b"\x00\x00\x00\x40"),  # its size: a gigabyte
+    ],
+)
+def test_whatever_a_zip_says_of_a_member_a_bad_one_is_named(tmp_path, offset, value):
+    fill(tmp_path / "whole")
+    (tmp_path / "whole" / "automobile").rename(tmp_path / "automobile")
+    path = tmp_path / "airplane.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("airplane/r_0.aedat", aedat2([(1, 1, 1, 1)] * 100))
+    change(path, offset, value)
+    with pytest.raises(ValueError, match=r"airplane\.zip(:airplane/r_0\.aedat: | is truncated)"):
+        RecordingFiles(find_recordings(tmp_path, CLASSES)[0], SENSOR).load(0)
+
+
+def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
+    fill(tmp_path / "whole")
+    (tmp_path / "whole" / "automobile").rename(tmp_path / "automobile")
+    monkeypatch.setattr(recordings, "MOST_BYTES", 800)
+    with zipfile.ZipFile(tmp_path / "airplane.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("airplane/r_0.aedat", aedat2([(1, 1, 1, 1)] * 100))
+    with pytest.raises(BadRecording, match=r"airplane/r_0\.aedat has 975 bytes, more than 800"):
+        RecordingFiles(find_recordings(tmp_path, CLASSES)[0], SENSOR).load(0)
+
+
+def test_what_extract_all_leaves_and_capitals_are_found(tmp_path):
+    fill(tmp_path / "aside")
+    (tmp_path / "airplane").mkdir()
+    (tmp_path / "aside" / "airplane").rename(tmp_path / "airplane" / "airplane")
+    (tmp_path / "aside" / "automobile").rename(tmp_path / "Automobile")
+    for path in (tmp_path / "Automobile").iterdir():
+        path.rename(path.with_suffix(".AEDAT"))
+    files, unknown = find_recordings(tmp_path, CLASSES)
+    assert [file.name for file in files] == [f"{c}/cifar10_{c}_{n}" for c in CLASSES for n in (0, 2, 10)]
+    assert not unknown
+    source = RecordingFiles(files, SENSOR)
+    assert source.load(5).t.tolist() == [101]
+    assert source.fingerprint()["formats"] == [".aedat"]
+    (tmp_path / "airplane" / "cifar10_airplane_2.aedat").write_bytes(HEADER)
+    with pytest.raises(ValueError, match="holds airplane/cifar10_airplane_2 twice; keep one copy"):
+        find_recordings(tmp_path, CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("airplane/a_0.mat", "but what is read is .aedat, .aedat4, .npz, in a folder of each class"),
+        ("dvs/Airplane/a_0.bin", "but what is read is"),
+        ("dvs/train/airplane/a_0.aedat", "but a folder of each class must lie in data.root"),
+        ("airplane/a_0.txt", None),
+    ],
+)
+def test_what_comes_close_is_named(tmp_path, place, words):
+    path = tmp_path / place
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"?")
+    with pytest.raises(FileNotFoundError) as error:
+        find_recordings(tmp_path, CLASSES)
+    assert str(error.value).endswith(f"; there is {path}, {words}" if words else "... in it") or words in str(
+        error.value
+    )
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    fill(tmp_path)
+    iterdir = Path.iterdir
+
+    def closed(path):
+        if path.name == "automobile":
+            raise PermissionError(13, "Permission denied", str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", closed)  # root, who may read all, runs the tests too
+    with pytest.raises(ValueError, match=r"^root=.*automobile cannot be read .Permission denied."):
         find_recordings(tmp_path, CLASSES)
 
 

@@ -112,17 +112,28 @@ def test_spikes_beyond_the_tolerance_are_a_mismatch(batches):
 # ---- ONNX ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("events", [False, True])
-def test_onnx_runs_any_batch_with_the_same_logits(events, tmp_path, batches):
-    spec = make_spec(width=0.1, time_steps=2)
-    network = fold_batch_norm(make_network(spec))
+INPUTS = {"kind": "images", "shape": [1, 8, 8], "mean": [0.25], "std": [0.5], "class_names": list("abcdefghij")}
+
+
+@pytest.mark.parametrize(("events", "opset"), [(False, 18), (True, 20)])
+def test_onnx_runs_any_batch_with_the_same_logits(events, opset, tmp_path, batches):
+    network = make_network(make_spec(width=0.1, time_steps=2))  # still with its quantisers, which are not written
     if events:
+        network = fold_batch_norm(network)
         batches = [torch.stack([x, -x], 1) for x in batches]
     path = tmp_path / "network.onnx"
-    assert export_onnx(network, path, batches)["images"] == 39
+    assert export_onnx(network, path, batches, opset, INPUTS)["images"] == 39
 
     model = onnx.load(path)
-    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 20)]
+    assert [(each.domain, each.version) for each in model.opset_import] == [("", opset)]
+    assert {each.key: json.loads(each.value) for each in model.metadata_props} == {
+        "inputs": INPUTS | {"time_steps": None}
+    }
+    operators = {node.op_type for node in model.graph.node}
+    assert operators & {"Sign", "Abs", "ReduceMean"} <= {"ReduceMean"}  # of average pooling, not of a quantiser
+    casts = [node for node in model.graph.node if node.op_type == "Cast"]  # those of shapes, which stay whole numbers
+    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+    assert not [node for node in casts if node.attribute[0].i in floats]
     session = onnxruntime.InferenceSession(path)
     assert session.get_inputs()[0].shape[0] == "batch"
     assert session.get_outputs()[0].shape == [2, "batch", 10]
@@ -130,6 +141,13 @@ def test_onnx_runs_any_batch_with_the_same_logits(events, tmp_path, batches):
         x = batches[0][:size]
         (logits,) = session.run(None, {"x": x.numpy()})
         torch.testing.assert_close(torch.from_numpy(logits), network(x), rtol=1e-5, atol=1e-5)
+
+
+def test_opsets_that_cannot_be_are_refused_before_anything_is_written(tmp_path, batches):
+    for opset in (17, 99):
+        with pytest.raises(ValueError, match=rf"^opset={opset}: must lie in \[18, \d+\]"):
+            export_onnx(nn.Flatten(), tmp_path / "network.onnx", batches, opset)
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---- NIR -------------------------------------------------------------------------------------------------------------
@@ -182,9 +200,19 @@ def test_nir_nodes_have_the_parameters_of_the_network(tmp_path, batches):
     assert into["body_4_neuron2"] == {"body_4_conv2_conv", "body_4_shortcut_conv"}
 
 
+def test_a_nir_file_says_how_often_it_runs_and_what_it_expects(tmp_path, batches):
+    export_nir(make_network(make_spec()), tmp_path / "network.nir", batches, INPUTS)
+    metadata = nir.read(tmp_path / "network.nir").metadata
+    assert json.loads(metadata.pop("inputs")) == INPUTS | {"time_steps": 3}
+    assert metadata == {"dt": DT, "reset": "zero", "time_steps": 3}
+    export_nir(make_network(make_spec()), tmp_path / "events.nir", [torch.stack([x] * 5, 1) for x in batches])
+    assert nir.read(tmp_path / "events.nir").metadata["time_steps"] == 5
+
+
 def test_a_soft_reset_is_written_as_the_version_whose_neurons_subtract(tmp_path):
     network = fold_batch_norm(make_network(make_spec(beta=1.0, reset="subtract")))
     write_nir(tmp_path / "network.nir", to_nir(network, (1, 8, 8)))
+    assert "take this for a hard reset" in nir.read(tmp_path / "network.nir").metadata["note"]
     with h5py.File(tmp_path / "network.nir") as file:
         assert file["version"][()] == b"1.0.4"
         neuron = file["node/nodes/body_0"]
@@ -243,6 +271,11 @@ def test_pooling_with_a_rest_is_refused():
     assert to_nir(network, (1, 8, 8)).nodes["output"].output_type["output"].tolist() == [2, 3, 3]
 
 
+def test_what_the_package_nir_does_not_read_is_refused():
+    with pytest.raises(ValueError, match=r"^network.0: the package nir does not read convolutions in 2 groups"):
+        to_nir(nn.Sequential(nn.Conv2d(2, 4, 3, groups=2)), (2, 6, 6))
+
+
 def test_neurons_of_two_kinds_are_refused():
     mixed = nn.Sequential(LIF(beta=1.0), LIF(beta=1.0, reset="subtract"))
     with pytest.raises(ValueError, match=r"^network: some neurons reset to zero and some by subtraction"):
@@ -283,6 +316,15 @@ def run_folder(tmp_path):
 def test_a_run_is_exported_and_checked_on_its_test_set(format, name, run_folder):
     path, counts = export(run_folder, format, fold=True)
     assert path == run_folder / name
+    if format == "packed":
+        written = read_packed(path)[1]["inputs"]
+    elif format == "onnx":
+        written = json.loads(onnx.load(path).metadata_props[0].value)
+    else:
+        written = json.loads(nir.read(path).metadata["inputs"])
+    digits = [str(digit) for digit in range(10)]
+    expected = {"kind": "images", "shape": [1, 8, 8], "mean": [0.3051], "std": [0.3758]}
+    assert written == expected | {"class_names": digits, "time_steps": 3}
     assert counts["images"] == 360
     assert counts["spikes"] > 10_000 or format == "onnx"  # whose session gives logits alone
     _, counts = export(run_folder, format, num_images=40)
@@ -310,6 +352,8 @@ def test_nothing_that_is_there_is_overwritten(run_folder, tmp_path):
     for count in (0, -3):
         with pytest.raises(ValueError, match=f"^images={count}: must be at least 1"):
             export(run_folder, "packed", num_images=count)
+    with pytest.raises(ValueError, match=r"^opset=18: must be left out, format=packed has none"):
+        export(run_folder, "packed", opset=18)
     with pytest.raises(ValueError, match=r"^data-root='x': must be left out"):
         export(run_folder, "packed", data_root="x")
     with pytest.raises(ValueError, match=r"^run=.*: no run folder"):

@@ -49,6 +49,7 @@ def num_graphs():
         LIF(0.5),
         LIF(0.7, 0.8, "subtract", "fast_sigmoid", learn_beta=True, learn_threshold=True),
         pytest.param(LIF(0.9, 1.1, "none", surrogates.Triangular(0.3), learn_threshold=True), marks=pytest.mark.slow),
+        pytest.param(LIF(0.8, 0.9, "zero", surrogates.S2NN(), learn_beta=True), marks=pytest.mark.slow),
     ],
     ids=lambda lif: lif.reset,
 )

@@ -28,6 +28,8 @@ REFERENCES = {
     "SSO": (surrogates.StochasticSpikeOperator(), reference.SSO()),
     "LSO": (surrogates.LeakySpikeOperator(), surrogates.LeakySpikeOperator()),  # its formula: test_surrogates.py
 }
+# those that snntorch lacks serve it too; their formulas: test_surrogates.py
+REFERENCES |= {name: (SURROGATES[name](),) * 2 for name in SURROGATES if name[0].isupper() and name not in REFERENCES}
 
 
 class Leaky(torch.nn.Module):

@@ -1,10 +1,14 @@
 """What neurons do in a forward is told by name, in order, and nothing is left behind."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from tna_lightning.models import LIF
+from tna_lightning import load_packed, record, save_network
+from tna_lightning.models import LIF, build
 from tna_lightning.models.recording import spikes_of, watched
 
 
@@ -36,3 +40,32 @@ def test_neurons_are_told_by_name_and_call_and_the_hooks_go():
     assert len(spikes) == 3
     assert torch.equal(spikes[-1], logits)
     assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_membranes_are_those_of_the_equations():
+    network = nn.Sequential(LIF(beta=0.5), LIF(beta=1.0, reset="subtract", threshold=0.5))
+    currents = torch.tensor([0.75, 0.75, 0.25]).view(3, 1, 1)
+    spikes, (first, second) = record(network, currents)
+    assert (first.name, second.name) == ("0", "1")
+    # 0.75; 0.375 + 0.75 = 1.125 > 1; reset to 0, then 0.25
+    assert first.membranes.flatten().tolist() == [0.75, 1.125, 0.25]
+    assert first.spikes.flatten().tolist() == [0, 1, 0]
+    # 0; 1 > 0.5; 1 - 0.5 = 0.5, which is not above 0.5
+    assert second.membranes.flatten().tolist() == [0, 1, 0.5]
+    assert torch.equal(second.spikes, spikes)
+    assert torch.equal(second.currents, first.spikes)
+    assert not spikes.requires_grad
+
+
+def test_the_example_of_the_guide_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    spec = {
+        "model": {"_target_": "tna_lightning.models.convnet", "width": 0.25},
+        "neuron": {"_target_": "tna_lightning.models.LIF"},
+        "inputs": {"channels": 1, "height": 8, "width": 8, "time_steps": None, "num_classes": 10},
+    }
+    save_network("network.safetensors", build(spec), spec)
+    page = (Path(__file__).parents[2] / "docs" / "recording.md").read_text()
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], {})
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["body.0", "body.2", "body.5"]
+    assert len(record(load_packed("network.safetensors"), torch.randn(2, 1, 8, 8))[1]) == 3

@@ -2,7 +2,9 @@
 
 import copy
 import inspect
+import json
 import pickle
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -67,6 +69,29 @@ def test_every_function_of_snntorch_has_its_name_and_defaults_here():
         assert ours == defaults, name
 
 
+# values and defaults as the library gave them: it is not installed here, since it asks for torchvision
+SPIKINGJELLY = json.loads((Path(__file__).parent / "data" / "spikingjelly_surrogates.json").read_text())
+
+
+@pytest.mark.parametrize("row", SPIKINGJELLY["gradients"], ids=lambda row: row["name"] + "-own" * bool(row["settings"]))
+def test_equals_spikingjelly(row):
+    surrogate = SURROGATES[row["name"]](**row["settings"])
+    shifted = torch.tensor(SPIKINGJELLY["shifted"])
+    spikes, gradient = spikes_and_gradient(surrogate, shifted, torch.full_like(shifted, 3.0))
+    assert torch.equal(spikes, (shifted > 0).float())  # at the threshold itself it spikes there, and not here
+    torch.testing.assert_close(gradient / 3, torch.tensor(row["gradient"]), rtol=1e-5, atol=1e-6)
+    assert gradient.isfinite().all()
+
+
+def test_surrogates_of_spikingjelly_have_its_defaults_and_bounds():
+    for name, defaults in SPIKINGJELLY["defaults"].items():
+        surrogate = SURROGATES[name]
+        assert {p.name: p.default for p in inspect.signature(surrogate).parameters.values()} == defaults, name
+        for parameter, limit in surrogate.above.items():
+            with pytest.raises(ValueError, match=rf"^{parameter}={limit}: must be above {limit:g}$"):
+                surrogate(**{parameter: limit})
+
+
 @settings(deadline=None)
 @given(pairs=st.lists(st.tuples(SHIFTED, st.floats(-10, 10, width=32)), min_size=1, max_size=20))
 def test_leaky_spike_operator_is_the_formula_snntorch_documents(pairs):
@@ -103,6 +128,8 @@ def test_custom_surrogate_takes_the_function_that_snntorch_takes():
     ours = spikes_and_gradient(CustomSurrogate(halved_in_silence), shifted, grad_spikes)
     theirs = spikes_and_gradient(reference.custom_surrogate(halved_in_silence), shifted, grad_spikes)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"^function='torch.sin': must be a function"):
+        CustomSurrogate("torch.sin")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tna_lightning.quantization.packing import load_packed
+from tna_lightning.quantization.packing import load_packed, read_packed
 from tna_lightning.running.record import (
     LAST_CHECKPOINT,
     NETWORK,
@@ -73,6 +73,8 @@ def test_the_demo_reaches_98_percent_with_every_weight_ternary(tmp_path):
     record = finished_record(folder)
     assert record["results"]["test/acc"] >= 0.98
     assert record["data"]["test_samples"] == 360
+    assert record["inputs"] == read_packed(folder / NETWORK)[1]["inputs"]
+    assert (record["inputs"]["shape"], record["inputs"]["time_steps"]) == ([1, 8, 8], 4)
     assert record["weights"]["quantized_share"] == 1.0
     assert f"{record['results']['test/acc']:.2%}" in result.stdout
     assert (folder / "curves.png").stat().st_size > 10_000

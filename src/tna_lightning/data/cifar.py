@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import math
 import pickle
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +23,7 @@ from tna_lightning.data.images import ImageDataModule
 HOST = "https://www.cs.toronto.edu/~kriz"
 IMAGE_SHAPE = (3, 32, 32)
 PIXELS = 3 * 32 * 32
+NUM_COARSE = 20  # classes that CIFAR-100's coarse labels tell apart
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +41,8 @@ class Layout:
     """Where the label of a class stands: the byte of a binary record, or the key of a pickled dict."""
     label_bytes: int = 1
     """Bytes before the pixels of a binary record."""
+    md5s: tuple[str, ...] = ()
+    """Of :attr:`files`, in order, where they are known (torchvision's ``datasets/cifar.py``)."""
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -62,6 +68,14 @@ LAYOUTS = {
             train_files=tuple(f"data_batch_{number}" for number in range(1, 6)),
             test_file="test_batch",
             label="labels",
+            md5s=(
+                "c99cafc152244af753f735de768cd75f",
+                "d4bba439e000b95fd0a9bffe97cbabec",
+                "54ebc095f3ab1f0389bbae665268c751",
+                "634d18415352ddfa80567beed471001a",
+                "482c414d41f54cd18b22e5b47cb7c3cb",
+                "40351d587109b95175f43aff81a1287e",
+            ),
         ),
     ),
     "cifar100": (
@@ -81,6 +95,7 @@ LAYOUTS = {
             train_files=("train",),
             test_file="test",
             label="fine_labels",
+            md5s=("16019d7e3df5f24257cddd939b257f8d", "f0ef6b0ae62326f3e7ffdfab6717acfc"),
         ),
     ),
 }
@@ -110,14 +125,15 @@ class CIFARDataModule(ImageDataModule):
     Args:
         name: ``cifar10`` or ``cifar100``.
         root: folder that holds an official folder (``cifar-10-batches-bin``, ``cifar-10-batches-py``,
-            ``cifar-100-binary``, ``cifar-100-python``) or an official ``.tar.gz``, or is itself such a folder.
+            ``cifar-100-binary``, ``cifar-100-python``) or an official ``.tar.gz``, or is itself such a folder; what was
+            unpacked into a folder called like the archive is found too.
         download: fetch the official binary archive (163 MB) to ``root`` if nothing is there.
         **settings: see :class:`~tna_lightning.data.ImageDataModule`; the uint8 set takes 184 MB on the device.
 
     Raises:
         FileNotFoundError: nothing under ``root``, and it may not or could not be fetched; or a file of it is missing.
-        ValueError: a file is cut off, has the wrong checksum, holds a label out of range, or is a pickle of more than
-            arrays.
+        ValueError: a file is cut off, has the wrong checksum, holds a label out of range, is a pickle of more than
+            arrays, or holds what another file does, or should.
     """
 
     size = (32, 32)
@@ -148,7 +164,9 @@ class CIFARDataModule(ImageDataModule):
             return
         layouts = LAYOUTS[self.name]
         fetched = layouts[0]
-        layout = next((layout for layout in layouts if (self.root / layout.archive).exists()), None)
+        layout = next((layout for layout in layouts if (self.root / layout.archive).is_file()), None)
+        if layout is None:
+            layout = next((layout for layout in layouts if (self.root / layout.archive).exists()), None)
         with self._naming_root():
             if layout is not None:
                 check(self.root / layout.archive, f"md5:{layout.md5}")
@@ -168,6 +186,7 @@ class CIFARDataModule(ImageDataModule):
         assert found is not None
         folder, layout = found
         with self._naming_root():
+            self._check_files(folder, layout)
             parts = [read(folder / file, layout, len(self.class_names)) for file in layout.files]
             sizes = [len(labels) for _, labels in parts]
             if len(set(sizes[:-1])) > 1:
@@ -181,11 +200,43 @@ class CIFARDataModule(ImageDataModule):
         return images, labels, torch.arange(num_train, num_train + num_test)
 
     def _find(self) -> tuple[Path, Layout] | None:
+        """The first whole folder, or else the first that is not empty, unless its archive is there."""
+        partly = None
         for layout in LAYOUTS[self.name]:
-            for folder in (self.root / layout.folder, self.root.absolute()):
-                if folder.name == layout.folder and folder.is_dir():
+            archive = self.root / layout.archive  # may be a folder into which it was unpacked
+            for folder in (self.root / layout.folder, self.root.absolute(), archive / layout.folder, archive):
+                there = [(folder / file).is_file() for file in layout.files]
+                if all(there):
                     return folder, layout
-        return None
+                is_called_so = folder.name == layout.folder and folder.is_dir() and any(folder.iterdir())
+                if partly is None and (is_called_so or any(there)):
+                    partly = folder, layout
+        return partly
+
+    @staticmethod
+    def _check_files(folder: Path, layout: Layout) -> None:
+        """Refuse files that are copies of each other or stand in each other's place; say that one is no official one.
+
+        Raises:
+            ValueError: they are or do; a missing file is left to who reads it.
+        """
+        found: dict[str, str] = {}
+        official = dict(zip(layout.md5s, layout.files, strict=False))
+        unknown = []
+        for file in layout.files:
+            if not (folder / file).is_file():
+                return
+            with (folder / file).open("rb") as opened:
+                digest = hashlib.file_digest(opened, "md5").hexdigest()
+            if digest in found:
+                raise ValueError(f"{folder}: {file} is a copy of {found[digest]}; get {layout.archive} again")
+            if official.get(digest, file) != file:
+                raise ValueError(f"{folder}: {file} is the official {official[digest]}; get {layout.archive} again")
+            found[digest] = file
+            if digest not in official:
+                unknown.append(file)
+        if unknown and layout.md5s:
+            log.warning("%s: of %s the MD5 is not that of the official file", folder, ", ".join(unknown))
 
     @contextmanager
     def _naming_root(self) -> Iterator[None]:
@@ -208,12 +259,19 @@ def read(path: Path, layout: Layout, num_classes: int) -> tuple[np.ndarray, np.n
             raise ValueError(f"{path}: is cut off, {len(records)} bytes are not whole records of {record_bytes} bytes")
         records = records.reshape(-1, record_bytes)
         pixels, labels = records[:, layout.label_bytes :], records[:, layout.label]
+        if layout.label_bytes == 2 and len(records) and records[:, 0].max() >= NUM_COARSE:
+            raise ValueError(
+                f"{path}: the coarse labels, which come first, go up to {records[:, 0].max()}, must lie in "
+                f"[0, {NUM_COARSE - 1}]; are coarse and fine ones swapped?"
+            )
     else:
         content = read_arrays(path)
         if not isinstance(content, dict) or not {"data", layout.label} <= content.keys():
             raise ValueError(f"{path}: must hold a dict with 'data' and {layout.label!r}")
-        pixels, labels = content["data"], np.asarray(content[layout.label])
-        if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        pixels, labels = content["data"], content[layout.label]
+        if isinstance(labels, list) and all(type(label) is int for label in labels):
+            labels = np.array(labels)
+        if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu" or labels.ndim != 1:
             raise ValueError(f"{path}: its {layout.label!r} must be a list of whole numbers")
         if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape != (len(labels), PIXELS):
             raise ValueError(f"{path}: its data must be uint8 [{len(labels)}, {PIXELS}], one row for each label")
@@ -225,7 +283,7 @@ def read(path: Path, layout: Layout, num_classes: int) -> tuple[np.ndarray, np.n
 
 
 def read_arrays(path: Path) -> Any:
-    """Unpickle numpy arrays and plain Python values, and nothing that runs code.
+    """Unpickle plain Python values and, as values of a dict, numpy arrays of numbers; nothing runs code.
 
     Bytes of Python 2 become latin-1 text, as numpy expects them.
 
@@ -234,7 +292,10 @@ def read_arrays(path: Path) -> Any:
     """
     with path.open("rb") as file:
         try:
-            return _ArrayUnpickler(file, encoding="latin1").load()
+            content = _ArrayUnpickler(file, encoding="latin1").load()
+            if isinstance(content, dict):
+                content = {key: _as_numpy(value) for key, value in content.items()}
+            return content
         except _RefusedError as error:
             raise ValueError(
                 f"{path}: asks for {error}, and the official file holds arrays only; do not trust it"
@@ -244,12 +305,68 @@ def read_arrays(path: Path) -> Any:
 
 
 class _RefusedError(Exception):
-    """A pickle names something to call that is not needed for arrays."""
+    """A pickle names something to call that is not needed for arrays, or sets what it should not."""
 
 
-def _dtype(code: str, align: Any = False, copy: Any = False) -> np.dtype:
-    # the official files say 0 and 1, which numpy no longer takes for booleans
-    return np.dtype(code, align=bool(align), copy=bool(copy))
+# A pickle calls what it is handed and sets its attributes, with values that the file chooses. So numpy's own types,
+# which believe what they are told, are not handed out: these stand for them, and what they got is checked afterwards.
+class _Dtype:
+    __slots__ = ("code", "order")
+
+    def __init__(self, code: Any, *_: Any) -> None:
+        self.code, self.order = code, "<"
+
+    def __setstate__(self, state: Any) -> None:
+        self.order = state[1]
+
+
+class _Array:
+    __slots__ = ("content", "dtype", "is_fortran", "shape")
+
+    def __init__(self, *parts: Any) -> None:
+        self.shape, self.dtype, self.is_fortran, self.content = parts or (None,) * 4
+
+    def __setstate__(self, state: Any) -> None:
+        _, self.shape, self.dtype, self.is_fortran, self.content = state
+
+
+class _Handed:
+    """A function as a pickle gets it: it may be called, and nothing of it may be set."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._function(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise _RefusedError("a change of what it was handed")
+
+
+def _as_numpy(value: Any) -> Any:
+    """The numpy array that an :class:`_Array` stands for; anything else as it is."""
+    if not isinstance(value, _Array):
+        return value
+    kind, shape, content = value.dtype, value.shape, value.content
+    if not isinstance(kind, _Dtype) or not isinstance(kind.code, str) or not re.fullmatch("[iuf][1248]", kind.code):
+        raise _RefusedError(f"an array of {getattr(kind, 'code', kind)!r}")
+    dtype = np.dtype(kind.code).newbyteorder(">" if kind.order == ">" else "<")
+    if isinstance(content, str):
+        content = content.encode("latin1")
+    if not isinstance(content, bytes | bytearray):
+        raise _RefusedError(f"an array made of {type(content).__name__}")
+    if not isinstance(shape, tuple) or not all(type(size) is int and size >= 0 for size in shape):
+        raise _RefusedError(f"an array of the shape {shape!r}")
+    if len(content) != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"an array of {list(shape)} is not made of {len(content)} bytes")
+    is_fortran = value.is_fortran in (True, "F")
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if is_fortran else "C")
+
+
+def _from_buffer(content: Any, dtype: Any, shape: Any, order: Any) -> _Array:
+    return _Array(shape, dtype, order, content)
 
 
 def _encode(text: str, encoding: str) -> bytes:
@@ -258,17 +375,16 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-_array = np.empty(0, np.uint8)
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): _dtype,
-    ("_codecs", "encode"): _encode,
+_ALLOWED = {
+    ("numpy", "ndarray"): _Handed(lambda *_: _Array()),
+    ("numpy", "dtype"): _Handed(_Dtype),
+    ("_codecs", "encode"): _Handed(_encode),
     **{
-        (f"numpy.{core}.{module}", name): function
+        (f"numpy.{core}.{module}", name): _Handed(function)
         for core in ("core", "_core")
         for module, name, function in (
-            ("multiarray", "_reconstruct", _array.__reduce__()[0]),
-            ("numeric", "_frombuffer", _array.__reduce_ex__(5)[0]),
+            ("multiarray", "_reconstruct", lambda *_: _Array()),
+            ("numeric", "_frombuffer", _from_buffer),
         )
     },
 }

@@ -18,17 +18,22 @@ from tna_lightning.data.recordings import BadRecording, RecordingFiles, find_rec
 CLASS_NAMES = CLASSES["cifar10"]
 SENSOR = (128, 128)
 ARCHIVE = "CIFAR10DVS.zip"
-URL = "https://figshare.com/ndownloader/files/38023437"  # tonic 1.7's address and checksum
+# The API serves the file that tonic 1.7 names (figshare.com/ndownloader/files/38023437, this checksum) without a page
+# that asks whether one is human: neuromorphs/tonic PR #337. Not tried here, for want of a network.
+URL = "https://api.figshare.com/v2/file/download/38023437"
+PAGE = "https://figshare.com/ndownloader/files/38023437"
 MD5 = "ce3a4a0682dc0943703bd8f749a7701c"
+SAVED_AS = ("CIFAR10DVS*.zip", "38023437*")  # what browsers call it: CIFAR10DVS (1).zip, 38023437
 
 
 class CIFAR10DVSDataModule(EventDataModule):
     """Real recordings, 1,000 of each of ten classes, 128x128 pixels, 1.2 s. There is no official split.
 
     Found under ``root``: AEDAT 4 as tonic's host has it, or AEDAT 2.0 (``.aedat``) of the original release; in a folder
-    or a zip per class; directly, in ``CIFAR10DVS`` (tonic), or in ``extract`` or ``download`` (spikingjelly); or as
-    tonic's ``CIFAR10DVS.zip``, which is unpacked. AEDAT 2.0 is turned upright as spikingjelly does; AEDAT 4 is taken as
-    it comes, and no copy of it was at hand to tell whether it stands the same way.
+    or a zip per class; directly, in ``CIFAR10DVS`` (tonic), or in ``extract``, ``download`` or ``events_np``
+    (spikingjelly, whose ``.npz`` are read too); or as tonic's ``CIFAR10DVS.zip``, also under the names that browsers
+    give it, which is unpacked. AEDAT 2.0 is turned upright as spikingjelly does; AEDAT 4 is taken as it comes, and no
+    copy of it was at hand to tell whether it stands the same way.
 
     Args:
         root: where to look, and where the download goes.
@@ -61,7 +66,7 @@ class CIFAR10DVSDataModule(EventDataModule):
             FileNotFoundError,
             ValueError,
         ) as error:  # none, or some classes only: a killed run may have unpacked them
-            archive = next((path for path in (self.root / ARCHIVE, folder / ARCHIVE) if path.exists()), None)
+            archive = next((path for place in (self.root, folder) for path in _archives(place)), None)
             if archive is None and isinstance(error, FileNotFoundError):
                 archive = self._fetch(str(error))
             if archive is None:
@@ -71,7 +76,7 @@ class CIFAR10DVSDataModule(EventDataModule):
     def _fetch(self, reason: str) -> Path:
         archive = self.root / ARCHIVE
         advice = (
-            f"Open {URL} in a browser, save it as {archive} (md5 {MD5}) and start again. The original release's "
+            f"Open {PAGE} in a browser, save it as {archive} (md5 {MD5}) and start again. The original release's "
             f"{CLASS_NAMES[0]}.zip to {CLASS_NAMES[-1]}.zip (figshare.com, CIFAR10-DVS) in {self.root} do as well."
         )
         if not self.download:
@@ -92,6 +97,13 @@ class CIFAR10DVSDataModule(EventDataModule):
         return RecordingFiles(files, SENSOR)
 
 
+def _archives(folder: Path) -> list[Path]:
+    """Tonic's archive, its own name first; what it is, its checksum tells."""
+    found = {path for pattern in SAVED_AS for path in folder.glob(pattern) if path.is_file()}
+    found = {path for path in found if path.suffix not in (".part", ".lock")}
+    return sorted(found, key=lambda path: (path.name != ARCHIVE, path.name))
+
+
 def unpack(archive: Path, folder: Path, class_names: list[str]) -> None:
     """Take the zips of the classes out of tonic's archive, each complete or absent; those there already are kept.
 
@@ -108,6 +120,7 @@ def unpack(archive: Path, folder: Path, class_names: list[str]) -> None:
             return
         check(archive, f"md5:{MD5}")
         with zipfile.ZipFile(archive) as outer:
+            # what it says of itself is believed: its checksum is that of the release
             members = {PurePosixPath(member).name: member for member in outer.namelist()}
             for name in missing():
                 if f"{name}.zip" not in members:

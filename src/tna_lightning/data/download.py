@@ -7,6 +7,7 @@ package for a progress bar. All that would have to be handed to it, and it would
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import tarfile
 import tempfile
@@ -30,8 +31,10 @@ def check(path: Path, checksum: str) -> None:
     """Compare a file with ``<algorithm>:<hex digest>``, as in ``md5:c32a1d4a...``.
 
     Raises:
-        ValueError: the file differs.
+        ValueError: the file differs, or is a folder.
     """
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder, must be the file itself; move or rename it")
     algorithm, _, expected = checksum.partition(":")
     with path.open("rb") as file:
         found = hashlib.file_digest(file, algorithm).hexdigest()
@@ -79,7 +82,7 @@ def download(url: str, path: Path, checksum: str, *, timeout: float = 30.0) -> P
 
 
 def unpack(archive: Path, folder: Path) -> Path:
-    """Unpack a tar archive whose only top folder is called ``folder.name``, unless ``folder`` is there already.
+    """Unpack a tar archive whose only top folder is called ``folder.name``, unless that is there and not empty.
 
     It is unpacked beside its destination and renamed at the end, so that ``folder`` is complete or absent.
 
@@ -87,14 +90,18 @@ def unpack(archive: Path, folder: Path) -> Path:
         ValueError: the archive is damaged, has another top folder, or wants to write outside of it.
     """
     with FileLock(f"{folder}.lock"):
-        if folder.exists():
+        if folder.exists() and any(folder.iterdir()):
             return folder
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
             try:
                 with tarfile.open(archive) as tar:
                     tar.extractall(temporary, filter="data")
-            except (tarfile.TarError, EOFError, zlib.error) as error:
+            except (tarfile.TarError, EOFError, zlib.error, ValueError) as error:
                 raise ValueError(f"{archive}: is damaged ({error}); fetch the file again") from error
+            except OSError as error:
+                if error.errno not in (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST):
+                    raise  # of the disk, not of the names in the archive
+                raise ValueError(f"{archive}: is damaged ({error.strerror}); fetch the file again") from error
             unpacked = Path(temporary) / folder.name
             if not unpacked.is_dir():
                 raise ValueError(f"{archive}: must contain the folder {folder.name}")
@@ -118,6 +125,8 @@ def _fetch(url: str, part: Path, timeout: float) -> bool:
             raise OSError(f"the server answers with a web page for people (status {response.status})")
         resumed = response.status == 206
         length = response.headers.get("Content-Length")
+        if length is not None and not length.isdecimal():
+            raise OSError(f"the server says that the file has {length!r} bytes")
         total = None if length is None else int(length) + (have if resumed else 0)
         columns = (
             TextColumn("{task.description}"),

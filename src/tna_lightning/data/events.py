@@ -31,6 +31,7 @@ class EventDataModule(BatchedDataModule):
 
     Args:
         root: folder of the recordings; frames are cached in its folder ``frames``.
+        frames_root: folder in which frames are cached instead, for recordings that lie where nothing can be written.
         time_steps: T, frames per recording.
         slicing: ``time`` for frames of equal length, ``count`` for frames of equally many events.
         size: pixels along a side of a frame, at most the sensor's.
@@ -62,6 +63,7 @@ class EventDataModule(BatchedDataModule):
         val_fraction: float = 0.1,
         skip_bad: bool = False,
         build_workers: int = 0,
+        frames_root: str | Path | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, **settings)
@@ -75,6 +77,7 @@ class EventDataModule(BatchedDataModule):
             if count < 0:
                 raise ValueError(f"{setting}={count!r}: must not be negative")
         self.root = Path(root)
+        self.frames_root = self.root / "frames" if frames_root is None else Path(frames_root)
         self.test_fraction = test_fraction
         self.split_seed = split_seed
         self.split_file = None if split_file is None else Path(split_file)
@@ -108,7 +111,7 @@ class EventDataModule(BatchedDataModule):
         if self.spec.size[0] > min(source.sensor):
             raise ValueError(f"size={self.spec.size[0]!r}: must be at most the sensor's {min(source.sensor)} pixels")
         cache = open_cache(
-            self.root / "frames", self.name, source, self.spec, skip_bad=self.skip_bad, workers=self.build_workers
+            self.frames_root, self.name, source, self.spec, skip_bad=self.skip_bad, workers=self.build_workers
         )
         pixels = torch.from_numpy(pixels_per_cell(source.sensor, self.spec.size)).float()
         self._gain = None if pixels.unique().numel() == 1 else pixels.mean() / pixels

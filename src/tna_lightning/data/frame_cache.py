@@ -2,14 +2,16 @@
 
 A cache is a folder ``<name>-<key>`` with ``frames.npy`` (uint8 ``[N, T, 2, H, W]``) and ``header.json``. The key is a
 hash of everything that shapes a frame. A build goes to ``<name>-<key>.building`` under a file lock and is renamed when
-it is complete; each opening checks the sizes and the checksums of both files, and builds again what does not match.
+it is complete; each opening checks the checksums of both files and what they say, and builds again what does not match.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import time
 import warnings
@@ -43,6 +45,7 @@ class RecordingStats:
         saturated: cells that counted more than 255 events.
         clipped: events beyond 255 in those cells, lost.
         error: why the recording cannot be used, else None.
+        empty: frames without an event.
     """
 
     events: int = 0
@@ -51,6 +54,7 @@ class RecordingStats:
     saturated: int = 0
     clipped: int = 0
     error: str | None = None
+    empty: int = 0
 
 
 @dataclass(frozen=True)
@@ -103,19 +107,20 @@ def open_cache(
 
     Raises:
         BadRecording: a recording is bad and ``skip_bad`` is false.
+        ValueError: frames cannot be written to ``folder``, or a file lies where a folder belongs.
     """
     key = cache_key(source, spec)
-    folder.mkdir(parents=True, exist_ok=True)
+    shape = (len(source.names), spec.time_steps, 2, *spec.size)
     place = folder / f"{name}-{key[:16]}"
-    cache = _read(place, key)
+    cache = _read(place, key, shape)
     if cache is None:
-        with _locked(folder / f"{place.name}.lock"):
-            cache = _read(place, key)  # another process may have built it meanwhile
+        with _locked(place):
+            cache = _read(place, key, shape)  # another process may have built it meanwhile
             if cache is None:
                 if place.exists():
                     warnings.warn(f"{place}: damaged cache of frames, built again", stacklevel=2)
-                _build(place, key, source, spec, skip_bad, workers)
-                cache = _read(place, key)
+                _build(place, key, source, spec, shape, skip_bad, workers)
+                cache = _read(place, key, shape)
     assert cache is not None
     if cache.bad and not skip_bad:
         raise BadRecording(f"{cache.bad[0]}; skip_bad=true leaves {len(cache.bad)} bad recording(s) out")
@@ -130,25 +135,49 @@ def open_cache(
             f"{sum(stats.clipped for stats in cache.stats)} events; more time_steps or a larger size avoids it",
             stacklevel=2,
         )
+    lopsided = [
+        name
+        for name, stats in zip(source.names, cache.stats, strict=True)
+        if spec.time_steps > 1 and stats.empty == spec.time_steps - 1
+    ]
+    if lopsided:
+        warnings.warn(
+            f"{len(lopsided)} recording(s) have all their events in one of {spec.time_steps} frames; a wrong time "
+            f"stamp does that, which slicing=count forgives:\n  " + "\n  ".join(lopsided),
+            stacklevel=2,
+        )
     return cache
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    lock = FileLock(path)
+def _locked(place: Path) -> Iterator[None]:
+    """Hold the lock beside ``place``; its folder is made if absent.
+
+    Raises:
+        ValueError: nothing can be written there.
+    """
+    lock = FileLock(place.with_name(f"{place.name}.lock"))
     try:
+        place.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
-        Console(stderr=True).print(f"another process is building {path.stem}: waiting for it")
+        Console(stderr=True).print(f"another process is building {place.name}: waiting for it")
         lock.acquire()
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"{error.filename}: is a file, where the folder of frames belongs; move it") from error
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        reason = f"{place.parent}: frames cannot be written there ({error.strerror})"
+        raise ValueError(f"{reason}; name a folder for them: frames_root=FOLDER") from error
     try:
         yield
     finally:
         lock.release()
 
 
-def _read(place: Path, key: str) -> FrameCache | None:
-    """The cache at ``place``, or None where it is absent, cut short or changed."""
+def _read(place: Path, key: str, shape: tuple[int, ...]) -> FrameCache | None:
+    """The cache at ``place``, or None where it is absent, cut short or changed, or not what this key and shape mean."""
     try:
         sealed = json.loads((place / "header.json").read_text())
         header = sealed["header"]
@@ -157,21 +186,34 @@ def _read(place: Path, key: str) -> FrameCache | None:
         with (place / "frames.npy").open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != header["frames_sha256"]:
                 return None
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        frames = np.load(place / "frames.npy", mmap_mode="c")
+        stats = [RecordingStats(*row) for row in header["stats"]]
+        are_counts = all(type(value) is int for row in stats for name, value in vars(row).items() if name != "error")
+        are_words = all(row.error is None or isinstance(row.error, str) for row in stats)
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, EOFError, RecursionError):
         return None
-    frames = np.load(place / "frames.npy", mmap_mode="c")
-    return FrameCache(frames, [RecordingStats(*row) for row in header["stats"]])
+    fits = frames.dtype == np.uint8 and frames.shape == shape and len(stats) == shape[0]
+    return FrameCache(frames, stats) if fits and are_counts and are_words else None
 
 
-def _build(place: Path, key: str, source: RecordingSource, spec: FrameSpec, skip_bad: bool, workers: int) -> None:
+def _build(
+    place: Path,
+    key: str,
+    source: RecordingSource,
+    spec: FrameSpec,
+    shape: tuple[int, ...],
+    skip_bad: bool,
+    workers: int,
+) -> None:
     building = place.with_name(f"{place.name}.building")
     for leftover in (building, place):
+        if leftover.is_file():
+            raise ValueError(f"{leftover}: is a file, where the folder of frames belongs; move it")
         if leftover.exists():
             shutil.rmtree(leftover)
     building.mkdir()
     try:
         path = building / "frames.npy"
-        shape = (len(source.names), spec.time_steps, 2, *spec.size)
         np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
         _reserve(path)
         stats = _fill(path, source, spec, skip_bad, workers or _cores(), place.name)
@@ -219,8 +261,12 @@ def _fill(
                 break
         rest = range(index + 1, total)
         if rest:
+            # By a file, since Python before 3.14 holds both ends of the pipe over which a process starts (gh-118981):
+            # what is longer than its buffer of 64 kB then waits for ever for one that died while it started.
+            handed = path.with_name("source.pickle")
+            handed.write_bytes(pickle.dumps((source, spec)))
             context = get_context("spawn")  # forking a process that holds threads (torch, rich) can deadlock
-            with ProcessPoolExecutor(workers, context, _start_worker, (path, source, spec)) as pool:
+            with ProcessPoolExecutor(workers, context, _start_worker, (path, handed)) as pool:
                 tasks = [
                     rest[first : first + RECORDINGS_PER_TASK] for first in range(0, len(rest), RECORDINGS_PER_TASK)
                 ]
@@ -229,12 +275,13 @@ def _fill(
                         for index, result in future.result():
                             keep(index, result)
                 except BrokenProcessPool as error:
-                    raise RuntimeError(
-                        "a process that builds frames died; a script of your own builds them under "
-                        "`if __name__ == '__main__':` or with workers=1"
+                    raise ChildProcessError(
+                        "a process that builds frames died: memory may be short (build_workers=1 needs the least), or "
+                        "a script of your own builds them outside of `if __name__ == '__main__':`"
                     ) from error
                 finally:
                     pool.shutdown(cancel_futures=True)
+            handed.unlink()
     if not console.is_terminal:
         console.print()  # rich ends its last line on terminals alone
     return stats
@@ -246,6 +293,10 @@ def _write_frames(frames: np.ndarray, source: RecordingSource, spec: FrameSpec, 
     except BadRecording as error:
         return RecordingStats(error=str(error))
     counts = to_frames(recording, source.sensor, spec)
+    empty = int((counts.sum((1, 2, 3)) == 0).sum())
+    if empty == len(counts):
+        what = f"{len(recording)} event(s) in {recording.duration_us} us give {len(counts)} frames without any"
+        return RecordingStats(error=f"{source.names[index]}: too short, its {what}")
     frames[index] = np.minimum(counts, 255)
     excess = counts[counts > 255]
     return RecordingStats(
@@ -254,13 +305,15 @@ def _write_frames(frames: np.ndarray, source: RecordingSource, spec: FrameSpec, 
         duration_us=recording.duration_us,
         saturated=len(excess),
         clipped=int((excess - 255).sum()),
+        empty=empty,
     )
 
 
 _worker: dict[str, Any] = {}  # what a worker process got when it started
 
 
-def _start_worker(path: Path, source: RecordingSource, spec: FrameSpec) -> None:
+def _start_worker(path: Path, handed: Path) -> None:
+    source, spec = pickle.loads(handed.read_bytes())
     _worker.update(frames=np.load(path, mmap_mode="r+"), source=source, spec=spec)
 
 

@@ -23,11 +23,18 @@ def main() -> None:
     parser.add_argument("--fold", action="store_true", help="fold batch norm into scales and biases (nir always does)")
     parser.add_argument("--images", type=int, help="check with so many images of the test set (default: all)")
     parser.add_argument("--data-root", help="where the data are, if not where they were in training")
+    parser.add_argument("--opset", type=int, help="version of ONNX's operators (default: 20)")
     arguments = parser.parse_args()
     try:
         warn_of_changes(finished_record(arguments.run)["config"])
         path, counts = export(
-            arguments.run, arguments.format, arguments.output, arguments.fold, arguments.images, arguments.data_root
+            arguments.run,
+            arguments.format,
+            arguments.output,
+            arguments.fold,
+            arguments.images,
+            arguments.data_root,
+            opset=arguments.opset,
         )
     except ExportMismatch as error:
         sys.exit(f"error: {error}")

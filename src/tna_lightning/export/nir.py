@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,7 +15,9 @@ from tna_lightning.packages import require
 from tna_lightning.quantization.folding import fold_batch_norm
 
 
-def export_nir(network: nn.Module, path: Path | str, batches: Iterable[Tensor]) -> dict[str, int]:
+def export_nir(
+    network: nn.Module, path: Path | str, batches: Iterable[Tensor], inputs: Mapping[str, Any] | None = None
+) -> dict[str, int]:
     """Write a NIR graph, see :mod:`tna_lightning.export.nir_graph`, and check it by NIR's equations.
 
     Arguments and result as for :func:`~tna_lightning.export.export_packed`.
@@ -28,11 +31,12 @@ def export_nir(network: nn.Module, path: Path | str, batches: Iterable[Tensor]) 
     check_weights(network)  # before folding, which refuses them too
     first, batches = peek(batches)
     with replacing(path) as temporary:
-        write_nir(temporary, to_nir(fold_batch_norm(network), tuple(first.shape[-3:])))
+        time_steps = first.shape[1] if first.ndim == 5 else getattr(network, "time_steps", 1)
+        known = {"time_steps": time_steps, **(inputs or {})}
+        write_nir(temporary, to_nir(fold_batch_norm(network), tuple(first.shape[-3:]), known))
         runner = NIRRunner(temporary)
 
         def run(x: Tensor) -> tuple[Tensor, list[Tensor]]:
-            time_steps = getattr(network, "time_steps", 1)
             logits = runner(x.expand(time_steps, *x.shape) if x.ndim == 4 else x.transpose(0, 1))
             return logits, list(runner.spikes.values())
 

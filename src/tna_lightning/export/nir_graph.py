@@ -1,20 +1,23 @@
 """A network as a graph of the Neuromorphic Intermediate Representation (NIR, neuroir.org), and such a graph run again.
 
-One step of a neuron is Euler's step of NIR's differential equation over ``DT``, as snntorch, spikingjelly and norse
-read it: a decay of ``beta`` is ``tau = DT / (1 - beta)`` with ``r = 1 / (1 - beta)``, no decay an ``IF`` with
-``r = 1 / DT``. A static image is the input of every step. The graph gives logits for each step; their mean over time is
-the readout.
+One step of a neuron is Euler's step of NIR's differential equation over ``DT``, as spikingjelly, nirtorch and, for LIF,
+snntorch read it: a decay of ``beta`` is ``tau = DT / (1 - beta)`` with ``r = 1 / (1 - beta)``, no decay an ``IF`` with
+``r = 1 / DT``. (With ``r = 1`` and weights larger by that factor more readers would agree on LIF, but where spikes are
+added to a residual there is no weight to enlarge.) A static image is the input of every step. The graph gives logits
+for each step; their mean over time is the readout. Its metadata hold ``dt``, ``reset``, ``time_steps`` and ``inputs``:
+what the network expects, as in a packed file's header, in JSON.
 
 What NIR cannot say is refused: max pooling, pooling with a rest of pixels, ``reset="none"``, and ``reset="subtract"``
 with ``beta < 1`` (what NIR subtracts then decays, what snntorch and we subtract does not), and weights that differ by
-time step. NIR's neurons reset to a
-value since version 1.0.5; until 1.0.4 they subtracted the threshold, so a network with ``reset="subtract"`` is written
-as a 1.0.4 file, for readers of that version (sinabs 3.1.3).
+time step. So are grouped convolutions, which the package nir does not read. NIR's neurons reset to a value since
+version 1.0.5; until 1.0.4 they subtracted the threshold, so a network with ``reset="subtract"`` is written as a 1.0.4
+file, for readers of that version (sinabs 3.1.3); others take it for a hard reset, which ``note`` in its metadata says.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +28,14 @@ from torch import Tensor, nn
 from tna_lightning.models import LIF, BasicBlock, Network
 from tna_lightning.models.over_time import OverTime
 from tna_lightning.quantization.folding import ScaledConv2d
+from tna_lightning.quantization.packing import inputs_entry
 
 DT = 1e-4  # seconds; the step that NIR's readers assume
 SUBTRACTING_VERSION = "1.0.4"
+SUBTRACTS = (
+    "Its neurons reset by subtraction, as all did until NIR 1.0.4. Readers of NIR 1.0.5 and later take this for a hard "
+    "reset, and compute something else."
+)
 
 
 class _Builder:
@@ -52,8 +60,8 @@ class _Builder:
     def walk(self, name: str, module: nn.Module) -> None:
         """Append a module."""
         if isinstance(module, Network):
-            parts = [("stem", module.stem), ("body", module.body), ("pool", module.pool), ("flatten", nn.Flatten())]
-            for part, child in [*parts, ("head", module.head), ("classifier", module.classifier)]:
+            parts = [("stem", module.stem), ("body", module.body), ("pool", module.pool), ("head", module.head)]
+            for part, child in [*parts, ("flatten", nn.Flatten()), ("classifier", module.classifier)]:
                 self.walk(f"{name}.{part}".lstrip("."), child)
         elif isinstance(module, nn.Sequential):
             for part, child in module.named_children():
@@ -104,6 +112,8 @@ class _Builder:
         self.add(name, node, self.shape)
 
     def add_convolution(self, name: str, conv: nn.Conv2d) -> None:
+        if conv.groups > 1:
+            raise ValueError(f"network.{name}: the package nir does not read convolutions in {conv.groups} groups")
         if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
             raise ValueError(f"network.{name}: NIR pads with zeros, by numbers of pixels")
         weight, bias = conv.weight, torch.zeros(conv.out_channels) if conv.bias is None else conv.bias
@@ -115,7 +125,7 @@ class _Builder:
             stride=tuple(conv.stride),
             padding=tuple(conv.padding),
             dilation=tuple(conv.dilation),
-            groups=conv.groups,
+            groups=1,
             bias=_array(bias),
         )
         self.add(name, node, tuple(int(size) for size in node.output_type["output"]))
@@ -154,7 +164,7 @@ def check_weights(network: nn.Module) -> None:
             raise ValueError(f"network.{name}: NIR has no node whose weight differs by time step")
 
 
-def to_nir(network: nn.Module, input_shape: tuple[int, ...]) -> Any:
+def to_nir(network: nn.Module, input_shape: tuple[int, ...], inputs: Mapping[str, Any] | None = None) -> Any:
     """The ``nir.NIRGraph`` of a network whose batch norm is folded.
 
     Args:
@@ -162,6 +172,7 @@ def to_nir(network: nn.Module, input_shape: tuple[int, ...]) -> Any:
             neurons, average pools and flattening (of one sample), from
             :func:`~tna_lightning.quantization.folding.fold_batch_norm`.
         input_shape: of one sample at one step, ``(C, H, W)``.
+        inputs: what the network expects, as for :func:`~tna_lightning.quantization.save_network`.
 
     Raises:
         ValueError: NIR cannot say what the network does; the message names the module.
@@ -175,7 +186,11 @@ def to_nir(network: nn.Module, input_shape: tuple[int, ...]) -> Any:
     if len(builder.resets) > 1:
         raise ValueError("network: some neurons reset to zero and some by subtraction; one NIR file cannot say that")
     builder.add("output", nir.Output({"output": np.array(builder.shape)}), builder.shape)
-    metadata = {"dt": DT, "reset": next(iter(builder.resets), "zero")}
+    metadata = {"dt": DT, "reset": next(iter(builder.resets), "zero"), "inputs": inputs_entry(inputs)}
+    if inputs is not None and inputs.get("time_steps") is not None:
+        metadata["time_steps"] = inputs["time_steps"]
+    if metadata["reset"] == "subtract":
+        metadata["note"] = SUBTRACTS
     return nir.NIRGraph(builder.nodes, builder.edges, metadata=metadata, type_check=False)
 
 

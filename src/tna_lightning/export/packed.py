@@ -22,6 +22,7 @@ def export_packed(
     spec: Mapping[str, Any] | None = None,
     fold: bool = False,
     rebuild: Callable[[], nn.Module] | None = None,
+    inputs: Mapping[str, Any] | None = None,
 ) -> dict[str, int]:
     """Write a packed file (:func:`~tna_lightning.quantization.save_network`) and check it.
 
@@ -33,6 +34,7 @@ def export_packed(
         fold: fold batch norm first.
         rebuild: makes the network to load into where the file alone is not enough: without ``spec``, or with one that
             names a network of the user's own.
+        inputs: what the network expects, as for :func:`~tna_lightning.quantization.save_network`.
 
     Returns:
         Counts, see :func:`check`.
@@ -41,6 +43,6 @@ def export_packed(
         ExportMismatch: what was read back computes something else; nothing is left at ``path``.
     """
     with replacing(path) as temporary:
-        save_network(temporary, fold_batch_norm(network) if fold else network, spec)
+        save_network(temporary, fold_batch_norm(network) if fold else network, spec, inputs=inputs)
         loaded = load_packed(temporary, None if rebuild is None else rebuild())
         return check(network, lambda x: spikes_of(loaded, x), batches, exact=not fold)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,15 @@ from torch import Tensor
 
 from tna_lightning.data.batch import Batch
 from tna_lightning.export.nir import export_nir
-from tna_lightning.export.onnx import export_onnx
+from tna_lightning.export.onnx import OPSET, export_onnx
 from tna_lightning.export.packed import export_packed
 from tna_lightning.quantization.folding import fold_batch_norm
 from tna_lightning.quantization.packing import load_packed
-from tna_lightning.running.factory import build_network, data_to_test, network_spec
+from tna_lightning.running.factory import build_network, data_to_test, expected_inputs, network_spec
+from tna_lightning.running.own import targets_in
 from tna_lightning.running.record import NETWORK, finished_record
 
-OURS = ("tna_lightning.models.", "torch.nn.ReLU")  # what load_packed builds from a file
+OURS = r"tna_lightning\.models\..*|torch\.nn\.ReLU"  # what load_packed builds from a file
 SUFFIXES = {"packed": "safetensors", "onnx": "onnx", "nir": "nir"}
 
 
@@ -29,6 +31,8 @@ def export(
     fold: bool = False,
     num_images: int | None = None,
     data_root: str | None = None,
+    *,
+    opset: int | None = None,
 ) -> tuple[Path, dict[str, int]]:
     """Export the kept network of a finished run.
 
@@ -39,6 +43,7 @@ def export(
         fold: fold batch norm into scales and biases (NIR always does).
         num_images: check with so many images of the test set; by default all.
         data_root: where the data are, if not where they were in training.
+        opset: of an ONNX model, see :func:`export_onnx`; by default 20.
 
     Returns:
         The file and the counts of :func:`check`.
@@ -53,6 +58,8 @@ def export(
         raise ValueError(f"format={format!r}: must be one of {', '.join(SUFFIXES)}")
     if num_images is not None and num_images < 1:
         raise ValueError(f"images={num_images!r}: must be at least 1")
+    if opset is not None and format != "onnx":
+        raise ValueError(f"opset={opset!r}: must be left out, format={format} has none")
     config = finished_record(folder)["config"]
     if output is not None:
         _check_output(output)
@@ -63,14 +70,17 @@ def export(
     network = load_packed(Path(folder) / NETWORK, build_network(spec))
     path = Path(output) if output is not None else Path(folder) / f"network-exported.{SUFFIXES[format]}"
     batches = _first_images(datamodule, num_images)
+    expected = expected_inputs(network, datamodule)
     if format == "packed":
         # a network of the user's own cannot be built from the file alone, and is given to whoever reads it
-        is_ours = all(str(spec[part].get("_target_")).startswith(OURS) for part in ("model", "neuron"))
+        targets = [*targets_in(spec["model"]), *targets_in(spec["neuron"])]
+        is_ours = all(re.fullmatch(OURS, target) for target in targets)
         rebuild = None if is_ours else lambda: build_network(spec)
-        return path, export_packed(network, path, batches, spec, fold, rebuild)
+        return path, export_packed(network, path, batches, spec, fold, rebuild, expected)
     if format == "onnx":
-        return path, export_onnx(fold_batch_norm(network) if fold else network, path, batches)
-    return path, export_nir(network, path, batches)
+        folded = fold_batch_norm(network) if fold else network
+        return path, export_onnx(folded, path, batches, OPSET if opset is None else opset, expected)
+    return path, export_nir(network, path, batches, expected)
 
 
 def _check_output(output: Path | str) -> None:

@@ -44,7 +44,10 @@ def lif(
         compiled: run the loop through torch.compile where a compiler is at hand.
     """
     if torch.compiler.is_exporting():  # inference: nothing but plain operations, T unrolled
-        return time_loop(current, beta, threshold, reset)
+        _, fired = _trajectory(current, beta, threshold, reset)
+        # not a cast of the comparison, which converters to float16 leave as it is
+        zero, one = (torch.full((), value, dtype=current.dtype, device=current.device) for value in (0.0, 1.0))
+        return _stack([torch.where(step, one, zero) for step in fired[1:]])
     if torch.compiler.is_compiling():  # the whole network: its compiler sees to layout and fusing
         return _TimeLoop.apply(current, beta, threshold, None, reset, surrogate, False)
     compiled = compiled and has_compiler(current.device.type)

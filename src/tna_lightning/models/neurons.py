@@ -62,8 +62,8 @@ class LIF(SpikingNeuron):
             such as `[C, 1, 1]` for one value per channel.
         threshold: firing threshold, above 0; may be a tensor likewise.
         reset: zero (hard), subtract (soft) or none.
-        surrogate: a name such as `atan`, `fast_sigmoid`, `triangular` or `sigmoid` (`surrogates.SURROGATES`), or a
-            `Surrogate` object such as `ATan(alpha=4.0)`.
+        surrogate: a name such as `atan`, `fast_sigmoid`, `sigmoid`, `Rect` or `PiecewiseQuadratic`
+            (`surrogates.SURROGATES`), or a `Surrogate` object such as `ATan(alpha=4.0)`.
         learn_beta: train `beta` (a parametric LIF).
         learn_threshold: train `threshold`.
         per: neurons that share one beta and one threshold: those of a `layer`, or of a `channel`, the third dimension

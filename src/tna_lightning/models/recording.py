@@ -1,14 +1,59 @@
-"""What the neurons of a network do in a forward, for whoever looks on: export's check, curves, the trial of neurons."""
+"""What the neurons of a network do in a forward, for whoever looks on: users, export's check, the trial of neurons."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from tna_lightning.models.neurons import SpikingNeuron
+from tna_lightning.models.neurons import LIF, SpikingNeuron
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """What one call of a layer of neurons did; all ``[T, B, ...]``.
+
+    Attributes:
+        name: of the layer in the network.
+        currents: that drove it.
+        spikes: that it gave.
+        membranes: U[t] as :class:`~tna_lightning.models.LIF` defines it, before the reset; None for other neurons.
+    """
+
+    name: str
+    currents: Tensor
+    spikes: Tensor
+    membranes: Tensor | None
+
+
+@torch.no_grad()
+def record(network: nn.Module, x: Tensor) -> tuple[Tensor, list[LayerRecord]]:
+    """Logits of a network, and what each of its layers of neurons did, in the order of their calls.
+
+    Args:
+        network: any; what does not derive from ``SpikingNeuron`` is not recorded.
+        x: its input.
+    """
+    calls: list[tuple[str, Tensor, Tensor]] = []
+    with watched(network, lambda *call: calls.append(call)):
+        logits = network(x)
+    layers = [
+        LayerRecord(name, currents, spikes, _membranes(network.get_submodule(name), currents))
+        for name, currents, spikes in calls
+    ]
+    return logits, layers
+
+
+def _membranes(neuron: nn.Module, currents: Tensor) -> Tensor | None:
+    if not isinstance(neuron, LIF):
+        return None
+    states: list[Tensor] = []
+    for step in currents.split(1):
+        states.append(neuron.chunk(step, states[-1] if states else None)[1])
+    return torch.stack(states)
 
 
 @contextmanager

@@ -68,6 +68,15 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
+def inputs_entry(inputs: Mapping[str, Any] | None) -> str:
+    """What a network expects (:data:`INPUTS`), in JSON with all entries, for files of other formats.
+
+    Raises:
+        ValueError: as for :func:`save_network`.
+    """
+    return json.dumps(_checked_inputs({} if inputs is None else inputs))
+
+
 def pack(codes: Tensor, bits: int) -> Tensor:
     """Codes in ``alphabet(bits)`` as a string of bits, low bit first: uint8 ``[ceil(n * bits / 8)]``.
 

@@ -18,8 +18,9 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from torch import nn
 
 from tna_lightning.data.batch import Inputs
+from tna_lightning.data.images import ImageDataModule
 from tna_lightning.data.module import BatchedDataModule
-from tna_lightning.models import compile_neurons
+from tna_lightning.models import compile_neurons, is_spiking
 from tna_lightning.models.blocks import check_unit, with_hints
 from tna_lightning.models.fused import has_compiler
 from tna_lightning.models.settings import parameters_of, takers
@@ -190,6 +191,24 @@ def network_spec(config: Mapping[str, Any], datamodule: Any) -> dict[str, Any]:
         if takes_all or "time_steps" in names:
             model["time_steps"] = inputs.time_steps
     return {"model": model, "neuron": config["neuron"], "inputs": asdict(inputs)}
+
+
+def expected_inputs(network: nn.Module, datamodule: Any) -> dict[str, Any]:
+    """What a network expects, for the header of its file (:data:`~tna_lightning.quantization.packing.INPUTS`).
+
+    Mean, deviation and names of classes are those of the package's data modules and of what derives from them.
+    """
+    inputs = inputs_of(datamodule)
+    expected: dict[str, Any] = {
+        "kind": "images" if inputs.time_steps is None else "events",
+        "shape": [inputs.channels, inputs.height, inputs.width],
+        "time_steps": inputs.time_steps or (getattr(network, "time_steps", None) if is_spiking(network) else 1),
+    }
+    if isinstance(datamodule, ImageDataModule):
+        expected |= {name: [float(value) for value in getattr(datamodule, name)] for name in ("mean", "std")}
+    if isinstance(datamodule, BatchedDataModule):
+        expected["class_names"] = [str(name) for name in datamodule.class_names]
+    return expected
 
 
 def check_time_steps(key: str, model: Mapping[str, Any], inputs: Inputs) -> None:

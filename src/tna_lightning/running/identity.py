@@ -20,6 +20,7 @@ NOT_IDENTITY = (
     "study",
     "data.root",
     "data.file",  # by its content, see own.py
+    "data.frames_root",
     "data.download",
     "cost",
     "trainer.enable_progress_bar",

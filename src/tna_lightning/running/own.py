@@ -26,7 +26,7 @@ def own_digests(config: Mapping[str, Any]) -> dict[str, str]:
     name; of a folder the relative names and contents of all files count, hidden ones left out.
     """
     modules: dict[str, Path] = {}
-    for target in _targets(config):
+    for target in targets_in(config):
         _collect(target.rpartition(".")[0], modules)
     digests = {f"code.{name}": _digest_of_file(path) for name, path in sorted(modules.items())}
     data = config.get("data") or {}
@@ -68,15 +68,16 @@ def _digest_of_content(path: Path, mtime_ns: int, size: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _targets(node: Any) -> Iterator[str]:
+def targets_in(node: Any) -> Iterator[str]:
+    """Every ``_target_`` in a config node, those of nodes in it too."""
     if isinstance(node, Mapping):
         if isinstance(node.get("_target_"), str):
             yield node["_target_"]
         for value in node.values():
-            yield from _targets(value)
+            yield from targets_in(value)
     elif isinstance(node, list):
         for value in node:
-            yield from _targets(value)
+            yield from targets_in(value)
 
 
 def _collect(module: str, found: dict[str, Path]) -> None:

@@ -41,6 +41,7 @@ from tna_lightning.running.factory import (
     build_network,
     check_time_steps,
     compile_network,
+    expected_inputs,
     inputs_of,
     network_spec,
     under,
@@ -225,10 +226,12 @@ def _train(run: Run, prepared: _Prepared) -> dict[str, Any]:
             return {}
 
         results |= {name: float(value) for name, value in trainer.callback_metrics.items() if "test/" in name}
-        save_network(run.folder / NETWORK, learner.base, network_spec(config, datamodule))
+        expected = expected_inputs(learner.base, datamodule)
+        save_network(run.folder / NETWORK, learner.base, network_spec(config, datamodule), inputs=expected)
         record = {
             "device": device_name(trainer),
             "data": datamodule.describe(),
+            "inputs": expected,
             "split_hash": datamodule.split_hash,
             "results": results,
             "weights": weight_report(learner.base) | {"bytes_file": (run.folder / NETWORK).stat().st_size},

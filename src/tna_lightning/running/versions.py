@@ -19,6 +19,7 @@ ADDED: dict[str, Any] = {
     "companions": {},
     "companion.device": None,
     "companion.precision": "full",
+    "data.frames_root": None,
     "neuron.per": "layer",
     "trainer.min_epochs": None,
     "trainer.max_steps": -1,
