@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tna_lightning.data import Batch
-from tna_lightning.learner import TwinLearner, cosine, time_first
+from tna_lightning.learner import TwinLearner, cosine
 from tna_lightning.models import LIF, convnet
 from tna_lightning.objectives import Cohort, Distillation, Objective, Plain, TwinAugmentation
 from tna_lightning.quantization import TernaryTTQ, WeightQuantization
@@ -192,7 +192,7 @@ def test_no_weight_decay_on_norms_neurons_biases_and_learned_scales():
 
     base, twin = (convnet(in_channels=2, num_classes=CLASSES, neuron=parametric, width=0.125) for _ in range(2))
     learner = TwinLearner(base, twin, TwinAugmentation(), num_classes=CLASSES)
-    WeightQuantization(TernaryTTQ()).setup(SimpleNamespace(max_epochs=1, callbacks=[]), learner, "fit")
+    WeightQuantization(TernaryTTQ()).setup(SimpleNamespace(max_epochs=1, callbacks=[], fast_dev_run=False), learner, "fit")
     groups = {group["name"]: group for group in learner.parameter_groups()}
     assert list(groups) == ["base.weights", "base.no_decay", "companion.weights", "companion.no_decay"]
     layers = [module for module in base.modules() if isinstance(module, nn.Conv2d | nn.Linear)]

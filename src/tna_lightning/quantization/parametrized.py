@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import parameter
 from torch.nn.utils import parametrize
 
 from tna_lightning.models.blocks import PerStep
@@ -139,6 +140,12 @@ def schemes_by_layer(
         raise ValueError(
             f"network: the weights of {', '.join(given)} differ by time step already, as in a packed file; quantise "
             "the full-precision ones of its checkpoint"
+        )
+    lazy = [name for name in schemes if parameter.is_lazy(network.get_submodule(name).weight)]
+    if lazy:
+        raise ValueError(
+            f"network: the weights of {', '.join(lazy)} are not there before a first batch (LazyModule); pass one "
+            "through the network, then quantise it"
         )
     parametrized = [name for name in schemes if parametrize.is_parametrized(network.get_submodule(name), "weight")]
     if parametrized:
