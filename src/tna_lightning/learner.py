@@ -149,7 +149,7 @@ class TwinLearner(lightning.LightningModule):
         self.frozen = _named("freeze_companion", asked, companions)
         if is_teacher and (trained := [name for name in companions if name not in self.frozen]):
             raise ValueError(
-                f"freeze_companion={freeze_companion!r}: the {trained[0]} gets no gradient from this "
+                f"freeze_companion={sorted(self.frozen)}: the {trained[0]} gets no gradient from this "
                 f"{type(self.objective).__name__} and must be frozen (companion.freeze=true), else its batch norm "
                 "statistics alone would change"
             )
@@ -215,6 +215,12 @@ class TwinLearner(lightning.LightningModule):
                 found.append((network, name, accuracy, f"accuracies.{key}"))
         return found
 
+    def class_accuracy(self, stage: str = "test") -> list[float | None]:
+        """The base's accuracy on each of K classes in the last epoch of ``val`` or ``test``; None without samples."""
+        metric: Any = self.accuracies[f"{stage}_base_acc_macro"]
+        shares = [math.nan] * self.num_classes if metric.of_each is None else metric.of_each.tolist()
+        return [None if math.isnan(share) else share for share in shares]
+
     def train(self, mode: bool = True) -> TwinLearner:  # noqa: D102
         super().train(mode)
         for name in self.frozen:
@@ -231,6 +237,7 @@ class TwinLearner(lightning.LightningModule):
     def on_fit_start(self) -> None:  # noqa: D102
         self._epochs_trained = None
         self._labels_seen.clear()
+        self._have_time_first.clear()
 
     def on_train_start(self) -> None:  # noqa: D102
         if self._lr is not None:  # a finder has written it over what a warm-up begins with
@@ -361,7 +368,7 @@ class TwinLearner(lightning.LightningModule):
         predictions = {name: readout(each.detach()) for name, each in logits.items()}
         for network, name, accuracy, attribute in self._accuracies(stage):
             accuracy.update(predictions[network], labels)
-            in_bar = stage == "val" and name.endswith("acc")
+            in_bar = name == "val/acc"  # all would not fit into a line
             self.log(name, accuracy, metric_attribute=attribute, prog_bar=in_bar, **settings)
         return losses["loss"]
 
@@ -431,12 +438,11 @@ class TwinLearner(lightning.LightningModule):
             weights: list[nn.Parameter] = []
             no_decay: list[nn.Parameter] = []
             left_alone = {id(parameter) for module in network.modules() for parameter in _left_alone(module)}
-            for module in network.modules():
-                for name, parameter in module.named_parameters(recurse=False):
-                    if parameter.requires_grad:
-                        is_lazy = isinstance(parameter, UninitializedParameter)  # its shape comes with the first batch
-                        is_vector = name == "bias" if is_lazy else parameter.ndim < 2
-                        (no_decay if id(parameter) in left_alone or is_vector else weights).append(parameter)
+            for name, parameter in network.named_parameters():  # each once, also where several modules hold it
+                if parameter.requires_grad:
+                    is_lazy = isinstance(parameter, UninitializedParameter)  # its shape comes with the first batch
+                    is_vector = name.rpartition(".")[2] == "bias" if is_lazy else parameter.ndim < 2
+                    (no_decay if id(parameter) in left_alone or is_vector else weights).append(parameter)
             if weights:
                 yield {"name": f"{network_name}.weights", "params": weights}
             if no_decay:

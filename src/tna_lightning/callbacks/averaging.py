@@ -78,8 +78,8 @@ class WeightAverage(Callback):
             self._forget()
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        loop: Any = trainer.fit_loop.epoch_loop
-        is_within = loop.val_check_batch < trainer.num_training_batches
+        interval, batches = trainer.val_check_batch, trainer.num_training_batches
+        is_within = interval is None or interval < batches or trainer.check_val_every_n_epoch is None
         if self.recalibrate and is_within and getattr(trainer.train_dataloader, "persistent_workers", False):
             raise ValueError(
                 f"recalibrate={self.recalibrate!r}: must be 0 with val_check_interval={trainer.val_check_interval!r} "

@@ -20,6 +20,8 @@ ADDED: dict[str, Any] = {
     "companion.device": None,
     "companion.precision": "full",
     "neuron.per": "layer",
+    "objective.class_weights": None,
+    "objective.ignore_index": None,
     "trainer.min_epochs": None,
     "trainer.max_steps": -1,
     "trainer.min_steps": None,
