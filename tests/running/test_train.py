@@ -174,7 +174,10 @@ def test_evaluate_gives_the_same_accuracy_from_the_kept_network_alone(done_run, 
     assert result.returncode == 0, result.stderr
     recorded = finished_record(folder)["results"]
     printed = dict(line.split(" (recorded")[0].split(" ") for line in result.stdout.splitlines() if "test/" in line)
-    assert printed == {name: repr(recorded[name]) for name in ("test/acc", "test/acc_top5")}
+    assert printed == {name: repr(recorded[name]) for name in ("test/acc", "test/acc_top5", "test/acc_macro")}
+    by_class = finished_record(folder)["class_accuracy"]
+    assert list(by_class) == [str(digit) for digit in range(10)]
+    assert sum(by_class.values()) / 10 == pytest.approx(recorded["test/acc_macro"])
 
 
 def test_a_run_that_is_done_is_not_repeated(done_run):
