@@ -391,7 +391,7 @@ class TwinLearner(lightning.LightningModule):
             return
         is_bad = ~x.isfinite().all()
         before = self._first_bad_inputs.get(stage)
-        if before is None:
+        if before is None or before.device != x.device:
             before = torch.full((), -1, dtype=torch.int64, device=x.device)
         self._first_bad_inputs[stage] = torch.where(is_bad & (before < 0), number, before)
         if x.device.type == "cpu":
