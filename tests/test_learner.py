@@ -2,16 +2,25 @@
 
 import copy
 import math
+import re
+import warnings
+from functools import partial
 from types import SimpleNamespace
 
 import lightning
 import pytest
 import torch
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch.callbacks import LearningRateFinder
+from lightning.pytorch.tuner.lr_finder import _LRFinder
+from sklearn.metrics import recall_score
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from tna_lightning.callbacks import SWA
 from tna_lightning.data import Batch
-from tna_lightning.learner import TwinLearner, cosine, time_first
+from tna_lightning.learner import TwinLearner, cosine
 from tna_lightning.models import LIF, convnet
 from tna_lightning.objectives import Cohort, Distillation, Objective, Plain, TwinAugmentation
 from tna_lightning.quantization import TernaryTTQ, WeightQuantization
@@ -44,6 +53,14 @@ def trainer(**settings):
         "num_sanity_val_steps": 0,
     }
     return lightning.Trainer(**(defaults | settings))
+
+
+def fit(learner, loader, **settings):
+    """An epoch without validation, of which and of much else Lightning warns."""
+    fitted = trainer(**({"max_epochs": 1, "log_every_n_steps": 1} | settings))
+    with quiet_lightning(), warnings.catch_warnings(action="ignore", category=PossibleUserWarning):
+        fitted.fit(learner, loader)
+    return fitted
 
 
 class Loader:
@@ -192,7 +209,9 @@ def test_no_weight_decay_on_norms_neurons_biases_and_learned_scales():
 
     base, twin = (convnet(in_channels=2, num_classes=CLASSES, neuron=parametric, width=0.125) for _ in range(2))
     learner = TwinLearner(base, twin, TwinAugmentation(), num_classes=CLASSES)
-    WeightQuantization(TernaryTTQ()).setup(SimpleNamespace(max_epochs=1, callbacks=[]), learner, "fit")
+    WeightQuantization(TernaryTTQ()).setup(
+        SimpleNamespace(max_epochs=1, callbacks=[], fast_dev_run=False), learner, "fit"
+    )
     groups = {group["name"]: group for group in learner.parameter_groups()}
     assert list(groups) == ["base.weights", "base.no_decay", "companion.weights", "companion.no_decay"]
     layers = [module for module in base.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
@@ -246,9 +265,317 @@ def test_a_network_without_time_is_one_step(samples):
     torch.testing.assert_close(losses["loss"], nn.functional.cross_entropy(ann(x), target))
 
 
-def test_logits_of_another_shape_are_an_error():
-    with pytest.raises(ValueError, match=r"logits of shape \[3\]: a network must return \[T, B, K\] or \[B, K\]"):
-        time_first(torch.zeros(3))
+class Answers(nn.Module):
+    """A linear layer whose logits come back in the way that a function says."""
+
+    def __init__(self, answer=lambda logits: logits, classes=CLASSES):
+        super().__init__()
+        self.linear, self.answer = nn.Linear(128, classes), answer
+
+    def forward(self, x):
+        return self.answer(self.linear(x.flatten(1)))
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (Answers(lambda y: (y, y)), "base: returns a tuple; must be [T, 8, 7] ([T, B, K]) or [8, 7] ([B, K])"),
+        (Answers(lambda y: {"logits": y}), "base: returns a dict; must be [T, 8, 7]"),
+        (Answers(lambda y: y[0]), "base: its logits are [7], must be [T, 8, 7]"),
+        (Answers(lambda y: y[None, None]), "base: its logits are [1, 1, 8, 7], must be [T, 8, 7]"),
+        (
+            Answers(lambda y: y.repeat(4, 1, 1).transpose(0, 1)),
+            "base: its logits are [8, 4, 7], must be .*; time comes",
+        ),
+        (
+            Answers(lambda y: y.repeat(8, 1, 1)[:, : len(y)].transpose(0, 1)),
+            "base: its logits are [B, T, K], [1, 8, 7]",
+        ),
+        (Answers(classes=5), "base: its logits are [8, 5], must be .*; K of the network is 5, num_classes 7"),
+    ],
+)
+def test_a_network_whose_logits_do_not_fit_is_refused_by_name(network, message, samples):
+    pattern = "^" + re.escape(message).replace(r"\.\*", ".*")
+    with pytest.raises(ValueError, match=pattern) as refused:
+        fit(TwinLearner(network, num_classes=CLASSES), Loader(samples))
+    assert "\n" not in str(refused.value)
+    learner = TwinLearner(Answers(), {"teacher": network}, Distillation(), num_classes=CLASSES)
+    with pytest.raises(ValueError, match=pattern.replace("base", "teacher")):
+        trainer().validate(learner, Loader(samples), verbose=False)
+
+
+def test_as_many_steps_as_samples_are_no_confusion(samples):
+    network = Answers(lambda y: y.repeat(BATCH, 1, 1))
+    calls = []
+    network.register_forward_hook(lambda *_: calls.append(network.training))
+    network.linear.register_forward_hook(lambda *_: calls.append(network.training))
+    fit(TwinLearner(network, num_classes=CLASSES), Loader(samples), max_epochs=2)
+    assert calls == [True, True, False] + [True, True] * 11  # looked at once, in eval mode
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, y: (x, y + 3), "target=7: labels must lie in 0 to 6 (num_classes=7)"),
+        (
+            lambda x, y: (x, y.where(y != 3, -100)),
+            "target=-100: labels must lie in 0 to 6 (num_classes=7); the objective",
+        ),
+        (lambda x, y: (x, y.int()), "target=[8] of torch.int32: must be class indices [B] of torch.int64"),
+        (lambda x, y: (x, y[:, None]), "target=[8, 1] of torch.int64: must be class indices [B]"),
+        (lambda x, y: (x, nn.functional.one_hot(y, 7)), "target=[8, 7] of torch.int64: must be class indices [B]"),
+        (lambda x, y: (x, torch.ones(len(y), 5)), "target=[8, 5] of torch.float32: must be class indices [B]"),
+        (lambda x, y: (x[None].repeat(4, 1, 1, 1, 1), y), "x=[4, 8, 2, 8, 8]: must begin with B=8, as the target does"),
+        (lambda x, y: (x.numpy(), y), "x=ndarray: must be a tensor"),
+        (lambda x, y: (x / 0, y), ": the inputs of batch 0 (counted from 0) are NaN or infinite somewhere"),
+        (lambda x, y: (x, y, y), "batch=tuple: a data module must yield tna_lightning.data.Batch or (x, target)"),
+        (lambda x, y: {"x": x, "y": y}, "batch=dict: a data module must yield"),
+    ],
+)
+def test_batches_that_do_not_fit_are_refused_in_every_stage(change, message, network, samples):
+    loader = Loader(samples)
+    loader.batches = [change(x, y) for x, y in loader.batches]
+    learner = TwinLearner(network, num_classes=CLASSES)
+    stages = (
+        lambda: fit(learner, loader),
+        lambda: trainer().validate(learner, loader, verbose=False),
+        lambda: trainer().test(learner, loader, verbose=False),
+    )
+    for stage in stages:
+        with pytest.raises(ValueError, match=re.escape(message)) as refused:
+            stage()
+        assert "\n" not in str(refused.value)
+
+
+def test_inputs_that_are_not_finite_are_found_at_the_end_of_an_epoch_where_looking_means_to_wait(network):
+    learner, x = TwinLearner(network, num_classes=CLASSES), torch.zeros(2, 3, device="meta")
+    learner._look_at_inputs("val", x, 0)  # nothing is read
+    learner._first_bad_inputs["val"] = torch.tensor(4)  # as an accelerator would have it
+    with pytest.raises(ValueError, match=r"^val: the inputs of batch 4 "):
+        learner.on_validation_epoch_end()
+    learner.on_validation_epoch_end()
+
+
+def test_networks_must_not_share_parameters(network):
+    other = convnet(in_channels=2, num_classes=CLASSES, neuron=LIF, width=0.125)
+    other.stem = network.stem
+    for companion, freeze in ((network, None), (network, True), (other, None)):
+        with pytest.raises(ValueError, match=r"^twin: shares its parameter stem\.conv\.weight with the base"):
+            TwinLearner(network, {"twin": companion}, TwinAugmentation(), num_classes=CLASSES, freeze_companion=freeze)
+
+
+def test_a_twin_that_is_a_copy_is_told(network, samples, caplog):
+    def told(objective, twin, **settings):
+        caplog.clear()
+        learner = TwinLearner(network, {"twin": twin}, objective, num_classes=CLASSES, **settings)
+        fit(learner, Loader(samples), limit_train_batches=1)
+        return [message for message in caplog.messages if message.startswith("twin: has the weights of the base")]
+
+    assert len(told(TwinAugmentation(), copy.deepcopy(network))) == 1
+    assert not told(Distillation(), copy.deepcopy(network))
+    torch.manual_seed(1)
+    assert not told(TwinAugmentation(), convnet(2, CLASSES, LIF, width=0.125, time_steps=2))
+
+
+def test_a_teacher_is_frozen_and_nothing_else_will_do(network):
+    teacher = copy.deepcopy(network)
+    learner = TwinLearner(network, teacher, Distillation(), num_classes=CLASSES).train()
+    assert (learner.training, network.training, teacher.training) == (True, True, False)
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    untrained = TwinAugmentation(companion_cross_entropy=False, detach_companion=True)
+    for objective in (Distillation(), untrained):
+        for freeze in (False, []):
+            with pytest.raises(ValueError, match=r"^freeze_companion=.*: the companion gets no gradient from this"):
+                TwinLearner(network, teacher, objective, num_classes=CLASSES, freeze_companion=freeze)
+
+
+@pytest.mark.parametrize(
+    ("objective", "settings", "message"),
+    [
+        (TwinAugmentation(match_start_epoch=2), {"max_epochs": 2}, "match_start_epoch=2: must be at most 1, the last"),
+        (Cohort(match_start_epoch=1), {"max_steps": 6}, "match_start_epoch=1: must be at most 0, the last of 1 epochs"),
+        (TwinAugmentation(), {"max_epochs": -1}, "total_steps=None: a cosine must know where training ends"),
+    ],
+)
+def test_what_would_never_begin_is_refused(objective, settings, message, network, samples):
+    twin = convnet(2, CLASSES, LIF, width=0.125)
+    learner = TwinLearner(network, {"twin": twin}, objective, num_classes=CLASSES)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        fit(learner, Loader(samples), **{"max_epochs": -1, **settings})
+
+
+def test_a_match_that_an_early_stop_forestalled_is_told(network, samples, caplog):
+    class Stop(lightning.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            trainer.should_stop = True
+
+    objective = TwinAugmentation(match_start_epoch=2)
+    learner = TwinLearner(network, convnet(2, CLASSES, LIF, width=0.125), objective, num_classes=CLASSES)
+    quantization = WeightQuantization(TernaryTTQ(), start_epoch=3)
+    fit(learner, Loader(samples), max_epochs=4, callbacks=[Stop(), quantization, SWA()])
+    assert [message.partition(":")[0] for message in caplog.messages[-3:]] == [
+        "training ended after 1 epochs; start_epoch=3",
+        "SWA",
+        "training ended after 1 epochs; match_start_epoch=2",
+    ]
+
+
+def test_a_network_with_nothing_to_train_is_refused(network, samples):
+    learner = TwinLearner(network.requires_grad_(False), num_classes=CLASSES)
+    with pytest.raises(ValueError, match=r"^base: has no parameter that trains"):
+        fit(learner, Loader(samples))
+    with pytest.raises(ValueError, match=r"^num_classes=1: must be a whole number of at least 2"):
+        TwinLearner(network, num_classes=1)
+
+
+def test_a_state_that_outlives_a_batch_is_told(samples):
+    class Remembers(Answers):
+        state = 0.0
+
+        def forward(self, x):
+            self.state = super().forward(x) + self.state
+            return self.state
+
+    learner = TwinLearner(Remembers(), num_classes=CLASSES)
+    with pytest.raises(ValueError, match=r"^base: a network keeps a state .*snntorch\.utils\.reset"):
+        fit(learner, Loader(samples))
+
+
+def test_lazy_layers_are_decayed_as_others_and_named_by_quantisation(samples):
+    def lazy():
+        return nn.Sequential(nn.Flatten(), nn.LazyLinear(4), nn.LazyBatchNorm1d(), nn.Linear(4, CLASSES))
+
+    learner = TwinLearner(lazy(), num_classes=CLASSES)
+    fitted = fit(learner, Loader(samples))
+    shapes = [[parameter.ndim for parameter in group["params"]] for group in fitted.optimizers[0].param_groups]
+    assert shapes == [[2, 2], [1, 1, 1, 1]]
+    learner, quantization = TwinLearner(lazy(), num_classes=CLASSES), WeightQuantization(TernaryTTQ())
+    with pytest.raises(ValueError, match=r"^network: the weights of 1 are not there before a first batch"):
+        fit(learner, Loader(samples), callbacks=[quantization])
+
+
+def test_unlabelled_samples_are_matched_but_have_no_loss_and_no_accuracy(network, samples):
+    x, target = samples.tensors
+    some = target.where(torch.arange(SAMPLES) % 3 > 0, -100)
+    network.eval()
+    learner = TwinLearner(network, num_classes=CLASSES, objective=Plain(ignore_index=-100))
+    results = trainer().validate(learner, Loader(TensorDataset(x, some), SAMPLES), verbose=False)[0]
+    labelled = TensorDataset(x[some >= 0], target[some >= 0])
+    expected = trainer().validate(TwinLearner(network, num_classes=CLASSES), Loader(labelled, SAMPLES), verbose=False)[
+        0
+    ]
+    assert results == pytest.approx(expected)
+    twin = convnet(2, CLASSES, LIF, width=0.125, time_steps=2).eval()
+    matched = [
+        TwinLearner(network, twin, TwinAugmentation(ignore_index=ignored), num_classes=CLASSES).losses(
+            Batch(x, labels)
+        )[0]["match"]
+        for ignored, labels in ((-100, some), (None, target))
+    ]
+    assert matched[0] == matched[1]
+
+
+def test_macro_accuracy_is_scikit_learns_and_each_class_has_its_own(network, samples):
+    x, target = samples.tensors
+    target = target.clamp(max=4)  # two classes have no sample
+    learner = TwinLearner(network, num_classes=CLASSES)
+    assert learner.class_accuracy() == [None] * CLASSES
+    results = trainer().test(learner, Loader(TensorDataset(x, target)), verbose=False)[0]
+    with torch.no_grad():
+        prediction = learner.eval()(x).argmax(1)
+    expected = recall_score(target, prediction, average=None, labels=list(range(5)))
+    assert learner.class_accuracy()[:5] == pytest.approx(expected.tolist())
+    assert learner.class_accuracy()[5:] == [None, None]
+    assert results["test/acc_macro"] == pytest.approx(expected.mean())
+
+
+def test_several_validation_loaders_have_names_of_their_own(network, samples):
+    x, target = samples.tensors
+    halves = [TensorDataset(x[part], target[part]) for part in (slice(24), slice(24, None))]
+    alone = [
+        trainer().validate(TwinLearner(network, num_classes=CLASSES), Loader(half), verbose=False)[0] for half in halves
+    ]
+    learner = TwinLearner(network, num_classes=CLASSES)
+    together = trainer().validate(learner, [Loader(half) for half in halves], verbose=False)
+    assert together == [alone[0], {name.replace("val/", "val_1/"): value for name, value in alone[1].items()}]
+
+
+def test_predictions_are_logits_by_sample_with_targets_or_without(network, samples):
+    learner = TwinLearner(network.eval(), num_classes=CLASSES)
+    x, target = samples.tensors
+    expected = network(x).mean(0)
+    for batch in ((x, target), [x], x, Batch(x, target)):
+        loader = Loader(samples)
+        loader.batches = [batch]
+        (logits,) = trainer().predict(learner, loader)
+        torch.testing.assert_close(logits, expected)
+
+
+SCHEDULES = {
+    "plateau": (
+        lambda optimizer, *_: ReduceLROnPlateau(optimizer, factor=0.1, patience=0, threshold=9, threshold_mode="abs"),
+        [1, 1, 0.1],
+    ),
+    "by epoch": (lambda optimizer, *_: {"scheduler": StepLR(optimizer, 1, 0.5)}, [1, 0.5, 0.25]),
+    "by step": (lambda optimizer, *_: StepLR(optimizer, SAMPLES // BATCH, 0.5), [1, 0.5, 0.25]),
+    "none": (None, [1, 1, 1]),
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_schedules_by_step_by_epoch_and_on_plateau(schedule, network, samples):
+    factory, factors = SCHEDULES[schedule]
+    rates = []
+
+    class Note(lightning.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    learner = TwinLearner(network, num_classes=CLASSES, schedule=factory)
+    trainer(max_epochs=3, log_every_n_steps=1, callbacks=[Note()]).fit(learner, Loader(samples), Loader(samples))
+    assert rates == pytest.approx([2e-3 * factor for factor in factors])
+
+
+def test_a_schedule_is_told_the_epochs_length_however_training_is_bounded(network, samples):
+    class Endless(IterableDataset):
+        def __iter__(self):
+            return iter(samples)
+
+    told = []
+
+    def schedule(optimizer, total_steps, steps_per_epoch):
+        told.append((total_steps, steps_per_epoch))
+        return StepLR(optimizer, 100)
+
+    loaders = {"sized": Loader(samples), "endless": DataLoader(Endless(), BATCH)}
+    bounds = {
+        "sized": [{"max_epochs": 3}, {"max_steps": 4}, {"max_epochs": 3, "accumulate_grad_batches": 4}],
+        "endless": [{"max_epochs": 1}, {"max_steps": 4, "max_epochs": -1}],
+    }
+    for kind, settings in bounds.items():
+        for each in settings:
+            learner = TwinLearner(network, num_classes=CLASSES, schedule=schedule)
+            fit(learner, loaders[kind], **{"max_epochs": -1, **each})
+    assert told == [(18, 6), (4, 6), (6, 2), (None, None), (4, None)]
+
+
+def test_the_learning_rate_that_a_finder_finds_is_the_one_that_trains(network, samples, tmp_path, monkeypatch):
+    monkeypatch.setattr(_LRFinder, "suggestion", lambda self, *_: 0.5)
+    rates = []
+
+    class Note(lightning.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    learner = TwinLearner(network, num_classes=CLASSES, schedule=partial(cosine, warmup_epochs=1))
+    finder = LearningRateFinder(num_training_steps=3)
+    fit(learner, Loader(samples), max_epochs=2, callbacks=[finder, Note()], default_root_dir=tmp_path)
+    assert learner.lr == 0.5
+    warmup = [0.5 * (step + 1) / 6 for step in range(6)]
+    assert rates == pytest.approx(warmup + [0.25 * (1 + math.cos(math.pi * step / 6)) for step in range(6)])
+    rates.clear()
+    fit(TwinLearner(network, num_classes=CLASSES, schedule=None), Loader(samples), callbacks=[Note()])
+    assert rates == [2e-3] * 6
 
 
 def test_objective_and_companion_must_fit(network):

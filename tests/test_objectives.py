@@ -268,3 +268,36 @@ def test_a_missing_companion_is_an_error(logits, objective):
 def test_settings_out_of_range_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("per_step", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_class_weights_and_ignored_labels_are_torchs(per_step, smoothing):
+    generator = torch.Generator().manual_seed(0)
+    logits, target = torch.randn(3, 8, 4, generator=generator), torch.arange(8) % 4
+    weights = (0.5, 2.0, 0.0, 1.0)
+    settings = {"label_smoothing": smoothing, "per_step_cross_entropy": per_step}
+    steps = logits if per_step else logits.mean(0, keepdim=True)
+
+    def by_torch(target, samples, **torchs):
+        losses = [F.cross_entropy(step, target, label_smoothing=smoothing, reduction="sum", **torchs) for step in steps]
+        return sum(losses) / len(losses) / samples
+
+    def ours(target, weight=None, **more):
+        return Plain(**settings, **more)({"base": logits}, Batch(logits[0], target, weight=weight))["loss"]
+
+    weighted = by_torch(target, 8, weight=torch.tensor(weights))
+    torch.testing.assert_close(ours(target, class_weights=list(weights)), weighted)
+    soft = F.one_hot(target, 4).float()
+    torch.testing.assert_close(ours(soft, class_weights=weights, ignore_index=-1), weighted)
+    some = target.where(target != 1, -1)
+    torch.testing.assert_close(ours(some, ignore_index=-1), by_torch(some, 6, ignore_index=-1))
+    torch.testing.assert_close(ours(some, torch.full((8,), 0.5), ignore_index=-1), ours(some, ignore_index=-1) / 2)
+    torch.testing.assert_close(ours(target, ignore_index=-1), ours(target))
+    assert ours(torch.full((8,), -1), ignore_index=-1) == 0
+
+
+@pytest.mark.parametrize("weights", [[1, -1], [0, 0], [1, float("inf")]])
+def test_class_weights_that_mean_nothing_are_refused(weights):
+    with pytest.raises(ValueError, match=r"^class_weights=.*must be finite numbers of 0 or more, not all 0"):
+        Plain(class_weights=weights)

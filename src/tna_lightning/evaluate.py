@@ -8,6 +8,7 @@ from pathlib import Path
 import lightning
 
 from tna_lightning.learner import TwinLearner
+from tna_lightning.objectives import Plain
 from tna_lightning.quantization.packing import load_packed
 from tna_lightning.running.console import leave, quiet_lightning, title, warn_of_changes
 from tna_lightning.running.factory import build_network, data_to_test, network_spec
@@ -24,7 +25,8 @@ def evaluate(folder: Path | str, data_root: str | None = None) -> dict[str, floa
     Raises:
         ValueError: no finished run, or its data or its kept network are not what they were.
     """
-    config = finished_record(folder)["config"]
+    record = finished_record(folder)
+    config = record["config"]
     datamodule = data_to_test(config, data_root)
     datamodule.prepare_data()  # images of the user's own may have to be read before their size is known
     network = build_network(network_spec(config, datamodule), channels_last=config.get("channels_last", False))
@@ -39,9 +41,11 @@ def evaluate(folder: Path | str, data_root: str | None = None) -> dict[str, floa
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        learner = TwinLearner(network, num_classes=datamodule.num_classes)
+        objective = Plain(ignore_index=config["objective"].get("ignore_index"))  # 0.1.0 had none
+        learner = TwinLearner(network, objective=objective, num_classes=datamodule.num_classes)
         (results,) = trainer.test(learner, datamodule=datamodule, verbose=False)
-    return {name: value for name, value in results.items() if "acc" in name}
+    # an earlier version may have recorded fewer
+    return {name: value for name, value in results.items() if "acc" in name and name in record["results"]}
 
 
 def main() -> None:

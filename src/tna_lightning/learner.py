@@ -6,29 +6,39 @@ Letters: T time steps, B batch, K classes.
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
+from itertools import combinations
 from typing import Any, Protocol, runtime_checkable
 
 import lightning
 import torch
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from torchmetrics.classification import MulticlassAccuracy
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
+from tna_lightning.accuracy import Accuracy
 from tna_lightning.data.batch import Batch
+from tna_lightning.length import length_of
 from tna_lightning.objectives import Losses, Objective, Plain, readout
+from tna_lightning.shapes import check_batch, check_labels, refuse_batch_first, time_first
+
+log = logging.getLogger(__name__)
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
-ScheduleFactory = Callable[[Optimizer, int, int], LRScheduler]
+ScheduleFactory = Callable[[Optimizer, int | None, int | None], LRScheduler | Mapping[str, Any]]
 
 DEFAULT_OPTIMIZER: OptimizerFactory = partial(torch.optim.AdamW, lr=2e-3, weight_decay=1e-2)
 
 
-def cosine(optimizer: Optimizer, total_steps: int, steps_per_epoch: int, *, warmup_epochs: float = 0) -> LRScheduler:
+def cosine(
+    optimizer: Optimizer, total_steps: int | None, steps_per_epoch: int | None, *, warmup_epochs: float = 0
+) -> LRScheduler:
     """Linear warm-up, then a cosine to zero at the last step (arXiv 1608.03983), stepped once per batch.
 
     ``lr(s) = lr * (s + 1) / w`` for ``s < w``, else ``lr * (1 + cos(pi * (s - w) / (total_steps - w))) / 2``
@@ -39,8 +49,19 @@ def cosine(optimizer: Optimizer, total_steps: int, steps_per_epoch: int, *, warm
         total_steps: steps of the whole training.
         steps_per_epoch: steps of an epoch.
         warmup_epochs: epochs of linear warm-up.
+
+    Raises:
+        ValueError: a warm-up below 0 or as long as the training; a training, or with a warm-up an epoch, of a length
+            that is not known (None).
     """
-    warmup = round(warmup_epochs * steps_per_epoch)
+    if total_steps is None:
+        raise ValueError(
+            "total_steps=None: a cosine must know where training ends; set the trainer's max_steps (with batches of a "
+            "known length max_epochs will do), or schedule=None"
+        )
+    if warmup_epochs and steps_per_epoch is None:
+        raise ValueError(f"warmup_epochs={warmup_epochs!r}: must be 0 where an epoch's batches have no length")
+    warmup = round(warmup_epochs * (steps_per_epoch or 1))
     if warmup < 0 or (warmup and warmup >= total_steps):
         raise ValueError(f"warmup_epochs={warmup_epochs!r}: must be at least 0 and shorter than the training")
 
@@ -50,15 +71,6 @@ def cosine(optimizer: Optimizer, total_steps: int, steps_per_epoch: int, *, warm
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total_steps - warmup))))
 
     return LambdaLR(optimizer, factor)
-
-
-def time_first(logits: Tensor) -> Tensor:
-    """Logits as ``[T, B, K]``; a network without time returns ``[B, K]``, which is T = 1."""
-    if logits.ndim == 2:
-        return logits.unsqueeze(0)
-    if logits.ndim == 3:
-        return logits
-    raise ValueError(f"logits of shape {list(logits.shape)}: a network must return [T, B, K] or [B, K]")
 
 
 @runtime_checkable
@@ -77,21 +89,28 @@ class TwinLearner(lightning.LightningModule):
             mapping from names to networks. Each is an attribute under its name, one without a name ``companion``.
         objective: what to minimise, see :mod:`tna_lightning.objectives`.
         num_classes: K.
-        freeze_companion: whether the companions stay in eval mode and get no gradient, or the names of those that do.
+        freeze_companion: whether the companions stay in eval mode and get no gradient, or the names of those that do;
+            None: as the objective has it, which freezes a teacher and trains a twin.
         companion_device: where the companions work, if not beside the base: ``cuda:1``, or ``cpu``; by name where they
             differ. Batches go there and logits come back; on two GPUs two networks work at once. For training on one
             device, not DDP.
         optimizer: called with named parameter groups. One optimizer serves all networks, since Lightning counts
             ``global_step`` once per optimizer (Lightning#17958).
-        schedule: called with the optimizer, the total number of optimizer steps and the steps per epoch; stepped
-            every batch. None keeps the learning rate constant.
+        schedule: called with the optimizer, the total number of optimizer steps and the steps per epoch (None where
+            they are not known). A scheduler is stepped every batch, a ``ReduceLROnPlateau`` every epoch by
+            ``val/loss``; for anything else return Lightning's mapping, ``{"scheduler": ..., "interval": "epoch"}``.
+            None keeps the learning rate constant.
 
     Raises:
-        ValueError: the objective takes other companions, or is called in another way; a companion's name is no
-            identifier or taken; a frozen one or a device is named for a companion that is not there.
+        ValueError: the objective takes other companions or classes, or is called in another way; a companion's name is
+            no identifier or taken, or it shares parameters with another network; a frozen one or a device is named
+            for a companion that is not there; a teacher is not to be frozen. In training: inputs, labels, logits, or
+            the trainer's length do not fit; the message names the network.
 
     Logs ``train/*``, ``val/*`` and ``test/*``: ``loss`` and its parts, ``acc`` (base) and ``<name>_acc`` (top-1),
-    and ``acc_top5`` where K > 5. Accuracies are shares in [0, 1].
+    and ``acc_top5`` where K > 5; of the base in validation and test ``acc_macro``, the mean of the classes' own.
+    Accuracies are shares in [0, 1]. Of several loaders the second logs ``val_1/*`` and so on. ``trainer.predict``
+    gives logits ``[B, K]``.
 
     Example::
 
@@ -106,7 +125,7 @@ class TwinLearner(lightning.LightningModule):
         objective: Objective | None = None,
         *,
         num_classes: int,
-        freeze_companion: bool | Collection[str] = False,
+        freeze_companion: bool | Collection[str] | None = None,
         companion_device: str | torch.device | Mapping[str, str | torch.device] | None = None,
         optimizer: OptimizerFactory = DEFAULT_OPTIMIZER,
         schedule: ScheduleFactory | None = cosine,
@@ -118,24 +137,30 @@ class TwinLearner(lightning.LightningModule):
         self.objective = Plain() if objective is None else objective
         _refuse_old_call(self.objective)
         self.objective.check_companions(list(companions))
+        if num_classes < 2:
+            raise ValueError(f"num_classes={num_classes!r}: must be a whole number of at least 2")
+        self.objective.check_classes(num_classes)
+        self.num_classes = num_classes
         self.optimizer_factory = optimizer
         self.schedule_factory = schedule
-        self.frozen = _named("freeze_companion", freeze_companion, companions)
+        self._lr: float | None = None
+        is_teacher = not self.objective.trains_companions
+        asked = is_teacher if freeze_companion is None else freeze_companion
+        self.frozen = _named("freeze_companion", asked, companions)
+        if is_teacher and (trained := [name for name in companions if name not in self.frozen]):
+            raise ValueError(
+                f"freeze_companion={sorted(self.frozen)}: the {trained[0]} gets no gradient from this "
+                f"{type(self.objective).__name__} and must be frozen (companion.freeze=true), else its batch norm "
+                "statistics alone would change"
+            )
         if companion_device is None or isinstance(companion_device, Mapping):
             placed = dict(companion_device or {})
         else:
             placed = dict.fromkeys(companions, companion_device)
         _named("companion_device", placed, companions)
         self.companion_devices = {name: torch.device(device) for name, device in placed.items()}
-        ranks = [1, 5] if num_classes > 5 else [1]
-        self.accuracies = nn.ModuleDict(
-            {
-                f"{stage}_{network}_{rank}": MulticlassAccuracy(num_classes, top_k=rank, average="micro")
-                for stage in ("train", "val", "test")
-                for network in ("base", *companions)
-                for rank in ranks
-            }
-        )
+        self.accuracies = nn.ModuleDict()
+        _refuse_shared({"base": base, **companions})
         self.base = base
         for name, network in companions.items():
             if not name.isidentifier() or name in dir(self):
@@ -146,11 +171,55 @@ class TwinLearner(lightning.LightningModule):
         self._names = ("base", *companions)
         if "companion" not in companions:
             self.companion = None
+        for stage in ("train", "val", "test"):
+            self._accuracies(stage)
+        self._have_time_first: set[str] = set()
+        self._labels_seen: set[str] = set()
+        self._first_bad_inputs: dict[str, Tensor] = {}
+        self._epochs_trained: int | None = None
 
     @property
     def networks(self) -> dict[str, nn.Module]:
         """All networks by name, the base first."""
         return {name: getattr(self, name) for name in self._names}
+
+    @property
+    def lr(self) -> float | None:
+        """Learning rate of all groups, as a ``LearningRateFinder`` sets it; None leaves the optimizer's own."""
+        return self._lr
+
+    @lr.setter
+    def lr(self, lr: float | None) -> None:
+        self._lr = lr
+        if self._trainer is None:
+            return
+        for config in self.trainer.lr_scheduler_configs:  # they hold on to the learning rates that they began with
+            optimizer = config.scheduler.optimizer
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+                group.pop("initial_lr", None)
+            config.scheduler = self._scheduled(optimizer)["scheduler"]
+
+    def _accuracies(self, stage: str) -> list[tuple[str, str, Accuracy, str]]:
+        """Network, logged name, metric and its attribute's name, each made when it is first asked for."""
+        kinds = [("acc", 1, False), *([("acc_top5", 5, False)] if self.num_classes > 5 else [])]
+        found = []
+        for network in self._names:
+            macro = [("acc_macro", 1, True)] if network == "base" and stage != "train" else []
+            for kind, rank, by_class in kinds + macro:
+                key = f"{stage}_{network}_{kind}"
+                if key not in self.accuracies:
+                    self.accuracies[key] = Accuracy(self.num_classes, rank, by_class).to(self.device)
+                name = f"{stage}/{'' if network == 'base' else network + '_'}{kind}"
+                accuracy: Any = self.accuracies[key]
+                found.append((network, name, accuracy, f"accuracies.{key}"))
+        return found
+
+    def class_accuracy(self, stage: str = "test") -> list[float | None]:
+        """The base's accuracy on each of K classes in the last epoch of ``val`` or ``test``; None without samples."""
+        metric: Any = self.accuracies[f"{stage}_base_acc_macro"]
+        shares = [math.nan] * self.num_classes if metric.of_each is None else metric.of_each.tolist()
+        return [None if math.isnan(share) else share for share in shares]
 
     def train(self, mode: bool = True) -> TwinLearner:  # noqa: D102
         super().train(mode)
@@ -165,7 +234,23 @@ class TwinLearner(lightning.LightningModule):
             getattr(self, name).to(device)
         return self
 
+    def on_fit_start(self) -> None:  # noqa: D102
+        self._epochs_trained = None
+        self._labels_seen.clear()
+        self._have_time_first.clear()
+
     def on_train_start(self) -> None:  # noqa: D102
+        if self._lr is not None:  # a finder has written it over what a warm-up begins with
+            for scheduler in (config.scheduler for config in self.trainer.lr_scheduler_configs):
+                for group, lr in zip(scheduler.optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+                    group["lr"] = lr
+        for first, second in combinations([name for name in self._names if name not in self.frozen], 2):
+            if _are_equal(self.networks[first], self.networks[second]):
+                log.warning(
+                    "%s: has the weights of the %s, so that both stay equal and the match term 0, unless a layer draws "
+                    "at random; build it anew instead of copying",
+                    *(second, first),
+                )
         if not self.companion_devices:
             return
         for optimizer in self.trainer.optimizers:  # a checkpoint's state was brought to the base's device
@@ -178,6 +263,7 @@ class TwinLearner(lightning.LightningModule):
         """Adds none, but lets those that change the networks do so now, before others are set up and copy them."""
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # missing in Lightning's annotations
             if isinstance(callback, ChangesNetworks):
+                refuse_spawned(self.trainer, callback)
                 callback.change_networks(self.trainer, self)
         return []
 
@@ -187,18 +273,59 @@ class TwinLearner(lightning.LightningModule):
             checkpoint.pop("current_model_state", None)
             checkpoint.pop("averaging_state", None)
 
+    def on_train_epoch_start(self) -> None:  # noqa: D102
+        self._epochs_trained = self.current_epoch + 1
+
+    def on_train_epoch_end(self) -> None:  # noqa: D102
+        self._raise_if_inputs_were_bad("train")
+
+    def on_validation_epoch_end(self) -> None:  # noqa: D102
+        self._raise_if_inputs_were_bad("val")
+
+    def on_test_epoch_end(self) -> None:  # noqa: D102
+        self._raise_if_inputs_were_bad("test")
+
+    def on_predict_epoch_end(self) -> None:  # noqa: D102
+        self._raise_if_inputs_were_bad("predict")
+
+    def on_fit_end(self) -> None:  # noqa: D102
+        if self._epochs_trained is None or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        try:
+            self.objective.check_epochs(self._epochs_trained)
+        except ValueError as error:
+            log.warning("training ended after %d epochs; %s", self._epochs_trained, error)
+
+    def backward(self, loss: Tensor, *arguments: Any, **settings: Any) -> None:  # noqa: D102
+        try:
+            super().backward(loss, *arguments, **settings)
+        except RuntimeError as error:
+            if "backward through the graph a second time" not in str(error):
+                raise
+            raise ValueError(
+                f"{', '.join(self._names)}: a network keeps a state from one batch to the next; it must start from a "
+                "new one in each forward (snntorch.utils.reset, spikingjelly's functional.reset_net)"
+            ) from error
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits of the base, averaged over time, ``[B, K]`` float32."""
-        return readout(time_first(self.base(x)))
+        return readout(time_first(self.base(x), "base", len(x), self.num_classes))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:  # noqa: D102
-        return self._step("train", Batch.of(batch))
+        return self._step("train", Batch.of(batch), batch_idx)
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:  # noqa: D102
-        self._step("val", Batch.of(batch))
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:  # noqa: D102
+        self._step(f"val_{dataloader_idx}" if dataloader_idx else "val", Batch.of(batch), batch_idx)
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:  # noqa: D102
-        self._step("test", Batch.of(batch))
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:  # noqa: D102
+        self._step(f"test_{dataloader_idx}" if dataloader_idx else "test", Batch.of(batch), batch_idx)
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Logits ``[B, K]`` of the base, for inputs alone or a batch with targets, which are not looked at."""
+        x = batch if isinstance(batch, Tensor) else batch[0] if len(batch) == 1 else Batch.of(batch).x
+        self._look_at_inputs("predict", x, batch_idx)
+        logits: Tensor = self(x)
+        return logits
 
     def losses(self, batch: Batch) -> tuple[Losses, dict[str, Tensor]]:
         """One pass of a batch through all networks.
@@ -206,6 +333,7 @@ class TwinLearner(lightning.LightningModule):
         Returns:
             the objective's ``loss`` and parts; the logits ``[T, B, K]`` by network's name.
         """
+        check_batch(batch, self.num_classes)
         x = batch.x
         # companions' batches are copied before the base's kernels are queued: the copies would wait for them
         copies = {
@@ -215,43 +343,88 @@ class TwinLearner(lightning.LightningModule):
         for name, network in self.networks.items():
             with torch.set_grad_enabled(torch.is_grad_enabled() and name not in self.frozen):
                 output = network(copies[device] if (device := self.companion_devices.get(name)) else x)
-                logits[name] = time_first(output).to(x.device)
+                logits[name] = time_first(output, name, len(x), self.num_classes).to(x.device)
         return self.objective(logits, batch, self.current_epoch), logits
 
-    def _step(self, stage: str, batch: Batch) -> Tensor:
-        target = batch.target
+    def _step(self, stage: str, batch: Batch, number: int) -> Tensor:
+        target, ignored = batch.target, self.objective.ignore_index
+        self._look_at_inputs(stage.partition("_")[0], batch.x, number)
+        if target.device.type == "cpu" or stage not in self._labels_seen:  # elsewhere the first batch, for it waits
+            check_labels(target, self.num_classes, ignored)
+            self._labels_seen.add(stage)
         losses, logits = self.losses(batch)
+        if not stage.startswith("test"):  # there a cost may be counted, once a sample
+            self._refuse_batch_first(batch.x, logits)
         batch_size = len(target)
+        settings: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": batch_size}
+        settings["add_dataloader_idx"] = False  # the stage's name says it
         for part, value in losses.items():
-            self.log(f"{stage}/{part}", value, on_step=False, on_epoch=True, batch_size=batch_size, sync_dist=True)
+            self.log(f"{stage}/{part}", value, sync_dist=True, **settings)
         if stage == "train":
             self.log("loss", losses["loss"], prog_bar=True, logger=False, batch_size=batch_size)
         labels = target.argmax(1) if target.ndim == 2 else target  # mixed samples count for their larger share
-        for network, network_logits in logits.items():
-            prediction = readout(network_logits.detach())
-            for rank in (1, 5):
-                key = f"{stage}_{network}_{rank}"
-                if key in self.accuracies:
-                    accuracy: Any = self.accuracies[key]
-                    accuracy(prediction, labels)
-                    self.log(
-                        accuracy_name(stage, network, rank),
-                        accuracy,
-                        on_step=False,
-                        on_epoch=True,
-                        batch_size=batch_size,
-                        prog_bar=stage == "val" and rank == 1,
-                    )
+        if ignored is not None and target.ndim == 1:
+            labels = torch.where(labels == ignored, -1, labels.long())
+        predictions = {name: readout(each.detach()) for name, each in logits.items()}
+        for network, name, accuracy, attribute in self._accuracies(stage):
+            accuracy.update(predictions[network], labels)
+            in_bar = name == "val/acc"  # all would not fit into a line
+            self.log(name, accuracy, metric_attribute=attribute, prog_bar=in_bar, **settings)
         return losses["loss"]
 
+    def _refuse_batch_first(self, x: Tensor, logits: Mapping[str, Tensor]) -> None:
+        """Once a network; only where T equals B is there a doubt."""
+        for name in logits.keys() - self._have_time_first:
+            time_steps, batch_size = logits[name].shape[:2]
+            if time_steps == batch_size > 1:
+                network_x = x.to(self.companion_devices.get(name, x.device))
+                refuse_batch_first(self.networks[name], name, network_x, logits[name])
+            if batch_size > 1:
+                self._have_time_first.add(name)
+
+    def _look_at_inputs(self, stage: str, x: Tensor, number: int) -> None:
+        """Remember the first batch whose inputs are NaN or infinite: a spike hides them, no result would show it.
+
+        On an accelerator it is read at the end of the epoch, since to look means to wait.
+        """
+        if not (isinstance(x, Tensor) and x.is_floating_point()):
+            return
+        is_bad = ~x.isfinite().all()
+        before = self._first_bad_inputs.get(stage)
+        if before is None or before.device != x.device:
+            before = torch.full((), -1, dtype=torch.int64, device=x.device)
+        self._first_bad_inputs[stage] = torch.where(is_bad & (before < 0), number, before)
+        if x.device.type == "cpu":
+            self._raise_if_inputs_were_bad(stage)
+
+    def _raise_if_inputs_were_bad(self, stage: str) -> None:
+        first = self._first_bad_inputs.pop(stage, None)
+        if first is not None and (number := int(first)) >= 0:
+            raise ValueError(f"{stage}: the inputs of batch {number} (counted from 0) are NaN or infinite somewhere")
+
     def configure_optimizers(self) -> Any:  # noqa: D102
-        optimizer = self.optimizer_factory(list(self.parameter_groups()))
+        if not any(parameter.requires_grad for parameter in self.base.parameters()):
+            raise ValueError("base: has no parameter that trains (requires_grad)")
+        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # a few batches, to see that all works
+            self.objective.check_epochs(length_of(self.trainer).epochs)
+        groups = list(self.parameter_groups())
+        if self._lr is not None:
+            groups = [group | {"lr": self._lr} for group in groups]
+        optimizer = self.optimizer_factory(groups)
+        scheduled = self._scheduled(optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": scheduled} if scheduled else optimizer
+
+    def _scheduled(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The schedule as Lightning wants it; empty without one."""
         if self.schedule_factory is None:
-            return optimizer
-        total_steps = int(self.trainer.estimated_stepping_batches)
-        steps_per_epoch = max(1, round(total_steps / (self.trainer.max_epochs or 1)))
-        scheduler = self.schedule_factory(optimizer, total_steps, steps_per_epoch)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+            return {}
+        length = length_of(self.trainer)
+        schedule = self.schedule_factory(optimizer, length.steps, length.steps_per_epoch)
+        if isinstance(schedule, Mapping):
+            return dict(schedule)
+        if isinstance(schedule, ReduceLROnPlateau):
+            return {"scheduler": schedule, "interval": "epoch", "monitor": "val/loss"}
+        return {"scheduler": schedule, "interval": "step"}
 
     def parameter_groups(self) -> Iterator[dict[str, Any]]:
         """Named groups: each network's weights, and what weight decay must not pull at.
@@ -265,10 +438,11 @@ class TwinLearner(lightning.LightningModule):
             weights: list[nn.Parameter] = []
             no_decay: list[nn.Parameter] = []
             left_alone = {id(parameter) for module in network.modules() for parameter in _left_alone(module)}
-            for module in network.modules():
-                for parameter in module.parameters(recurse=False):
-                    if parameter.requires_grad:
-                        (no_decay if id(parameter) in left_alone or parameter.ndim < 2 else weights).append(parameter)
+            for name, parameter in network.named_parameters():  # each once, also where several modules hold it
+                if parameter.requires_grad:
+                    is_lazy = isinstance(parameter, UninitializedParameter)  # its shape comes with the first batch
+                    is_vector = name.rpartition(".")[2] == "bias" if is_lazy else parameter.ndim < 2
+                    (no_decay if id(parameter) in left_alone or is_vector else weights).append(parameter)
             if weights:
                 yield {"name": f"{network_name}.weights", "params": weights}
             if no_decay:
@@ -303,6 +477,36 @@ def _named(argument: str, names: bool | Collection[str], companions: Collection[
     return frozenset(names)
 
 
-def accuracy_name(stage: str, network: str = "base", rank: int = 1) -> str:
-    """Name under which an accuracy is logged: ``val/acc``, ``test/companion_acc_top5`` and so on."""
-    return f"{stage}/{'' if network == 'base' else network + '_'}acc{'' if rank == 1 else f'_top{rank}'}"
+def _refuse_shared(networks: Mapping[str, nn.Module]) -> None:
+    """Each parameter must belong to one network: else it is moved twice a step, or frozen with a teacher."""
+    owners: dict[int, str] = {}
+    for network, module in networks.items():
+        for name, parameter in module.named_parameters():
+            owner = owners.setdefault(id(parameter), network)
+            if owner != network:
+                raise ValueError(f"{network}: shares its parameter {name} with the {owner}; each network needs its own")
+
+
+def _are_equal(first: nn.Module, second: nn.Module) -> bool:
+    """Whether two networks have the same parameters by name and value."""
+    ours, theirs = dict(first.named_parameters()), dict(second.named_parameters())
+    if ours.keys() != theirs.keys() or any(isinstance(each, UninitializedParameter) for each in ours.values()):
+        return False
+    return all(
+        value.shape == theirs[name].shape and torch.equal(value, theirs[name].to(value.device))
+        for name, value in ours.items()
+    )
+
+
+def refuse_spawned(trainer: Any, callback: object) -> None:
+    """Refuse a strategy that trains in processes from which what this callback did would not come back.
+
+    Raises:
+        ValueError: it is one of ``ddp_spawn``, ``ddp_fork`` and ``ddp_notebook``.
+    """
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, _MultiProcessingLauncher):
+        raise ValueError(
+            f"strategy=ddp_{launcher._start_method}: must be ddp, or one device; it trains in processes from which "
+            f"what {type(callback).__name__} does would not come back"
+        )

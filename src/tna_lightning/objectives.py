@@ -12,13 +12,15 @@ differentiated.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cache, reduce
 from itertools import combinations
 from operator import add
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -27,6 +29,8 @@ from tna_lightning.data.batch import Batch
 Logits = Mapping[str, Tensor]
 Losses = dict[str, Tensor]
 
+NO_LABEL = -(2**31)  # torch ignores a label by default, -100; a number that no data set has leaves none out
+
 
 def readout(logits_TBK: Tensor) -> Tensor:
     """Time-averaged logits ``[B, K]`` in float32: what a network says about an image."""
@@ -34,19 +38,29 @@ def readout(logits_TBK: Tensor) -> Tensor:
 
 
 def cross_entropy(
-    logits_TBK: Tensor, target: Tensor, *, per_step: bool = False, label_smoothing: float = 0.0
+    logits_TBK: Tensor,
+    target: Tensor,
+    *,
+    per_step: bool = False,
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+    ignore_index: int = NO_LABEL,
 ) -> Tensor:
     """Cross-entropy ``[B]`` of the readout or, with ``per_step``, the mean of each time step's own (arXiv 2202.11946).
 
     ``target`` is class indices ``[B]`` (int64) or class probabilities ``[B, K]`` (after CutMix, say).
+    ``class_weights`` ``[K]`` multiply each class's part; the loss of a sample with the label ``ignore_index`` is 0.
     """
+    settings: dict[str, Any] = {
+        "weight": class_weights,
+        "label_smoothing": label_smoothing,
+        "ignore_index": ignore_index,
+    }
     if not per_step:
-        return F.cross_entropy(readout(logits_TBK), target, label_smoothing=label_smoothing, reduction="none")
+        return F.cross_entropy(readout(logits_TBK), target, reduction="none", **settings)
     time_steps, batch_size = logits_TBK.shape[:2]
     repeated = target.repeat(time_steps, *[1] * (target.ndim - 1))
-    losses = F.cross_entropy(
-        logits_TBK.float().flatten(0, 1), repeated, label_smoothing=label_smoothing, reduction="none"
-    )
+    losses = F.cross_entropy(logits_TBK.float().flatten(0, 1), repeated, reduction="none", **settings)
     return losses.view(time_steps, batch_size).mean(0)
 
 
@@ -92,6 +106,11 @@ def _one_of(objective: object, name: str, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name}={value!r}: allowed are {', '.join(allowed)}")
 
 
+@cache
+def _on_device(class_weights: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(class_weights, device=device)  # once, since a copy to a device waits for it
+
+
 def _sum(parts: Iterable[Tensor]) -> Tensor:
     return reduce(add, parts)
 
@@ -104,10 +123,16 @@ class Objective:
         label_smoothing: share of the target spread evenly over the classes, in [0, 1).
         per_step_cross_entropy: average the cross-entropy of every time step instead of taking that of the time-averaged
             logits (TET, arXiv 2202.11946).
+        class_weights: one number a class, by which its part of the cross-entropy is multiplied (the mean over the batch
+            is not divided by their sum); null weighs all alike.
+        ignore_index: the label of samples without one, such as torch's -100; they have no cross-entropy, whose mean is
+            over the others, and no accuracy, but are matched. null: every sample has a label.
     """
 
     label_smoothing: float = 0.0
     per_step_cross_entropy: bool = False
+    class_weights: Sequence[float] | None = None
+    ignore_index: int | None = None
 
     num_companions: ClassVar[int | None] = 0
     """How many networks it takes beside the base; None for one or more."""
@@ -115,6 +140,16 @@ class Objective:
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing={self.label_smoothing!r}: must lie in [0, 1)")
+        if self.class_weights is not None:
+            weights = tuple(float(weight) for weight in self.class_weights)
+            if not all(weight >= 0 and math.isfinite(weight) for weight in weights) or not any(weights):
+                raise ValueError(f"class_weights={list(weights)}: must be finite numbers of 0 or more, not all 0")
+            object.__setattr__(self, "class_weights", weights)
+
+    @property
+    def trains_companions(self) -> bool:
+        """Whether any gradient reaches the companions; a teacher gets none."""
+        return True
 
     def __call__(self, logits: Logits, batch: Batch, epoch: int = 0) -> Losses:
         """The loss and its parts, scalars.
@@ -129,6 +164,8 @@ class Objective:
     def cross_entropy(self, logits_TBK: Tensor, batch: Batch) -> Tensor:
         """The cross-entropy of one network under this objective's settings, a scalar."""
         smoothing = self.label_smoothing
+        if self.class_weights is not None or self.ignore_index is not None:
+            return self._cross_entropy_of_labelled(logits_TBK, batch)
         if not smoothing or self.per_step_cross_entropy or batch.target.ndim == 2:
             per_step = self.per_step_cross_entropy
             return batch.mean(cross_entropy(logits_TBK, batch.target, per_step=per_step, label_smoothing=smoothing))
@@ -137,6 +174,38 @@ class Objective:
         hard = batch.mean(F.nll_loss(log_probability, batch.target, reduction="none"))
         spread = batch.mean(-log_probability.sum(-1))
         return (1 - smoothing) * hard + spread * (smoothing / log_probability.shape[-1])
+
+    def _cross_entropy_of_labelled(self, logits_TBK: Tensor, batch: Batch) -> Tensor:
+        weights = None if self.class_weights is None else _on_device(tuple(self.class_weights), logits_TBK.device)
+        has_labels = batch.target.ndim == 1
+        ignored = self.ignore_index if has_labels and self.ignore_index is not None else NO_LABEL
+        losses = cross_entropy(
+            logits_TBK,
+            batch.target,
+            per_step=self.per_step_cross_entropy,
+            label_smoothing=self.label_smoothing,
+            class_weights=weights,
+            ignore_index=ignored,
+        )
+        if ignored == NO_LABEL:
+            return batch.mean(losses)
+        labelled = (batch.target != ignored).sum().clamp(min=1)
+        return (losses if batch.weight is None else batch.weight * losses).sum() / labelled
+
+    def check_classes(self, num_classes: int) -> None:
+        """Refuse another number of classes than this objective is made for.
+
+        Raises:
+            ValueError: there is not one weight a class.
+        """
+        if self.class_weights is not None and len(self.class_weights) != num_classes:
+            raise ValueError(
+                f"class_weights={list(self.class_weights)}: must be {num_classes} numbers, one a class, not "
+                f"{len(self.class_weights)}"
+            )
+
+    def check_epochs(self, epochs: int | None) -> None:
+        """Refuse a training of so many epochs, None if nobody knows, in which something would never begin."""
 
     def check_companions(self, names: Sequence[str]) -> None:
         """Refuse companions of a number that this objective does not take.
@@ -191,6 +260,13 @@ class Matched(Objective):
         _at_least(self, 0, "match_weight", "match_start_epoch")
         _one_of(self, "match", ("squared_error", "kl"))
 
+    def check_epochs(self, epochs: int | None) -> None:  # noqa: D102
+        if epochs is not None and self.match_start_epoch >= max(1, epochs):
+            raise ValueError(
+                f"match_start_epoch={self.match_start_epoch!r}: must be at most {max(1, epochs) - 1}, the last of "
+                f"{epochs} epochs counted from 0; else the networks are never matched"
+            )
+
     def match_term(self, first: Tensor, second: Tensor, batch: Batch) -> Tensor:
         """How far two networks' logits ``[T, B, K]`` are apart, a scalar."""
         if not self.per_step_match:
@@ -222,6 +298,10 @@ class TwinAugmentation(Matched):
     detach_companion: bool = False
 
     num_companions: ClassVar[int | None] = 1
+
+    @property
+    def trains_companions(self) -> bool:  # noqa: D102
+        return self.companion_cross_entropy or not self.detach_companion
 
     def __call__(self, logits: Logits, batch: Batch, epoch: int = 0) -> Losses:  # noqa: D102
         name, twin_logits = self.companion(logits)
@@ -283,6 +363,10 @@ class Distillation(Objective):
     match: Literal["kl", "squared_error"] = "kl"
 
     num_companions: ClassVar[int | None] = 1
+
+    @property
+    def trains_companions(self) -> bool:  # noqa: D102
+        return False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,5 +1,6 @@
 """The module around images, seen through a plain Trainer. Digits and a small made-up colour set stand for all."""
 
+import re
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -247,3 +248,45 @@ def test_works_with_a_plain_trainer_without_warnings(tmp_path: Path, monkeypatch
     fitting = lightning.Trainer(accelerator="cpu", logger=False, max_epochs=2)
     fitting.fit(model, data)  # warnings are errors in every test
     assert fitting.global_step == 2 * 21
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda x, y, t: (x / 255, y, t),
+            "its images are [60, 3, 32, 32] of torch.float32; must be a tensor [N, 3, H, W]",
+        ),
+        (
+            lambda x, y, t: (x.numpy(), y, t),
+            "its images are [60, 3, 32, 32] of uint8; must be a tensor [N, 3, H, W] of",
+        ),
+        (
+            lambda x, y, t: (x[:, :1], y, t),
+            "its images are [60, 1, 32, 32] of torch.uint8; must be a tensor [N, 3, H, W]",
+        ),
+        (lambda x, y, t: (x, y.int(), t), "its labels are [60] of torch.int32; must be a tensor [N] of torch.int64"),
+        (
+            lambda x, y, t: (x, y[:, None], t),
+            "its labels are [60, 1] of torch.int64; must be a tensor [N] of torch.int64",
+        ),
+        (lambda x, y, t: (x, y, t.tolist()), "its test indices are [] of list; must be a tensor [N] of torch.int64"),
+        (lambda x, y, t: (x, y[1:], t), "must give a label an image; there are 59 for 60"),
+        (lambda x, y, t: (x, y + 1, t), "labels must lie in 0 to 1, as class_names has 2; one is 2"),
+        (lambda x, y, t: (x, y - 1, t), "labels must lie in 0 to 1, as class_names has 2; one is -1"),
+    ],
+)
+def test_images_and_labels_of_another_kind_are_refused(change, message) -> None:
+    class Changed(Colours):
+        def load(self):
+            return change(*super().load())
+
+    with pytest.raises(ValueError, match=f"^load: {re.escape(message)}"):
+        Changed().setup("fit")
+
+
+def test_predictions_are_asked_of_the_test_images_in_order() -> None:
+    data = Colours()
+    data.setup("predict")
+    (batch,) = list(data.predict_dataloader())
+    assert batch.index.tolist() == list(range(40, 60))

@@ -105,7 +105,7 @@ def test_each_companion_is_pretrained_as_its_own_node_says():
 def test_a_companion_is_quantised_beside_a_base_at_full_precision():
     config = compose(["quant=none", "companion.precision={_target_: tna_lightning.quantization.Uniform, bits: 4}"])
     learner = build_learner(config, build("data", config["data"]))
-    build_quantization(config).setup(SimpleNamespace(max_epochs=1, callbacks=[]), learner, "fit")
+    build_quantization(config).setup(SimpleNamespace(max_epochs=1, callbacks=[], fast_dev_run=False), learner, "fit")
     shares = [quantized_share(network) for network in learner.networks.values()]
     assert shares == [0, 1]
     assert build_quantization(compose(["quant=none", "companion.precision=base"])) is None

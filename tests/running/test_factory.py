@@ -11,7 +11,7 @@ from tna_lightning.data import Inputs
 from tna_lightning.models import LIF, SpikingNeuron, build
 from tna_lightning.running import factory
 from tna_lightning.running.factory import build_network, check_time_steps, compile_network, network_spec
-from tna_lightning.running.neuron_trial import try_neurons
+from tna_lightning.running.neuron_trial import try_network
 
 IMAGES = Inputs(channels=2, height=8, width=6, time_steps=None, num_classes=3)
 EVENTS = Inputs(channels=2, height=8, width=6, time_steps=5, num_classes=3)
@@ -83,6 +83,11 @@ class Keeping(LIF):
     def forward(self, current):
         self.register_buffer("kept", getattr(self, "kept", 0) + current.detach().sum(0))
         return super().forward(current + self.kept)
+
+
+class KeepingInTraining(Keeping):
+    def forward(self, current):
+        return super().forward(current) if self.training else LIF.forward(self, current)
 
 
 class Drawing(LIF):
@@ -177,18 +182,20 @@ def test_a_module_that_is_no_neuron_is_refused_by_name(prefix):
 @pytest.mark.parametrize("inputs", [IMAGES, EVENTS])
 def test_a_neuron_of_ones_own_is_tried(inputs):
     with pytest.raises(ValueError, match=r"^companion\.neuron=Keeping: .* other spikes in a second forward \(neuron\)"):
-        try_neurons(network_of(Keeping, inputs), inputs, prefix="companion.")
+        try_network(network_of(Keeping, inputs), inputs, prefix="companion.")
+    with pytest.raises(ValueError, match=r"^neuron=KeepingInTraining: the same currents give other spikes"):
+        try_network(network_of(KeepingInTraining, inputs), inputs)
     with pytest.raises(ValueError, match=r"^neuron=Drawing: draws random numbers in eval mode .*is_random = True"):
-        try_neurons(network_of(Drawing, inputs), inputs)
+        try_network(network_of(Drawing, inputs), inputs)
     for neuron in (Flat, Double) if inputs is EVENTS else (Double,):
         with pytest.raises(
             ValueError, match=rf"^neuron={neuron.__name__}: must give spikes of the shape .*, \[., 32, 4\]"
         ):
-            try_neurons(network_of(neuron, inputs), inputs)
+            try_network(network_of(neuron, inputs), inputs)
     for neuron in (DrawingOpenly, Timed):
         network = network_of(neuron, inputs).train()
         before, state = copy.deepcopy(network.state_dict()), torch.get_rng_state()
-        try_neurons(network, inputs)
+        try_network(network, inputs)
         assert network.training
         assert network.neuron.training
         assert torch.equal(torch.get_rng_state(), state)
@@ -201,7 +208,56 @@ def test_a_layer_is_not_blamed_for_the_one_before_it():
         def forward(self, current):
             return (current > 0).to(current.dtype)
 
-    network = nn.Sequential(DrawingOpenly(), Between())
-    try_neurons(network, IMAGES)
+    with pytest.raises(ValueError, match=r"^model=Sequential: its logits are \["):  # which the neurons do not make
+        try_network(nn.Sequential(DrawingOpenly(), Between()), IMAGES)
     with pytest.raises(ValueError, match=r"^neuron=Keeping: .*\(0\)"):
-        try_neurons(nn.Sequential(Keeping(), Between()), IMAGES)
+        try_network(nn.Sequential(Keeping(), Between()), IMAGES)
+
+
+class BatchFirst(Sized):
+    def forward(self, x):
+        return super().forward(x).transpose(0, 1)
+
+
+class AFewClasses(Sized):
+    def forward(self, x):
+        return super().forward(x)[..., :1]
+
+
+class Remembering(Sized):
+    """Carries a sum of its logits from batch to batch, in training."""
+
+    total = 0.0
+
+    def forward(self, x):
+        self.total = super().forward(x).detach() + (self.total if self.training else 0.0)
+        return self.total
+
+
+class Failing(Sized):
+    def forward(self, x):
+        return self.classifier(x)
+
+
+class Pair(Sized):
+    def forward(self, x):
+        return super().forward(x), None
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "message"),
+    [
+        (BatchFirst, IMAGES, "its logits are [B, T, K], [1, 2, 3] for one sample; must be [T, B, K], time first"),
+        (BatchFirst, EVENTS, "its logits are [2, 5, 3], must be [T, 2, 3] ([T, B, K]) or [2, 3] ([B, K]); time"),
+        (AFewClasses, IMAGES, "its logits are [2, 2, 1], must be [T, 2, 3] ([T, B, K]) or [2, 3] ([B, K]); K of the"),
+        (Remembering, IMAGES, "the same inputs give other logits in a second forward"),
+        (Failing, IMAGES, "fails for inputs [2, "),
+        (Pair, EVENTS, "returns a tuple; must be [T, 2, 3]"),
+    ],
+)
+def test_a_network_of_ones_own_is_tried(model, inputs, message):
+    network = build_network(network_spec(config_of(Timed, model), SimpleNamespace(inputs=inputs)))
+    with pytest.raises(ValueError) as refused:  # noqa: PT011
+        try_network(network, inputs, prefix="companion.")
+    assert str(refused.value).startswith(f"companion.model={model.__name__}: {message}")
+    assert "\n" not in str(refused.value)

@@ -176,7 +176,10 @@ def test_evaluate_gives_the_same_accuracy_from_the_kept_network_alone(done_run, 
     assert result.returncode == 0, result.stderr
     recorded = finished_record(folder)["results"]
     printed = dict(line.split(" (recorded")[0].split(" ") for line in result.stdout.splitlines() if "test/" in line)
-    assert printed == {name: repr(recorded[name]) for name in ("test/acc", "test/acc_top5")}
+    assert printed == {name: repr(recorded[name]) for name in ("test/acc", "test/acc_top5", "test/acc_macro")}
+    by_class = finished_record(folder)["class_accuracy"]
+    assert list(by_class) == [str(digit) for digit in range(10)]
+    assert sum(by_class.values()) / 10 == pytest.approx(recorded["test/acc_macro"])
 
 
 def test_a_run_that_is_done_is_not_repeated(done_run):
@@ -289,6 +292,19 @@ def test_a_teacher_of_another_shape_is_refused(done_run, tmp_path):
             ["companion.precision={_target_: tna_lightning.quantization.Uniform, bits: 99}"],
             "error: companion.precision.bits=99: ",
         ),
+        (["epochs=3", "objective.match_start_epoch=3"], "error: objective.match_start_epoch=3: must be at most 2, the"),
+        (
+            ["objective.class_weights=[1,2]"],
+            "error: objective.class_weights=[1.0, 2.0]: must be 10 numbers, one a class",
+        ),
+        (["objective.class_weights=[1,-2]"], "error: objective.class_weights=[1.0, -2.0]: must be finite numbers of 0"),
+        (["baseline=kd", "companion.freeze=false"], "error: freeze_companion=[]: the companion gets no gradient"),
+        (["trainer=ddp", "trainer.strategy=ddp_spawn"], "error: trainer.strategy='ddp_spawn': must be ddp, whose"),
+        (
+            ["trainer=ddp", "trainer.strategy=ddp_notebook"],
+            "error: trainer.strategy='ddp_notebook': must be ddp, whose",
+        ),
+        (["trainer=ddp", "trainer.strategy=ddp_fork"], "error: trainer.strategy='ddp_fork': must be ddp, whose"),
         (["epochs=3", "quant.start_epoch=3"], "error: quant.start_epoch=3: must be at most 2, the last of 3 epochs"),
         (["baseline=kd", "epochs=3", "quant.growth_epochs=3"], "error: quant.growth_epochs=3: must be at most 2"),
         (["logger=wandb", "logger.offline=perhaps"], "error: logger.offline='perhaps': must be true or false"),

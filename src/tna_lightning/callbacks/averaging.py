@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -15,6 +16,8 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from tna_lightning.data.batch import Batch
 
+log = logging.getLogger(__name__)
+
 
 class WeightAverage(Callback):
     """Keeps an average of the weights beside those under training, in every network that trains.
@@ -26,7 +29,8 @@ class WeightAverage(Callback):
     is quantised like any network, and where this callback stands beside
     :class:`~tna_lightning.quantization.WeightQuantization` does not matter. Buffers are constants and stay, except the
     running statistics of batch norm. They are averaged as well, but then are those of other weights; so at the end of
-    each epoch the average's own are taken from training batches, as means over the batches, in eval mode otherwise.
+    each epoch, and before a validation within one, the average's own are taken from training batches, as means over the
+    batches, in eval mode otherwise. Of weights of 16 bits the average is kept in float32, in which small steps count.
 
     A checkpoint holds the average as ``state_dict`` and the network under training as ``current_model_state``, like
     those of Lightning's ``WeightAveraging``; a run that goes on from it ends where the uninterrupted one does.
@@ -36,7 +40,7 @@ class WeightAverage(Callback):
             norm statistics; 0 leaves them averaged.
 
     Raises:
-        ValueError: ``recalibrate`` is no whole number of 0 or more.
+        ValueError: ``recalibrate`` is no whole number of 0 or more, or not 0 where batches cannot be read twice.
     """
 
     def __init__(self, recalibrate: int = 100) -> None:
@@ -50,6 +54,7 @@ class WeightAverage(Callback):
         self._under_training: dict[str, Tensor] | None = None  # stands aside while the average is in its place
         self._updates = 0
         self._step_of_update = 0
+        self._is_stale = False  # whether its batch norm statistics are those of other weights
 
     def is_due(self, trainer: lightning.Trainer) -> bool:
         """Whether the weights enter the average after this optimizer step."""
@@ -64,7 +69,8 @@ class WeightAverage(Callback):
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         if stage == "fit":
-            self.check(trainer.max_epochs)
+            if not trainer.fast_dev_run:  # type: ignore[attr-defined]  # missing in Lightning's annotations
+                self.check(trainer.max_epochs)
             self._forget()
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
@@ -72,6 +78,13 @@ class WeightAverage(Callback):
             self._forget()
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        interval, batches = trainer.val_check_batch, trainer.num_training_batches
+        is_within = interval is None or interval < batches or trainer.check_val_every_n_epoch is None
+        if self.recalibrate and is_within and getattr(trainer.train_dataloader, "persistent_workers", False):
+            raise ValueError(
+                f"recalibrate={self.recalibrate!r}: must be 0 with val_check_interval={trainer.val_check_interval!r} "
+                "and persistent_workers=True, whose one pass over the batches would begin anew for it"
+            )
         if self._average is not None:  # from a checkpoint, which is read before the networks are on their device
             for name, value in _averaged(pl_module).items():
                 self._average[name] = self._average[name].to(value.device)
@@ -83,6 +96,7 @@ class WeightAverage(Callback):
         if trainer.global_step > self._step_of_update and self.is_due(trainer):
             self._step_of_update = trainer.global_step
             self._update(pl_module)
+            self._is_stale = True
         if self._average is not None and self.recalibrate and trainer.is_last_batch:
             self._recalibrate(trainer, pl_module)
 
@@ -90,18 +104,19 @@ class WeightAverage(Callback):
     def _update(self, pl_module: lightning.LightningModule) -> None:
         current = _averaged(pl_module)
         if self._average is None:
-            self._average = {name: value.clone() for name, value in current.items()}
+            self._average = {name: value.to(_precise(value.dtype), copy=True) for name, value in current.items()}
         else:
             share = self.share(self._updates)
             for name, value in current.items():
                 if value.is_floating_point():
-                    self._average[name].lerp_(value, share)
+                    self._average[name].lerp_(value.to(_precise(value.dtype)), share)
                 else:  # how many batches a norm has seen
                     self._average[name].copy_(value)
         self._updates += 1
 
     @torch.no_grad()
     def _recalibrate(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._is_stale = False
         norms = [norm for network in _trained(pl_module).values() for _, norm in _norms(network)]
         if not norms:
             return
@@ -114,9 +129,11 @@ class WeightAverage(Callback):
             norm.reset_running_stats()
             norm.momentum = None  # the mean over all batches
             norm.train()
+        batches = 0
         try:
             with isolate_rng(), trainer.precision_plugin.val_step_context():
                 for x in islice(_training_inputs(trainer, pl_module), self.recalibrate):
+                    batches += 1
                     for network in _trained(pl_module).values():
                         # not by a call, for which torch.compile would compile the whole network once more
                         network.forward(x.to(next(network.parameters()).device))
@@ -125,6 +142,10 @@ class WeightAverage(Callback):
                 norm.momentum = momentum
             for module, mode in modes.items():
                 module.training = mode
+        if not batches:
+            raise ValueError(
+                f"recalibrate={self.recalibrate!r}: must be 0 for training batches that cannot be read a second time"
+            )
         for name, value in _averaged(pl_module).items():
             if not isinstance(value, nn.Parameter):
                 each = value.clone()  # of several devices, each has seen other batches
@@ -146,6 +167,14 @@ class WeightAverage(Callback):
                 value.copy_(self._under_training[name])
             self._under_training = None
 
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if self._is_stale and self.recalibrate:  # a validation within an epoch
+            self._recalibrate(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if self._is_stale and self.recalibrate:  # an epoch cut short, by max_steps or early stopping
+            self._recalibrate(trainer, pl_module)
+
     def on_validation_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if self._average is not None:
             self._put_in_place(pl_module)
@@ -163,12 +192,19 @@ class WeightAverage(Callback):
             self._put_in_place(pl_module)
             self._under_training = None
 
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if self._average is None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            log.warning(
+                "%s: training ended before any weights were averaged; its last weights are kept", type(self).__name__
+            )
+
     def state_dict(self) -> dict[str, Any]:
-        return {"updates": self._updates, "step_of_update": self._step_of_update}
+        return {"updates": self._updates, "step_of_update": self._step_of_update, "is_stale": self._is_stale}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._updates = state_dict["updates"]
         self._step_of_update = state_dict["step_of_update"]
+        self._is_stale = state_dict.get("is_stale", False)  # earlier versions did not save it
 
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
@@ -183,6 +219,10 @@ class WeightAverage(Callback):
         if trainer.state.fn == "fit" and "current_model_state" in checkpoint:
             self._average = {name: checkpoint["state_dict"][name].clone() for name in _averaged(pl_module)}
             pl_module.load_state_dict(checkpoint["current_model_state"])
+
+
+def _precise(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
 def _trained(pl_module: lightning.LightningModule) -> dict[str, nn.Module]:

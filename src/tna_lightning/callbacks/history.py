@@ -15,13 +15,15 @@ from torch import Tensor
 
 from tna_lightning.data.batch import Batch
 from tna_lightning.files import write_text
+from tna_lightning.learner import refuse_spawned
 
 
 class History(Callback):
     """Collects the logged metrics of each epoch and the time training takes.
 
     Its state travels in the checkpoint, so that a run that was cut off and continued ends with one unbroken history;
-    Lightning's own ``CSVLogger`` deletes the earlier rows when it starts again in the same folder.
+    Lightning's own ``CSVLogger`` deletes the earlier rows when it starts again in the same folder. A training from
+    epoch 0 on begins a new one.
 
     Args:
         path: CSV file rewritten after every epoch; None keeps the history in memory alone.
@@ -42,7 +44,12 @@ class History(Callback):
         self._epoch_started = self._session_mark = 0.0
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        refuse_spawned(trainer, self)
         self._session_mark = time.perf_counter()
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if trainer.current_epoch == 0 and self.rows:  # another fit's, not those of the run that goes on
+            self.rows, self.train_seconds, self.wall_seconds, self.train_samples = [], 0.0, 0.0, 0
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._epoch_started = time.perf_counter()

@@ -7,6 +7,7 @@ from typing import Any
 import lightning
 
 from tna_lightning.cost import PJ_PER_AC, PJ_PER_MAC, CostCounter, MemoryModel, check_energies, inference_cost
+from tna_lightning.learner import refuse_spawned
 
 __all__ = ["InferenceCost", "inference_cost"]
 
@@ -43,6 +44,7 @@ class InferenceCost(lightning.Callback):
         self._counter: CostCounter | None = None
 
     def on_test_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        refuse_spawned(trainer, self)
         base: Any = pl_module.base
         self._counter = CostCounter(base, self.pj_per_mac, self.pj_per_ac, self.memory).__enter__()
 

@@ -40,7 +40,7 @@ class Batch:
     weight of None would hide from it.
 
     Attributes:
-        x: images ``[B, C, H, W]``, or event frames ``[B, T, C, H, W]``.
+        x: images ``[B, C, H, W]``, or event frames ``[B, T, C, H, W]``: B first, which nobody can check where T is B.
         target: class indices ``[B]`` (int64), or class probabilities ``[B, K]``.
         index: the samples' numbers in their set, int64 ``[B]``: places among all its images or recordings, whatever
             their split, the same for every seed.

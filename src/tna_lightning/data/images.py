@@ -69,17 +69,45 @@ class ImageDataModule(BatchedDataModule):
         return Inputs(self.in_channels, height, width, None, self.num_classes)
 
     def load(self) -> tuple[Tensor, Tensor, Tensor]:
-        """All images, uint8 ``[N, C, H, W]``, their labels, int64 ``[N]``, and the indices of the test images."""
+        """All images, uint8 ``[N, C, H, W]``, their labels, int64 ``[N]``, and the indices of the test images, int64.
+
+        What is of another type or shape is refused: 0 to 255 is what augmentation and normalisation are made for.
+        """
         raise NotImplementedError
 
     def setup(self, stage: str) -> None:  # noqa: D102
         if self._samples is None:
             images, labels, test = self.load()
+            self._check(images, labels, test)
             self._samples = images, labels
             self._subsets = (*self._split(labels, test), test)
         device = self.trainer.strategy.root_device if self.trainer and self.device_resident else torch.device("cpu")
         images, labels = (samples.to(device) for samples in self._samples)
         self.train_set, self.val_set, self.test_set = (BatchSet(images, labels, subset) for subset in self._subsets)
+
+    def _check(self, images: Tensor, labels: Tensor, test: Tensor) -> None:
+        shape = "N", str(self.in_channels), "H", "W"
+        for name, values, dtype, wanted in (
+            ("images", images, torch.uint8, shape),
+            ("labels", labels, torch.int64, shape[:1]),
+            ("test indices", test, torch.int64, shape[:1]),
+        ):
+            is_right = isinstance(values, Tensor) and values.dtype == dtype and values.ndim == len(wanted)
+            if not is_right or (name == "images" and values.shape[1] != self.in_channels):
+                got = f"{list(getattr(values, 'shape', []))} of {getattr(values, 'dtype', type(values).__name__)}"
+                hint = "; shares in [0, 1] become grey levels by mul(255).round().to(torch.uint8)"
+                raise ValueError(
+                    f"load: its {name} are {got}; must be a tensor [{', '.join(wanted)}] of {dtype}"
+                    f"{hint if name == 'images' else ''}"
+                )
+        if len(images) != len(labels):
+            raise ValueError(f"load: must give a label an image; there are {len(labels)} for {len(images)}")
+        wrong = labels[(labels < 0) | (labels >= self.num_classes)]
+        if len(wrong):
+            raise ValueError(
+                f"load: labels must lie in 0 to {self.num_classes - 1}, as class_names has {self.num_classes}; one is "
+                f"{int(wrong[0])}"
+            )
 
     def _split(self, labels: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
         is_test = torch.zeros(len(labels), dtype=torch.bool)

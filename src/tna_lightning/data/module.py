@@ -155,6 +155,10 @@ class BatchedDataModule(LightningDataModule):
     def test_dataloader(self) -> BatchLoader:  # noqa: D102
         return self._loader(self.test_set, self.eval_batch_size, shuffle=False)
 
+    def predict_dataloader(self) -> BatchLoader:
+        """The test set's batches, in order."""
+        return self.test_dataloader()
+
     def _loader(self, batches: BatchSet, batch_size: int, *, shuffle: bool) -> BatchLoader:
         trainer = self.trainer
         rank, num_replicas = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)

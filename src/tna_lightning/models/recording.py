@@ -63,11 +63,11 @@ def watched(network: nn.Module, note: Callable[[str, Tensor, Tensor], None]) -> 
     Nothing is kept here: both are ``[T, B, ...]`` of every layer, which a caller may sum up rather than store.
     """
 
-    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        return lambda module, inputs, spikes: note(name, inputs[0], spikes)
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor], Tensor], None]:
+        return lambda module, inputs, by_name, spikes: note(name, [*inputs, *by_name.values()][0], spikes)
 
     handles = [
-        module.register_forward_hook(hook(name))
+        module.register_forward_hook(hook(name), with_kwargs=True)
         for name, module in network.named_modules()
         if isinstance(module, SpikingNeuron)
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
@@ -10,6 +11,7 @@ import lightning
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import nn
 
+from tna_lightning.length import length_of
 from tna_lightning.quantization.parametrized import (
     check_names,
     check_quantizer,
@@ -19,6 +21,8 @@ from tna_lightning.quantization.parametrized import (
     schemes_by_layer,
 )
 from tna_lightning.quantization.quantizers import Quantizer
+
+log = logging.getLogger(__name__)
 
 
 class WeightQuantization(lightning.Callback):
@@ -87,6 +91,7 @@ class WeightQuantization(lightning.Callback):
         self.skip = list(skip)
         self.start_epoch = start_epoch
         self.growth_epochs = growth_epochs
+        self._epochs_trained: int | None = None
         self._quantizers = {name: own.get(name, quantizer) for name in networks}
 
     def share(self, epoch: int) -> float:
@@ -132,7 +137,7 @@ class WeightQuantization(lightning.Callback):
             ValueError: as :meth:`check`.
         """
         if trainer.state.fn == "fit":
-            self.check(learner, trainer.max_epochs)
+            self.check(learner, None if _is_dry_run(trainer) else trainer.max_epochs)
         self._quantize(learner)
 
     def _quantize(self, learner: lightning.LightningModule) -> None:
@@ -142,7 +147,7 @@ class WeightQuantization(lightning.Callback):
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:  # noqa: D102
         if stage == "fit":
-            self.check(pl_module, trainer.max_epochs)
+            self.check(pl_module, None if _is_dry_run(trainer) else trainer.max_epochs)
             # a TwinLearner's networks are quantised by now; those of another module may have been copied
             if any(layers_to_quantize(network, self.skip) for network, _ in self._networks(pl_module)):
                 others: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # not in Lightning's annotations
@@ -154,8 +159,22 @@ class WeightQuantization(lightning.Callback):
                         )
         self._quantize(pl_module)
 
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: D102
+        self._epochs_trained = None
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: D102
+        if not _is_dry_run(trainer):
+            self.check(pl_module, length_of(trainer).epochs)  # now it is known when max_steps ends it
+
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: D102
+        try:
+            self.check(pl_module, None if _is_dry_run(trainer) else self._epochs_trained)
+        except ValueError as error:
+            log.warning("training ended after %d epochs; %s", self._epochs_trained, error)
+
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: D102
         epoch = trainer.current_epoch
+        self._epochs_trained = epoch + 1
         for network, _ in self._networks(pl_module):
             for _, weight, quantized in quantized_layers(network):
                 quantized.set_share(weight, self.share(epoch))
@@ -168,3 +187,8 @@ class WeightQuantization(lightning.Callback):
             if network is None:
                 raise ValueError(f"network={self.network!r}: there is no {name} to quantise")
             yield network, quantizer
+
+
+def _is_dry_run(trainer: Any) -> bool:
+    """Whether a few batches shall show that all works, so that no schedule can be kept."""
+    return bool(trainer.fast_dev_run)

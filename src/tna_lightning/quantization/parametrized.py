@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from tna_lightning.models.blocks import PerStep
@@ -140,6 +141,12 @@ def schemes_by_layer(
             f"network: the weights of {', '.join(given)} differ by time step already, as in a packed file; quantise "
             "the full-precision ones of its checkpoint"
         )
+    lazy = [name for name in schemes if _is_lazy(network.get_submodule(name))]
+    if lazy:
+        raise ValueError(
+            f"network: the weights of {', '.join(lazy)} are not there before a first batch (LazyModule); pass one "
+            "through the network, then quantise it"
+        )
     parametrized = [name for name in schemes if parametrize.is_parametrized(network.get_submodule(name), "weight")]
     if parametrized:
         raise ValueError(
@@ -156,6 +163,10 @@ def schemes_by_layer(
             f"Linear right in a PerStep; leave out what is not, skip=[{','.join([*skip, *refused])}]"
         )
     return schemes
+
+
+def _is_lazy(layer: nn.Module) -> bool:
+    return isinstance(layer.weight, UninitializedParameter)
 
 
 def give_steps(network: nn.Module, name: str, time_steps: int) -> None:

@@ -169,6 +169,8 @@ def check(config: Mapping[str, Any]) -> None:
     for key in config["trainer"]:
         if key in NOT_FOR_TRAINER:
             raise ValueError(f"trainer.{key}: is not for you to set; {NOT_FOR_TRAINER[key]}")
+    if re.search("spawn|fork|notebook", str(strategy := config["trainer"].get("strategy"))):
+        raise ValueError(f"trainer.strategy={strategy!r}: must be ddp, whose processes keep what they trained")
     if config["logger"] and "_target_" not in config["logger"]:
         raise ValueError(f"logger={dict(config['logger'])}: logger=csv has no settings; choose wandb or tensorboard")
     _check_nodes(config["trainer"])

@@ -1,4 +1,4 @@
-"""A neuron of the user's own is tried before it is trained: what outlives a forward would mix batches in silence."""
+"""A network or neuron of the user's own is tried before it is trained: what is wrong with it is said by name."""
 
 from __future__ import annotations
 
@@ -11,60 +11,93 @@ from torch import Tensor, nn
 from tna_lightning.data.batch import Inputs
 from tna_lightning.models import SpikingNeuron
 from tna_lightning.models.recording import watched
+from tna_lightning.shapes import refuse_batch_first, time_first
 
 STRONG = 3.0  # deviation of the currents, in thresholds of 1: neurons must spike to show what they do
 SAMPLES = 32
 
 
-def try_neurons(network: nn.Module, inputs: Inputs, prefix: str = "") -> None:
-    """Refuse a neuron from outside this package that gives no spikes, keeps a state, or draws at random unsaid.
+def try_network(network: nn.Module, inputs: Inputs, prefix: str = "") -> None:
+    """Refuse a network or neuron from outside this package that does not keep its contract.
 
-    In a copy of the network in eval mode, two random samples show what shape each neuron's currents have. Then each
-    sees the same strong currents three times, others in between. Twice the generators stand alike: one that answers
-    otherwise the second time remembers. The third time they stand elsewhere.
+    In a copy of the network, random samples show its logits and what shape each neuron's currents have. A network sees
+    two batches in turn, the first of them twice, in eval and in training mode; a neuron strong currents likewise. One
+    that answers otherwise the second time, though the random generators stand alike, remembers. A neuron sees them once
+    more with generators that stand elsewhere.
 
     Args:
-        network: stays as it is; one without such neurons is not even run.
+        network: stays as it is; one of this package with its neurons is not even run.
         inputs: what it is built for.
         prefix: put before the key in errors.
 
     Raises:
-        ValueError: ``neuron=...`` with what is wrong with it.
+        ValueError: ``neuron=...`` or ``model=...`` with what is wrong: a neuron gives no spikes, keeps a state, or
+            draws at random unsaid; a network fails, keeps a state, or gives no logits ``[T, B, K]`` of these classes.
     """
     foreign = {
         name: module
         for name, module in network.named_modules()
-        if isinstance(module, SpikingNeuron) and not type(module).__module__.startswith("tna_lightning.")
+        if isinstance(module, SpikingNeuron) and _is_foreign(module)
     }
-    if not foreign:
+    if not foreign and not _is_foreign(network):
         return
-    trial = copy.deepcopy(network).eval()
-    for name, currents in _currents(trial, inputs).items():
-        if name in foreign:
-            named = f"{prefix}neuron={type(foreign[name]).__name__}"
-            _try(named, name, copy.deepcopy(foreign[name]).eval(), currents, foreign[name].is_random)
-
-
-def _currents(network: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
-    """The currents of each neuron's first call, by its name, for two random samples."""
+    named = f"{prefix}model={type(network).__name__}"
     steps = [] if inputs.time_steps is None else [inputs.time_steps]
-    shape = (2, *steps, inputs.channels, inputs.height, inputs.width)
+    generator = torch.Generator().manual_seed(0)
+    shape = (2, 2, *steps, inputs.channels, inputs.height, inputs.width)
+    some, others = torch.randn(shape, generator=generator).unbind(0)
+    trial = copy.deepcopy(network).eval()
+    logits, currents, failure = _run(trial, some)
+    for name in foreign.keys() & currents.keys():
+        neuron = f"{prefix}neuron={type(foreign[name]).__name__}"
+        for is_training in (False, True):
+            tried = copy.deepcopy(foreign[name]).train(is_training)
+            _try_neuron(neuron, name, tried, currents[name], foreign[name].is_random or is_training)
+    if failure is not None:
+        reason = str(failure).partition("\n")[0]
+        raise ValueError(
+            f"{named}: fails for inputs {list(some.shape)} ({type(failure).__name__}: {reason})"
+        ) from failure
+    logits_TBK = time_first(logits, named, len(some), inputs.num_classes)
+    if len(logits_TBK) == len(some):
+        refuse_batch_first(trial, named, some, logits_TBK)
+    if _is_foreign(network):
+        for is_training in (False, True):
+            _refuse_state(named, copy.deepcopy(network).train(is_training), some, others)
+
+
+def _is_foreign(module: nn.Module) -> bool:
+    return not type(module).__module__.startswith("tna_lightning.")
+
+
+def _run(trial: nn.Module, x: Tensor) -> tuple[object, dict[str, Tensor], Exception | None]:
+    """Logits, the currents of each neuron's first call by its name, and what it stumbled over, if it did."""
     found: dict[str, Tensor] = {}
 
     def note(name: str, currents: Tensor, spikes: Tensor) -> None:
         found.setdefault(name, currents)
 
     try:
-        with torch.no_grad(), isolate_rng(), watched(network, note):
-            network(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
-    except Exception:
-        if not found:
-            raise
-        # a layer behind a neuron stumbles over what that gave: the trial of the neuron says it by name
-    return found
+        with torch.no_grad(), isolate_rng(), watched(trial, note):
+            return trial(x), found, None
+    except Exception as error:  # a layer behind a neuron stumbles over what that gave: its own trial says it by name
+        return None, found, error
 
 
-def _try(named: str, name: str, neuron: nn.Module, currents: Tensor, is_random: bool) -> None:
+def _refuse_state(named: str, network: nn.Module, some: Tensor, others: Tensor) -> None:
+    answers = []
+    for x in (some, others, some):
+        with torch.no_grad(), isolate_rng():
+            torch.manual_seed(0)
+            answers.append(network(x).clone())
+    if not torch.equal(answers[0], answers[2]):
+        raise ValueError(
+            f"{named}: the same inputs give other logits in a second forward; each must start from a new state "
+            "(snntorch.utils.reset, spikingjelly's functional.reset_net)"
+        )
+
+
+def _try_neuron(named: str, name: str, neuron: nn.Module, currents: Tensor, may_draw: bool) -> None:
     time_steps, _, *rest = currents.shape
     generator = torch.Generator().manual_seed(0)
     shape = (2, time_steps, SAMPLES, *rest)
@@ -86,7 +119,7 @@ def _try(named: str, name: str, neuron: nn.Module, currents: Tensor, is_random: 
             f"{named}: the same currents give other spikes in a second forward ({name}); start from a new state in "
             "each, and draw random numbers from torch's generator"
         )
-    if not is_random and not torch.equal(first, elsewhere):
+    if not may_draw and not torch.equal(first, elsewhere):
         raise ValueError(
             f"{named}: draws random numbers in eval mode ({name}); its class must say so, is_random = True"
         )

@@ -46,7 +46,7 @@ from tna_lightning.running.factory import (
     network_spec,
     under,
 )
-from tna_lightning.running.neuron_trial import try_neurons
+from tna_lightning.running.neuron_trial import try_network
 from tna_lightning.running.pictures import plot_curves, plot_inspection
 from tna_lightning.running.processes import end_with_parent
 from tna_lightning.running.record import LAST_CHECKPOINT, NETWORK, Run, now
@@ -228,12 +228,14 @@ def _train(run: Run, prepared: _Prepared) -> dict[str, Any]:
         results |= {name: float(value) for name, value in trainer.callback_metrics.items() if "test/" in name}
         expected = expected_inputs(learner.base, datamodule)
         save_network(run.folder / NETWORK, learner.base, network_spec(config, datamodule), inputs=expected)
+        class_accuracy = dict(zip(datamodule.class_names, learner.class_accuracy(), strict=True))
         record = {
             "device": device_name(trainer),
             "data": datamodule.describe(),
             "inputs": expected,
             "split_hash": datamodule.split_hash,
             "results": results,
+            "class_accuracy": class_accuracy,
             "weights": weight_report(learner.base) | {"bytes_file": (run.folder / NETWORK).stat().st_size},
             "cost": prepared.cost.result,
             **training,
@@ -259,7 +261,7 @@ def build_learner(config: Mapping[str, Any], datamodule: Any) -> TwinLearner:
     inputs = inputs_of(datamodule)
     check_time_steps("model", config["model"], inputs)
     base = build_network(network_spec(config, datamodule), channels_last=config["channels_last"])
-    try_neurons(base, inputs)
+    try_network(base, inputs)
     if config["init_from"] is not None:
         load_weights("init_from", base, config["init_from"])
     nodes = companion_nodes(config)
@@ -269,7 +271,7 @@ def build_learner(config: Mapping[str, Any], datamodule: Any) -> TwinLearner:
         check_time_steps(f"{prefix}model", of_companion["model"], inputs)
         spec = network_spec(of_companion, datamodule)
         networks[name] = build_network(spec, prefix=prefix, channels_last=config["channels_last"])
-        try_neurons(networks[name], inputs, prefix=prefix)
+        try_network(networks[name], inputs, prefix=prefix)
         if node["weights"] not in ("random", "pretrained"):
             load_weights(f"{prefix}weights", networks[name], node["weights"], neurons="same")
     for network in (base, *networks.values()):
@@ -279,10 +281,14 @@ def build_learner(config: Mapping[str, Any], datamodule: Any) -> TwinLearner:
         tried = optimizer([{"name": "tried", "params": [nn.Parameter(torch.zeros(1))]}])
     with under("schedule"):
         schedule(tried, max(1, config["epochs"]), 1)
+    objective = build("objective", config["objective"])
+    with under("objective"):
+        objective.check_classes(inputs.num_classes)
+        objective.check_epochs(config["epochs"])
     return TwinLearner(
         base,
         networks,
-        build("objective", config["objective"]),
+        objective,
         num_classes=datamodule.num_classes,
         freeze_companion={name for name, node in nodes.items() if node["freeze"]},
         companion_device={name: node["device"] for name, node in nodes.items() if node["device"] is not None},

@@ -21,6 +21,8 @@ ADDED: dict[str, Any] = {
     "companion.precision": "full",
     "data.frames_root": None,
     "neuron.per": "layer",
+    "objective.class_weights": None,
+    "objective.ignore_index": None,
     "trainer.min_epochs": None,
     "trainer.max_steps": -1,
     "trainer.min_steps": None,
