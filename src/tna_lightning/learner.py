@@ -240,7 +240,7 @@ class TwinLearner(lightning.LightningModule):
                         on_step=False,
                         on_epoch=True,
                         batch_size=batch_size,
-                        prog_bar=stage == "val" and rank == 1,
+                        prog_bar=(stage, network, rank) == ("val", "base", 1),  # all would not fit into a line
                     )
         return losses["loss"]
 

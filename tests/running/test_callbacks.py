@@ -78,17 +78,14 @@ def run(monkeypatch):
     """Train in this process, with callbacks of a test's own, and quantisation first or last among all."""
     monkeypatch.setattr(composition, "plot_curves", lambda *arguments, **settings: None)
     monkeypatch.setattr(composition, "plot_inspection", lambda *arguments, **settings: None)
-    build = composition.build
+    build_trainer = composition.build_trainer
 
     def go(config, folder, more=(), quantisation_last=False):
-        def build_trainer(key, node, **arguments):
-            if key == "trainer":
-                callbacks = arguments["callbacks"]
-                callbacks.sort(key=lambda callback: isinstance(callback, WeightQuantization) is quantisation_last)
-                arguments["callbacks"] = [*callbacks, *more]
-            return build(key, node, **arguments)
+        def with_more(config, folder, callbacks):
+            callbacks.sort(key=lambda callback: isinstance(callback, WeightQuantization) is quantisation_last)
+            return build_trainer(config, folder, [*callbacks, *more])
 
-        monkeypatch.setattr(composition, "build", build_trainer)
+        monkeypatch.setattr(composition, "build_trainer", with_more)
         return train(config, folder)
 
     return go

@@ -49,7 +49,7 @@ from tna_lightning.running.neuron_trial import try_neurons
 from tna_lightning.running.pictures import plot_curves, plot_inspection
 from tna_lightning.running.processes import end_with_parent
 from tna_lightning.running.record import LAST_CHECKPOINT, NETWORK, Run, now
-from tna_lightning.running.sync_batchnorm import SyncBatchNorm
+from tna_lightning.running.trainer import build_trainer
 from tna_lightning.running.weights import digest, load_weights, weights_file
 
 log = logging.getLogger(__name__)
@@ -172,22 +172,7 @@ def _prepare(run: Run) -> _Prepared:
     if quantization is not None:
         callbacks.insert(0, quantization)
 
-    unless_validated = {} if config["data"].get("val_fraction", 1) else {"limit_val_batches": 0}
-    on_cpu = config["trainer"]["accelerator"] == "cpu" or not torch.cuda.is_available()
-    syncs_on_cpu = config["trainer"]["sync_batchnorm"] and on_cpu
-    with quiet_lightning():
-        trainer = build(
-            "trainer",
-            config["trainer"],
-            callbacks=callbacks,
-            logger=False,
-            plugins=[checkpoints.AtomicCheckpointIO(), *([SyncBatchNorm()] if syncs_on_cpu else [])],
-            sync_batchnorm=config["trainer"]["sync_batchnorm"] and not syncs_on_cpu,
-            num_sanity_val_steps=0,
-            **unless_validated,
-            enable_model_summary=False,
-            default_root_dir=run.folder,
-        )
+    trainer = build_trainer(config, run.folder, callbacks)
     if quantization is not None:
         with under("quant"):
             quantization.check(learner, trainer.max_epochs)
