@@ -21,16 +21,21 @@ class EpochLines(Callback):
 
     def __init__(self) -> None:
         self._started = 0.0
+        self._is_validated = False
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
         self._started = time.perf_counter()
+        self._is_validated = False
+
+    def on_validation_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        self._is_validated = True
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
         metrics = trainer.callback_metrics
         words = [f"loss {float(metrics['train/loss']):.4g}"] if "train/loss" in metrics else []
-        if "val/acc" in metrics:
+        if self._is_validated and "val/acc" in metrics:
             words.append(f"validation accuracy {float(metrics['val/acc']):.2%}")
         words.append(f"{time.perf_counter() - self._started:.1f} s")
         print(f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}: {', '.join(words)}", flush=True)

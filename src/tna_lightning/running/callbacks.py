@@ -19,8 +19,11 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from tna_lightning.callbacks.averaging import WeightAverage
+from tna_lightning.data.batch import Batch
+from tna_lightning.learner import TwinLearner
 from tna_lightning.running.factory import build, under
 
 # what changes a run behind the back of its config, and what to do instead
@@ -65,6 +68,58 @@ def build_callbacks(config: Mapping[str, Any], own: Sequence[Callback]) -> list[
             raise ValueError(f"callbacks.{name}={type(callback).__name__}: the run has one with these settings already")
         states.add(callback.state_key)
     return list(callbacks.values())
+
+
+def check_monitors(
+    config: Mapping[str, Any], callbacks: Sequence[Callback], learner: TwinLearner, num_classes: int
+) -> None:
+    """Refuse a callback that waits for a metric that this run does not log.
+
+    Args:
+        config: the resolved config.
+        callbacks: those of the node ``callbacks``, as :func:`build_callbacks` gives them.
+        learner: what is trained.
+        num_classes: K.
+
+    Raises:
+        ValueError: ``callbacks.NAME.monitor=METRIC`` and what there is.
+    """
+    monitors = [getattr(callback, "monitor", None) for callback in callbacks]
+    # what callbacks of one's own log is not known before they do
+    are_known = all(type(callback).__module__.startswith(("lightning.", "tna_lightning.")) for callback in callbacks)
+    if not are_known or not any(isinstance(monitor, str) for monitor in monitors):
+        return
+    is_validated = bool(config["data"].get("val_fraction", 1)) and config["trainer"].get("limit_val_batches") != 0
+    known = logged_names(learner, num_classes, is_validated=is_validated)
+    for name, monitor in zip(config["callbacks"], monitors, strict=True):
+        if isinstance(monitor, str) and monitor not in (*known, "epoch", "step"):  # which Lightning adds
+            told = ", ".join(metric for metric in known if "/" in metric)
+            raise ValueError(f"callbacks.{name}.monitor={monitor!r}: is not logged; there are {told}")
+
+
+def logged_names(learner: TwinLearner, num_classes: int, *, is_validated: bool) -> list[str]:
+    """The metrics that a learner logs in an epoch; its networks are not run."""
+    names: list[str] = []
+    logits = torch.zeros(1, 2, num_classes)
+    batch = Batch(logits[0], torch.tensor([0, 1]))
+
+    def losses(batch: Batch) -> Any:
+        by_name = dict.fromkeys(learner.networks, logits)
+        return learner.objective(by_name, batch, 0), by_name
+
+    stand_ins = {"losses": losses, "log": lambda name, *_, **__: names.append(name)}
+    vars(learner).update(stand_ins)  # in place of its methods
+    try:
+        with isolate_rng(), torch.no_grad():
+            learner.training_step(batch, 0)
+            if is_validated:
+                learner.validation_step(batch, 0)
+    finally:
+        for name in stand_ins:
+            del vars(learner)[name]
+        for accuracy in learner.accuracies.values():
+            accuracy.reset()  # type: ignore[operator]  # of torchmetrics
+    return list(dict.fromkeys(names))
 
 
 def _check(key: str, callback: Any, config: Mapping[str, Any]) -> None:

@@ -86,9 +86,13 @@ def _run_folder(*, _root_: DictConfig) -> str:
     return folder_name(resolved(_root_))
 
 
-def _sweep_folder(study: str | None) -> str:
+def _sweep_folder(study: str | None, output_dir: Any, *, _root_: DictConfig) -> str:
+    """``multirun/STUDY``, or a folder where ``output_dir`` says, if it is said."""
     _check_study(study)
-    return study or "unnamed"
+    check_output_dir(output_dir)
+    words = OmegaConf.select(_root_, "hydra.overrides.task") or []
+    is_said = output_dir != "runs" or any(re.match(r"\+*output_dir=", word) for word in words)
+    return f"{output_dir if is_said else 'multirun'}/{study or 'unnamed'}"
 
 
 def _check_study(study: Any) -> None:
@@ -261,7 +265,9 @@ def _check_trainer(config: Mapping[str, Any]) -> None:
             raise ValueError(f"trainer.{key}: is not for you to set; {NOT_FOR_TRAINER[key]}")
     _refuse_missing("trainer.", trainer, READ_OF_TRAINER)
     if trainer["max_epochs"] is None:
-        raise ValueError("trainer.max_epochs=None: must be a number, epochs=N sets it; max_steps and max_time end sooner")
+        raise ValueError(
+            "trainer.max_epochs=None: must be a number, epochs=N sets it; max_steps and max_time end sooner"
+        )
     numbers = {key: value for key, value in trainer.items() if isinstance(value, int | float)}
     for key, value in numbers.items():
         if value < _LEAST_OF_TRAINER.get(key, value):
@@ -273,8 +279,12 @@ def _check_trainer(config: Mapping[str, Any]) -> None:
         raise ValueError(f"trainer.max_steps={max_steps!r}: must be at least 1, or -1 for no limit")
     if numbers.get("min_epochs", 0) > max_epochs:
         raise ValueError(f"trainer.min_epochs={trainer['min_epochs']!r}: must be at most the epochs ({max_epochs})")
+    if max_steps != -1 and numbers.get("min_steps", 0) > max_steps:
+        raise ValueError(f"trainer.min_steps={trainer['min_steps']!r}: must be at most trainer.max_steps ({max_steps})")
     if trainer.get("gradient_clip_algorithm") is not None and trainer.get("gradient_clip_val") is None:
-        raise ValueError("trainer.gradient_clip_algorithm: needs trainer.gradient_clip_val, without which nothing is clipped")
+        raise ValueError(
+            "trainer.gradient_clip_algorithm: needs trainer.gradient_clip_val, without which nothing is clipped"
+        )
     if trainer.get("log_every_n_steps") is not None and not config["logger"]:
         raise ValueError("trainer.log_every_n_steps: needs a logger, logger=wandb or tensorboard")
     nodes = trainer["num_nodes"]
