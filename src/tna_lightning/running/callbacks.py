@@ -1,4 +1,19 @@
-"""The callbacks of a config's node ``callbacks``: built, and refused where a run would not be what its config says."""
+"""The callbacks of a config's node ``callbacks``: built, and refused where a run would not be what its config says.
+
+Args:
+    min_delta: a smaller change than this is none.
+    patience: so many validations without a better value end the training.
+    mode: min, smaller is better, or max.
+    strict: fail where the metric is missing; false goes on.
+    check_finite: stop where the metric is NaN or infinite.
+    stopping_threshold: stop as soon as the metric is better than this.
+    divergence_threshold: stop as soon as the metric is worse than this.
+    check_on_train_epoch_end: look at the end of training epochs rather than of validations; null chooses.
+    logging_interval: step or epoch; null is as the schedule goes, by step.
+    log_momentum: momentum (betas of Adam) too.
+    log_weight_decay: weight decay too.
+    cpu_stats: the CPU's too, where a GPU trains; null is the device's alone.
+"""
 
 from __future__ import annotations
 
@@ -129,6 +144,8 @@ def _check(key: str, callback: Any, config: Mapping[str, Any]) -> None:
     for refused, reason in REFUSED.items():
         if isinstance(callback, refused):
             raise ValueError(f"{key}={kind}: {reason}")
+    if getattr(callback, "verbose", False) and type(callback).__module__.startswith("lightning."):
+        raise ValueError(f"{key}.verbose=True: is not heard, Lightning's notes are left out; the run's table says the end")
     if isinstance(callback, NEED_LOGGER) and not config["logger"]:
         raise ValueError(f"{key}: needs a logger, logger=wandb or tensorboard")
     on_cpu = config["trainer"]["accelerator"] == "cpu" or not torch.cuda.is_available()

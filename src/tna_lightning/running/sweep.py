@@ -81,7 +81,7 @@ class Outcome:
             start = {"fresh": "", "resumed": "resumed, ", "repeated": "repeated, "}[self.start]
             what = f"{start}{self.status} in {self.seconds:.0f} s"
         if self.test_acc is not None:
-            what += f", accuracy {self.test_acc:.2%}"
+            what += f", test accuracy {self.test_acc:.2%}"
         if self.error:
             what += f" ({self.error})"
         return f"#{self.number} {what}: {self.overrides or Path(self.folder).name}"

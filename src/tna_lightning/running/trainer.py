@@ -1,4 +1,35 @@
-"""Lightning's trainer from the node ``trainer``, with what every run brings; what it refuses is said by setting."""
+"""Lightning's trainer from the node ``trainer``, with what every run brings; what it refuses is said by setting.
+
+Args:
+    accelerator: auto (a GPU where there is one), cpu, gpu, cuda, mps and others.
+    strategy: how several devices work together: auto, ddp and others.
+    devices: how many, a list of their numbers, or auto for all.
+    num_nodes: machines that work on one run, started with torchrun or srun.
+    precision: of computation: 32-true, bf16-mixed, 16-mixed, 64-true, ...; weights are kept in float32.
+    max_epochs: passes over the training samples; follows epochs.
+    min_epochs: at least so many before a callback may end the training.
+    max_steps: at most so many optimizer steps; -1 for no limit.
+    min_steps: at least so many before a callback may end the training.
+    max_time: at most so long, as DD:HH:MM:SS.
+    limit_train_batches: at most so many batches of an epoch (a whole number) or such a share of them (0.1).
+    limit_val_batches: the same of a validation; 0 for no validation.
+    limit_test_batches: the same of the test at the end.
+    overfit_batches: train and validate on these few training batches again and again, to see whether it learns at all.
+    val_check_interval: validate within an epoch: after so many batches, or such a share of the epoch.
+    check_val_every_n_epoch: validate after every so many epochs.
+    log_every_n_steps: how often what is logged by step (lr_monitor, device_stats) goes to the logger; null is 50.
+    enable_progress_bar: a bar in a terminal, else a line an epoch; false for neither.
+    accumulate_grad_batches: batches whose gradients make one optimizer step.
+    gradient_clip_val: clip gradients to this norm, or value.
+    gradient_clip_algorithm: norm (null means it too) or value.
+    deterministic: true refuses operations that may differ from run to run, warn warns of them.
+    benchmark: let cuDNN time its algorithms first; null leaves it as it is.
+    inference_mode: validate and test in torch.inference_mode rather than no_grad.
+    profiler: simple, advanced or pytorch; writes *-profile files into the run's folder.
+    detect_anomaly: find the operation that made a gradient NaN; slow.
+    sync_batchnorm: batch statistics over all devices, not of each.
+    reload_dataloaders_every_n_epochs: ask the data module for its loaders anew after so many epochs; 0 for never.
+"""
 
 from __future__ import annotations
 
