@@ -35,6 +35,7 @@ NOT_SEEN = {
     "trainer.num_nodes": "refused without torchrun or srun, see test_ddp.py",
     "trainer.sync_batchnorm": "concerns several processes, see test_ddp.py",
     "trainer.deterministic": "true would change torch for all tests",
+    "epochs": "trainer.max_epochs follows it, see test_config.py",
     "resume": "what is done with an earlier run, see test_train.py",
     "ckpt_path": "needs a checkpoint, see test_train.py",
     "init_from": "needs a run, see test_train.py",
@@ -127,8 +128,6 @@ class Consumers:
             return build_trainer(config, self.folder, []), torch.backends.cudnn.benchmark
         finally:
             torch.backends.cudnn.benchmark = before
-
-    epochs = trainer
 
     def callbacks(self, config):
         return build_callbacks(config, [])

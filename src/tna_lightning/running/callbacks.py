@@ -145,7 +145,9 @@ def _check(key: str, callback: Any, config: Mapping[str, Any]) -> None:
         if isinstance(callback, refused):
             raise ValueError(f"{key}={kind}: {reason}")
     if getattr(callback, "verbose", False) and type(callback).__module__.startswith("lightning."):
-        raise ValueError(f"{key}.verbose=True: is not heard, Lightning's notes are left out; the run's table says the end")
+        raise ValueError(
+            f"{key}.verbose=True: is not heard, Lightning's notes are left out; the run's table says the end"
+        )
     if isinstance(callback, NEED_LOGGER) and not config["logger"]:
         raise ValueError(f"{key}: needs a logger, logger=wandb or tensorboard")
     on_cpu = config["trainer"]["accelerator"] == "cpu" or not torch.cuda.is_available()

@@ -78,7 +78,7 @@ def _asked_mode() -> str | None:
     """
     mode = os.environ.get("WANDB_MODE") or None
     if mode is not None and mode not in MODES:
-        raise ValueError(f"WANDB_MODE={mode!r}: allowed are {', '.join(MODES)}")
+        raise ValueError(f"the variable WANDB_MODE={mode!r}: allowed are {', '.join(MODES)}")
     return mode
 
 
