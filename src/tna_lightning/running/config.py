@@ -207,9 +207,9 @@ def check(config: Mapping[str, Any]) -> None:
     _check_plain_settings(config)
     check_output_dir(config["output_dir"])
     _check_study(config["study"])
-    for key, named in (("quant", "none"), ("logger", "csv")):
+    for key, named, others in (("quant", "none", "a scheme"), ("logger", "csv", "wandb or tensorboard")):
         if config[key] and "_target_" not in config[key]:
-            raise ValueError(f"{key}={dict(config[key])}: {key}={named} has no settings; choose another")
+            raise ValueError(f"{key}={dict(config[key])}: {key}={named} has no settings; choose {others}")
     for key in ("optimizer", "schedule"):
         if config[key].get("_partial_") is not True:
             raise ValueError(f"{key}={config[key].get('_target_')}: its YAML must say `_partial_: true`")
