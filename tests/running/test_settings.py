@@ -25,7 +25,7 @@ from tna_lightning.running.trainer import build_trainer
 
 TINY = ["model.width=0.125", "model.time_steps=1", "trainer.accelerator=cpu", "epochs=3"]
 GONE = object()
-NONSENSE = (GONE, None, [[]], -1, "nonsense", {}, True)
+NONSENSE = (GONE, None, [[]], -1, "nonsense")
 
 # What has no effect that a test without a training could see, each with its reason
 NOT_SEEN = {
