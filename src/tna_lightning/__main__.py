@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
 
 from tna_lightning.running.console import errors_from_hydra, leave
@@ -9,17 +10,27 @@ from tna_lightning.running.console import errors_from_hydra, leave
 
 def main() -> None:
     """Run what the command line says; leave with 0 (done), 1 (a run failed) or 2 (bad input)."""
-    if {"-h", "--help"} & set(sys.argv[1:]):
+    from tna_lightning.running.home import home, own_folder, refuse_hidden
+
+    words = sys.argv[1:]
+    try:
+        if (own := own_folder(words)) is not None:
+            refuse_hidden(own)
+    except ValueError as error:
+        leave(error)
+    if {"-h", "--help"} & set(words):
         from tna_lightning.running.help import help_text
 
-        print(help_text())
+        print(help_text(own))
+        return
+    if "--version" in words:
+        print(f"tna_lightning {importlib.metadata.version('tna-lightning')}")
         return
     for flag in {"-m", "--multirun"} & set(sys.argv[1:]):  # Hydra takes settings on one side of it alone
         sys.argv.remove(flag)
         sys.argv.insert(1, flag)
     import hydra
 
-    from tna_lightning.running.home import home
     from tna_lightning.running.task import job
 
     app = hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="config")(job)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import lightning
@@ -62,7 +63,10 @@ def main() -> None:
         leave(error)
     print(title(record))
     for name, value in results.items():
-        print(f"{name} {value!r} (recorded: {record['results'].get(name)!r})")
+        recorded = record["results"].get(name)
+        print(f"{name} {value!r} (recorded: {recorded!r})")
+        if recorded != value:
+            print(f"warning: {name} is not what was recorded: another device, version, code or data", file=sys.stderr)
 
 
 if __name__ == "__main__":

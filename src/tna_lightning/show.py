@@ -136,18 +136,19 @@ def show(data: BatchedDataModule, title: str, path: Path) -> None:
     """Save the picture of a data set and print its figures."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     require("matplotlib")
     data.prepare_data()
     data.setup("fit")
     picture(data, title).savefig(path, dpi=150)
-    table = Table(title=title, title_justify="left", show_header=False)
+    table = Table(title=Text(title), title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column()
     for name, value in figures(data):
-        table.add_row(name, value)
-    table.add_row("picture", str(path))
+        table.add_row(name, Text(value))
     Console(soft_wrap=True).print(table)
+    print(f"picture: {path}")
 
 
 def main() -> None:
@@ -158,10 +159,11 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(prog="python -m tna_lightning.show", description=__doc__)
     parser.add_argument("overrides", nargs="*", help="as for training: data=cifar10dvs data.root=DIR data.time_steps=5")
+    parser.add_argument("--config-dir", type=Path, help="a folder with choices of your own, DIR/data/NAME.yaml")
     parser.add_argument("--out", type=Path, help="the picture; by default <data>.png in this folder")
     arguments = parser.parse_args()
     try:
-        config: dict[str, Any] = compose(arguments.overrides)
+        config: dict[str, Any] = compose(arguments.overrides, arguments.config_dir)
         name = config["choices"]["data"]
         data = build("data", config["data"])
         title = f"{name} (SIMULATED events)" if getattr(data, "simulated", False) else name

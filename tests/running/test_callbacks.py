@@ -14,6 +14,7 @@ from tna_lightning.running import train as composition
 from tna_lightning.running.checkpoints import AtomicCheckpointIO
 from tna_lightning.running.config import compose
 from tna_lightning.running.console import summary_rows
+from tna_lightning.running.factory import build_data
 from tna_lightning.running.record import LAST_CHECKPOINT, NETWORK
 from tna_lightning.running.train import train
 
@@ -78,17 +79,14 @@ def run(monkeypatch):
     """Train in this process, with callbacks of a test's own, and quantisation first or last among all."""
     monkeypatch.setattr(composition, "plot_curves", lambda *arguments, **settings: None)
     monkeypatch.setattr(composition, "plot_inspection", lambda *arguments, **settings: None)
-    build = composition.build
+    build_trainer = composition.build_trainer
 
     def go(config, folder, more=(), quantisation_last=False):
-        def build_trainer(key, node, **arguments):
-            if key == "trainer":
-                callbacks = arguments["callbacks"]
-                callbacks.sort(key=lambda callback: isinstance(callback, WeightQuantization) is quantisation_last)
-                arguments["callbacks"] = [*callbacks, *more]
-            return build(key, node, **arguments)
+        def with_more(config, folder, callbacks):
+            callbacks.sort(key=lambda callback: isinstance(callback, WeightQuantization) is quantisation_last)
+            return build_trainer(config, folder, [*callbacks, *more])
 
-        monkeypatch.setattr(composition, "build", build_trainer)
+        monkeypatch.setattr(composition, "build_trainer", with_more)
         return train(config, folder)
 
     return go
@@ -148,6 +146,34 @@ def test_a_run_that_stopped_early_says_so_and_stays_stopped_when_killed_before_t
         assert killed[key] == undisturbed[key]
     assert dict(summary_rows(killed))["stopped early"].startswith("after epoch 3: Monitored metric val/acc did not ")
     assert (tmp_path / "killed" / NETWORK).read_bytes() == (tmp_path / "undisturbed" / NETWORK).read_bytes()
+
+
+def test_epochs_that_are_not_validated_have_no_figures_and_are_not_the_best(run, tmp_path, capsys):
+    more = ["keep=best", "trainer.check_val_every_n_epoch=2", "trainer.profiler=simple", "epochs=4"]
+    config = compose([*TINY, *more, "trainer.enable_progress_bar=true"])
+    record = run(config, tmp_path)
+    accuracies = record["history"]["val/acc"]
+    assert [accuracy is None for accuracy in accuracies] == [True, False, True, False]
+    assert record["results"]["kept_epoch"] == (1 if accuracies[1] >= accuracies[3] else 3)
+    assert record["results"]["val/acc"] == accuracies[record["results"]["kept_epoch"]]
+    # nobody watches a file: a line an epoch
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    words = [
+        re.fullmatch(r"epoch (\d) of 4: loss [\d.]+(, validation accuracy ([\d.]+%))?, [\d.]+ s", line)
+        for line in lines
+    ]
+    assert [match[1] for match in words] == ["1", "2", "3", "4"]
+    assert [match[3] for match in words] == [
+        accuracy if accuracy is None else f"{accuracy:.2%}" for accuracy in accuracies
+    ]
+    for stage in ("fit", "test"):  # not into a log that nobody sees
+        assert "run_training_epoch" in (tmp_path / "fit-profile.txt").read_text()
+        assert (tmp_path / f"{stage}-profile.txt").read_text().startswith(f"{stage.upper()} Profiler Report")
+
+
+def test_best_of_no_validation_is_said_in_one_line(run, tmp_path):
+    with pytest.raises(ValueError, match=r"^keep='best': training ended before its first validation; keep=last"):
+        run(compose([*TINY, "keep=best", "trainer.max_steps=1"]), tmp_path)
 
 
 def test_a_run_that_another_callback_stopped_says_so(run, tmp_path):
@@ -212,6 +238,15 @@ def of_lightning(name, **settings):
         ({"mine": {"_target_": "nowhere.Mine"}}, "callbacks.mine._target_='nowhere.Mine': there is no"),
         ({"mine": {"_target_": "tna_lightning.callbacks.History"}}, "callbacks.mine=History: the run has one"),
         ({"ema": {}} | of_lightning("EMAWeightAveraging"), "callbacks=[ema,mine]: a run keeps one average"),
+        (
+            {"early_stopping": {"monitor": "val/xyz"}},
+            "callbacks.early_stopping.monitor='val/xyz': is not logged; there are tr",
+        ),
+        ({"early_stopping": {"verbose": True}}, "callbacks.early_stopping.verbose=True: is not heard"),
+        (
+            of_lightning("ModelCheckpoint", monitor="acc"),
+            "callbacks.mine.monitor='acc': is not logged; there are train/loss",
+        ),
         (of_lightning("StochasticWeightAveraging", swa_lrs=1e-3), "use callbacks=swa"),
         (of_lightning("LearningRateFinder"), "set optimizer.lr"),
         (of_lightning("BatchSizeFinder"), "set data.batch_size"),
@@ -239,6 +274,14 @@ def test_device_statistics_of_a_cpu_need_a_package(every, tmp_path, monkeypatch)
     config = every | {"callbacks": {"device_stats": every["callbacks"]["device_stats"]}, "logger": {"_target_": "x"}}
     with pytest.raises(ValueError, match=r"^callbacks\.device_stats: needs psutil on a CPU"):
         train(config, tmp_path)
+
+
+def test_what_is_said_to_be_logged_is_logged(run, tmp_path):
+    config = compose([*TINY, "epochs=1", "baseline=cohort"])
+    datamodule = build_data(config)
+    learner = composition.build_learner(config, datamodule)
+    names = callbacks.logged_names(learner, datamodule.num_classes, is_validated=True)
+    assert {name for name in names if "/" in name} == run(config, tmp_path)["history"].keys() - {"epoch"}
 
 
 def test_early_stopping_needs_validation_images(every, tmp_path):

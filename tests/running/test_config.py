@@ -1,6 +1,8 @@
 """Every YAML composes and instantiates; the wheel carries them; what must not be installed is not."""
 
+import importlib.metadata
 import importlib.util
+import re
 import subprocess
 import sys
 import zipfile
@@ -13,8 +15,9 @@ import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 
+from tna_lightning import __main__ as front
 from tna_lightning.data import Inputs
-from tna_lightning.running.config import companion_nodes, compose
+from tna_lightning.running.config import check, companion_nodes, compose, explain, register_resolvers
 from tna_lightning.running.factory import build
 from tna_lightning.running.home import GROUPS, home, options
 from tna_lightning.running.identity import folder_name
@@ -66,6 +69,8 @@ def test_a_companions_model_has_the_time_of_events_unless_another_is_asked_for()
     assert time_steps("data=digits_dvs", "data.time_steps=6") == (6, 6)
     assert time_steps("data=digits_dvs", "data.time_steps=6", "companion.model.time_steps=4") == (6, 4)  # refused later
     assert "model" not in compose(["data=digits_dvs"])["companion"]
+    of_a_yaml = "+companion.model={_target_: tna_lightning.models.resnet8, time_steps: 7}"  # as a study may say it
+    assert compose(["data=digits_dvs", of_a_yaml])["companion"]["model"]["time_steps"] == 7  # refused later
 
 
 def test_the_run_folder_is_named_by_hydra_as_by_us(tmp_path):
@@ -125,6 +130,9 @@ def test_every_setting_of_a_signature_stands_in_its_file_with_its_default_and_me
         "_target_": "tna_lightning.models.resnet8", "time_steps": 4, "width": 1.0, "stem_stride": 1
     }  # fmt: skip
     assert "stem_stride: 1 # 2 halves the pixels in the stem already" in text  # of the function that it hands them to
+    for path in [*(home() / "conf" / "signatures").glob("*.yaml"), *(home() / "conf" / "optimizer").glob("*.yaml")]:
+        for line in path.read_text().splitlines():
+            assert re.match(r" *_|#|defaults:$|  - |optimizer:$|.* # .", line), f"{path.stem}: {line} has no meaning"
     assert set(SOURCES) == {path.stem for path in (home() / "conf" / "signatures").glob("*.yaml")}
     assert "signatures" not in GROUPS
     with pytest.raises(ValueError, match="signatures"):
@@ -154,6 +162,118 @@ def test_every_choice_describes_itself():
 def test_compose_names_what_is_wrong(override, message):
     with pytest.raises(ValueError, match=message):
         compose([override])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["init_from=epoch=0.ckpt"], "init_from: epoch=0.ckpt has characters .* 'init_from=\"epoch=0.ckpt\"'$"),
+        (["output_dir=~/x"], "output_dir: ~/x has characters that must be quoted"),
+        (["output_dir=a#b"], "output_dir: a#b has characters that must be quoted"),
+        (["epochs", "=", "3"], "^epochs: must be KEY=VALUE or GROUP=CHOICE, without blanks around the =$"),
+        (["study='a"], "^study: 'a cannot be read: a quotation mark, bracket or brace in it has no partner$"),
+        (
+            ["data.camera=1"],
+            "data.camera: no such setting here; \\+data.camera=VALUE adds one that its YAML leaves out",
+        ),
+    ],
+)
+def test_words_that_cannot_be_read_are_told_how_to_be_written(words, message):
+    with pytest.raises(ValueError, match=message):
+        compose(words)
+    assert compose(["init_from='epoch=0.ckpt'"])["init_from"] == "epoch=0.ckpt"
+
+
+def hydras(*overrides):
+    register_resolvers()
+    with initialize_config_dir(str(home() / "conf"), version_base="1.3"):
+        return hydra_compose("config", list(overrides), return_hydra_config=True)["hydra"]
+
+
+@pytest.mark.parametrize("value", ["", "null", "'  '", "[1]"])
+def test_no_place_is_no_output_dir(value):
+    with pytest.raises(Exception, match=r"output_dir=.*: must be a folder") as refused:
+        _ = hydras(f"output_dir={value}")["run"]["dir"]  # before Hydra makes it: it would be in the root
+    assert explain(refused.value).startswith("output_dir=")
+
+
+def test_output_dir_is_heard_in_a_sweep():
+    assert hydras()["sweep"]["dir"] == "multirun/unnamed"
+    assert hydras("study=s")["sweep"]["dir"] == "multirun/s"
+    assert hydras("study=s", "output_dir=/elsewhere")["sweep"]["dir"] == "/elsewhere/s"
+    assert hydras("output_dir=runs")["sweep"]["dir"] == "runs/unnamed"
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A user's own folder with a data set, a study and a model."""
+    for name, text in {
+        "data/mine": "# my digits\ndefaults: [digits, _self_]\nbatch_size: 7\n",
+        "experiments/my_study": "# @package _global_\n# my study\nseed: 9\n",
+        "model/my_net": "# my network\n_target_: tna_lightning.models.convnet\n",
+    }.items():
+        path = tmp_path / "own" / f"{name}.yaml"
+        path.parent.mkdir(parents=True)
+        path.write_text(text.replace("batch_size", "data:\n  batch_size") if "data" in name else text)
+    (tmp_path / "own/data/mine.yaml").write_text(
+        "# @package _global_\n" + (tmp_path / "own/data/mine.yaml").read_text()
+    )
+    return tmp_path / "own"
+
+
+def test_a_users_own_choices_are_composed_and_listed(own, monkeypatch, capsys):
+    config = compose(["data=mine", "experiments=my_study", "model=my_net"], own)
+    assert (config["data"]["batch_size"], config["seed"]) == (7, 9)
+    for words in (["--help", "--config-dir", str(own)], [f"--config-dir={own}", "-h"], ["-cd", str(own), "-h"]):
+        monkeypatch.setattr(sys, "argv", ["tna_lightning", *words])
+        front.main()
+        told = capsys.readouterr().out
+        for name, description in (("mine", "my digits"), ("my_study", "my study"), ("my_net", "my network")):
+            assert re.search(rf"^     {name} +{description}$", told, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["data/digits", "experiments/first_look", "config", "signatures/LIF"])
+def test_a_choice_of_ones_own_that_would_not_be_taken_is_refused(name, own, monkeypatch, capsys):
+    path = own / f"{name}.yaml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("seed: 3\n")
+    message = f"config-dir='{own}': {name}.yaml has the name of a choice that comes along"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        compose([], own)
+    monkeypatch.setattr(sys, "argv", ["tna_lightning", "--config-dir", str(own)])
+    with pytest.raises(SystemExit) as left:
+        front.main()
+    assert left.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_version_is_this_packages(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["tna_lightning", "--version"])
+    front.main()
+    assert capsys.readouterr().out == f"tna_lightning {importlib.metadata.version('tna-lightning')}\n"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["trainer.max_steps=0"], "trainer.max_steps=0: must be at least 1, or -1 for no limit"),
+        (["trainer.max_epochs=null"], "trainer.max_epochs=None: must be a number"),
+        (["trainer.limit_train_batches=0"], "trainer.limit_train_batches=0: must be above 0"),
+        (["trainer.accumulate_grad_batches=-1"], "trainer.accumulate_grad_batches=-1: must be at least 1"),
+        (["trainer.min_epochs=31"], "trainer.min_epochs=31: must be at most the epochs (30)"),
+        (["trainer.min_steps=5", "trainer.max_steps=4"], "trainer.min_steps=5: must be at most trainer.max_steps (4)"),
+        (["trainer.gradient_clip_algorithm=norm"], "trainer.gradient_clip_algorithm: needs trainer.gradient_clip_val"),
+        (["trainer.log_every_n_steps=5"], "trainer.log_every_n_steps: needs a logger"),
+        (["keep=best", "trainer.limit_val_batches=0"], "keep='best': needs a validation"),
+        (["keep=best", "trainer.check_val_every_n_epoch=31"], "keep='best': no epoch is validated"),
+        (["~trainer.precision"], "trainer.precision: is missing, and cannot be left out"),
+        (["~companion.freeze"], "companion.freeze: is missing, and cannot be left out"),
+        (["companion.seed=5"], "companion.seed=5: is that of companion.weights=pretrained alone"),
+    ],
+)
+def test_what_would_do_nothing_or_something_else_is_refused(overrides, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        check(compose(overrides))
 
 
 def test_torchvision_and_torchaudio_are_not_installed():

@@ -60,9 +60,9 @@ def test_a_sweep_does_what_is_missing_and_says_so(tmp_path):
     command = ["seed=0,1", "baseline=plain", "quant=none", "neuron.beta=5e-1", "optimizer.lr=1e-3,1e30", "study=s"]
     first = sweep(tmp_path, *command)
     assert first.returncode == 1, first.stdout + first.stderr
-    assert re.fullmatch(r"done in \d+ s, accuracy \d+\.\d\d%", told(first)[0])
+    assert re.fullmatch(r"done in \d+ s, test accuracy \d+\.\d\d%", told(first)[0])
     assert re.fullmatch(r"failed in \d+ s \(NonFiniteLoss: .* is not finite .*; see .*output\.log\)", told(first)[1])
-    assert re.fullmatch(r"done in \d+ s, accuracy \d+\.\d\d%", told(first)[2])
+    assert re.fullmatch(r"done in \d+ s, test accuracy \d+\.\d\d%", told(first)[2])
     assert "4 jobs: 2 done, 2 failed." in first.stdout
     # a line names what its job does not share with the others
     assert [line.rpartition(": ")[2] for line in first.stdout.splitlines() if line.startswith("#")] == [
@@ -80,7 +80,7 @@ def test_a_sweep_does_what_is_missing_and_says_so(tmp_path):
         json.dumps({key: done[key] for key in ("format", "identity", "config")} | {"status": "running"})
     )
     again = sweep(tmp_path, *command)
-    assert told(again)[0].startswith("skipped, done before, accuracy")
+    assert told(again)[0].startswith("skipped, done before, test accuracy")
     assert told(again)[1].startswith("repeated, failed in")
     assert told(again)[2].startswith("resumed, done in")
     assert "4 jobs: 1 done, 1 skipped, 2 failed." in again.stdout

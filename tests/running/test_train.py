@@ -348,6 +348,10 @@ def test_a_teacher_of_another_shape_is_refused(done_run, tmp_path):
         (["+logger.project=mine"], "error: logger={'project': 'mine'}: logger=csv has no settings; choose wandb"),
         (["cost.pj_per_mac=[1]"], "error: cost.pj_per_mac=[1]: must be a number"),
         (["+cost.pj=1"], "error: cost.pj: nothing reads such a setting; there are pj_per_mac, pj_per_ac"),
+        (["trainer.accelerator=tpu"], "error: trainer.accelerator='tpu': "),
+        (["trainer.strategy=together"], "error: trainer.strategy='together': You selected an invalid strategy name"),
+        (["trainer.val_check_interval=-1"], "error: trainer.val_check_interval=-1: You have passed invalid value -1"),
+        (["logger=wandb", "+logger.nothing=1"], "error: logger.nothing: nothing reads such a setting"),
         (["quant=ternary_ttq", "quant.growth_epochs=1"], "quant.growth_epochs=1: not with quantizer ternary_ttq"),
     ],
 )

@@ -8,6 +8,11 @@ import sys
 
 import pytest
 
+from tna_lightning.running import loggers
+from tna_lightning.running import train as composition
+from tna_lightning.running.config import compose
+from tna_lightning.running.factory import build
+from tna_lightning.running.record import Run, read_record
 from wandb_server import WandbServer
 
 BLOCK, HEADER = 32768, 7
@@ -186,3 +191,85 @@ def test_sync_later_sends_the_offline_record(offline_run, server, tmp_path):
 
 def test_with_a_key_a_run_sends_the_same_at_once(server, tmp_path):
     assert_has_all(server, trained(tmp_path, **server.environment()))
+
+
+WANDB = ["logger=wandb", "baseline=plain"]
+
+
+def a_run(folder, *overrides):
+    return Run(folder, compose([*WANDB, *overrides]))
+
+
+def built_for(run):
+    return build("logger", run.config["logger"])(run)
+
+
+def test_a_run_that_goes_on_keeps_its_id_which_is_there_from_the_start(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    first = a_run(tmp_path)
+    composition._begin(first)
+    built_for(first)
+    identifier = read_record(tmp_path)["wandb_id"]
+    again = a_run(tmp_path)
+    composition._begin(again)
+    assert built_for(again)._wandb_init["id"] == identifier == read_record(tmp_path)["wandb_id"]
+    anew = a_run(tmp_path, "resume=false")
+    composition._begin(anew)
+    assert built_for(anew)._wandb_init["id"] != identifier
+
+
+@pytest.mark.parametrize("mode", ["offline", "dryrun", "disabled", "online"])
+def test_the_variable_of_wandb_is_heard(mode, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", mode)
+    monkeypatch.setattr("wandb.login", lambda **settings: True)
+    assert built_for(a_run(tmp_path))._wandb_init["mode"] == {"dryrun": "offline"}.get(mode, mode)
+
+
+def test_a_misspelt_mode_is_one_line_before_training(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "ofline")
+    message = r"^logger=wandb: the variable WANDB_MODE='ofline': allowed are online, offline, dryrun, disabled$"
+    with pytest.raises(ValueError, match=message):
+        composition.train(compose(WANDB), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_server_that_is_not_there_is_one_line_after_one_try(tmp_path, monkeypatch):
+    import wandb
+
+    tries = []
+
+    def init(**settings):
+        tries.append(settings["mode"])
+        raise wandb.errors.CommError("Run initialization has timed out after 90.0 sec.\nPlease try again.")
+
+    monkeypatch.setattr("wandb.init", init)
+    run = a_run(tmp_path, "logger.offline=false")
+    message = (
+        r"^logger=wandb: W&B did not begin a run \(Run init.* 90.0 sec. Please .*\); logger.offline=true records it"
+    )
+    with pytest.raises(ConnectionError, match=message), loggers.opened(run, build("logger", run.config["logger"])):
+        raise AssertionError("training has begun")
+    assert tries == ["online"]
+
+
+def test_a_logger_that_cannot_keep_the_end_fails_no_run(tmp_path, monkeypatch, caplog):
+    class Experiment:
+        def finish(self, exit_code):
+            raise OSError("Unable to write staging files")
+
+        def __getattr__(self, name):
+            raise OSError(f"no {name}")
+
+    monkeypatch.setattr("wandb.init", lambda **settings: Experiment())
+    run = a_run(tmp_path, "logger.offline=true")
+    with loggers.opened(run, build("logger", run.config["logger"])) as logger:
+        loggers.log_summary(logger, {"weights": {}, "cost": {}}, [tmp_path / "curves.png"])
+    assert [message.partition(" (")[2] for message in caplog.messages] == [
+        "no summary)",
+        "Unable to write staging files)",
+    ]
+    with (
+        pytest.raises(FloatingPointError, match="diverged"),
+        loggers.opened(run, build("logger", run.config["logger"])),
+    ):
+        raise FloatingPointError("diverged")  # not hidden by the logger's own

@@ -82,5 +82,6 @@ def refuse_another_run(checkpoint: Mapping[str, Any], path: Path | str | None, i
     if saved != identity:
         raise ValueError(
             f"ckpt_path={str(path)!r}: belongs to a run of another config "
-            f"(identity {str(saved)[:8]}, this one is {identity[:8]}); continue it with its own"
+            f"(identity {str(saved)[:8]}, this one is {identity[:8]}); continue it with its own, "
+            f"or begin another with its weights: init_from={path}"
         )

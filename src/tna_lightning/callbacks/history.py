@@ -42,6 +42,7 @@ class History(Callback):
         self.wall_seconds = 0.0
         self.train_samples = 0
         self._epoch_started = self._session_mark = 0.0
+        self._is_validated = False
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         refuse_spawned(trainer, self)
@@ -53,6 +54,7 @@ class History(Callback):
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._epoch_started = time.perf_counter()
+        self._is_validated = False
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -64,13 +66,18 @@ class History(Callback):
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._epoch_started = time.perf_counter()
+        self._is_validated = True
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._stop_clock()
         now = time.perf_counter()
         self.wall_seconds += now - self._session_mark
         self._session_mark = now
-        metrics = {name: _number(value) for name, value in trainer.callback_metrics.items() if "/" in name}
+        metrics = {
+            name: _number(value)
+            for name, value in trainer.callback_metrics.items()
+            if "/" in name and (self._is_validated or not name.startswith("val/"))  # else of an earlier epoch
+        }
         self.rows.append({"epoch": trainer.current_epoch, **metrics})
         if self.path is not None and trainer.is_global_zero:
             write_text(self.path, self.as_csv())

@@ -10,7 +10,7 @@ import torch
 from lightning import LightningDataModule
 from torch import Tensor
 
-from tna_lightning.data.augment.operation import Operation, set_up
+from tna_lightning.data.augment.operation import Operation, check_samples, set_up
 from tna_lightning.data.batch import Batch, Inputs
 from tna_lightning.data.loading import BatchLoader, BatchSet, IndexBatches, derive_seed, split_hash
 
@@ -134,8 +134,13 @@ class BatchedDataModule(LightningDataModule):
         Needs :meth:`setup`.
 
         Raises:
-            ValueError: ``augment.NAME=CLASS`` and what it must return.
+            ValueError: ``augment.NAME=CLASS`` and what it must return, or that it is for samples that are not there.
         """
+        for name, operation in self.operations.items():
+            try:
+                check_samples(operation, self.train_set.subset, len(self.train_set.inputs))
+            except ValueError as error:
+                raise ValueError(f"augment.{name}={type(operation).__name__}: {error}") from error
         batch = self.train_set[[0, len(self.train_set) - 1]]
         self.augment(batch, torch.Generator(batch.x.device).manual_seed(0))
 

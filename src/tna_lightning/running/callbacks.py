@@ -1,4 +1,19 @@
-"""The callbacks of a config's node ``callbacks``: built, and refused where a run would not be what its config says."""
+"""The callbacks of a config's node ``callbacks``: built, and refused where a run would not be what its config says.
+
+Args:
+    min_delta: a smaller change than this is none.
+    patience: so many validations without a better value end the training.
+    mode: min, smaller is better, or max.
+    strict: fail where the metric is missing; false goes on.
+    check_finite: stop where the metric is NaN or infinite.
+    stopping_threshold: stop as soon as the metric is better than this.
+    divergence_threshold: stop as soon as the metric is worse than this.
+    check_on_train_epoch_end: look at the end of training epochs rather than of validations; null chooses.
+    logging_interval: step or epoch; null is as the schedule goes, by step.
+    log_momentum: momentum (betas of Adam) too.
+    log_weight_decay: weight decay too.
+    cpu_stats: the CPU's too, where a GPU trains; null is the device's alone.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +34,11 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from tna_lightning.callbacks.averaging import WeightAverage
+from tna_lightning.data.batch import Batch
+from tna_lightning.learner import TwinLearner
 from tna_lightning.running.factory import build, under
 
 # what changes a run behind the back of its config, and what to do instead
@@ -67,6 +85,58 @@ def build_callbacks(config: Mapping[str, Any], own: Sequence[Callback]) -> list[
     return list(callbacks.values())
 
 
+def check_monitors(
+    config: Mapping[str, Any], callbacks: Sequence[Callback], learner: TwinLearner, num_classes: int
+) -> None:
+    """Refuse a callback that waits for a metric that this run does not log.
+
+    Args:
+        config: the resolved config.
+        callbacks: those of the node ``callbacks``, as :func:`build_callbacks` gives them.
+        learner: what is trained.
+        num_classes: K.
+
+    Raises:
+        ValueError: ``callbacks.NAME.monitor=METRIC`` and what there is.
+    """
+    monitors = [getattr(callback, "monitor", None) for callback in callbacks]
+    # what callbacks of one's own log is not known before they do
+    are_known = all(type(callback).__module__.startswith(("lightning.", "tna_lightning.")) for callback in callbacks)
+    if not are_known or not any(isinstance(monitor, str) for monitor in monitors):
+        return
+    is_validated = bool(config["data"].get("val_fraction", 1)) and config["trainer"].get("limit_val_batches") != 0
+    known = logged_names(learner, num_classes, is_validated=is_validated)
+    for name, monitor in zip(config["callbacks"], monitors, strict=True):
+        if isinstance(monitor, str) and monitor not in (*known, "epoch", "step"):  # which Lightning adds
+            told = ", ".join(metric for metric in known if "/" in metric)
+            raise ValueError(f"callbacks.{name}.monitor={monitor!r}: is not logged; there are {told}")
+
+
+def logged_names(learner: TwinLearner, num_classes: int, *, is_validated: bool) -> list[str]:
+    """The metrics that a learner logs in an epoch; its networks are not run."""
+    names: list[str] = []
+    logits = torch.zeros(1, 2, num_classes)
+    batch = Batch(logits[0], torch.tensor([0, 1]))
+
+    def losses(batch: Batch) -> Any:
+        by_name = dict.fromkeys(learner.networks, logits)
+        return learner.objective(by_name, batch, 0), by_name
+
+    stand_ins = {"losses": losses, "log": lambda name, *_, **__: names.append(name)}
+    vars(learner).update(stand_ins)  # in place of its methods
+    try:
+        with isolate_rng(), torch.no_grad():
+            learner.training_step(batch, 0)
+            if is_validated:
+                learner.validation_step(batch, 0)
+    finally:
+        for name in stand_ins:
+            del vars(learner)[name]
+        for accuracy in learner.accuracies.values():
+            accuracy.reset()  # type: ignore[operator]  # of torchmetrics
+    return list(dict.fromkeys(names))
+
+
 def _check(key: str, callback: Any, config: Mapping[str, Any]) -> None:
     kind = type(callback).__name__
     if not isinstance(callback, Callback):
@@ -74,6 +144,10 @@ def _check(key: str, callback: Any, config: Mapping[str, Any]) -> None:
     for refused, reason in REFUSED.items():
         if isinstance(callback, refused):
             raise ValueError(f"{key}={kind}: {reason}")
+    if getattr(callback, "verbose", False) and type(callback).__module__.startswith("lightning."):
+        raise ValueError(
+            f"{key}.verbose=True: is not heard, Lightning's notes are left out; the run's table says the end"
+        )
     if isinstance(callback, NEED_LOGGER) and not config["logger"]:
         raise ValueError(f"{key}: needs a logger, logger=wandb or tensorboard")
     on_cpu = config["trainer"]["accelerator"] == "cpu" or not torch.cuda.is_available()

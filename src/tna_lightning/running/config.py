@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import os
 import re
@@ -14,13 +15,13 @@ from typing import Any
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tna_lightning.files import write_text
 from tna_lightning.packages import MissingPackage
-from tna_lightning.running.home import GROUPS, home, options
+from tna_lightning.running.home import GROUPS, home, options, own_folder, refuse_hidden
 from tna_lightning.running.identity import folder_name, identity_config
 from tna_lightning.running.own import own_digests
 from tna_lightning.running.record import CONFIG
@@ -34,6 +35,11 @@ SETTINGS = (
 )
 BY_THE_PROGRAM = ("choices", "own")  # what it adds to a config, see `resolved`
 COMPANION = ("model", "neuron", "weights", "freeze", "seed", "device", "precision")
+NODES = (
+    *("data", "augment", "model", "neuron", "objective", "companions", "optimizer", "schedule"),
+    *("trainer", "callbacks", "cost"),
+)
+NODES_OR_NOTHING = ("quant", "companion", "logger")
 _NOT_SAID = {"device": None, "precision": "full"}  # of a companion whose node has neither, as those of version 0.1
 
 # arguments of lightning.Trainer that the program gives, and what to set instead
@@ -49,7 +55,17 @@ NOT_FOR_TRAINER = {
     "barebones": "a run needs its records",
     "use_distributed_sampler": "data sets bring their own",
 }
+# what the program itself reads of the trainer's settings: none of them can be left out
+READ_OF_TRAINER = ("accelerator", "devices", "max_epochs", "num_nodes", "precision", "sync_batchnorm")
+# the least that makes sense where Lightning takes less, and then does something else without a word
+_LEAST_OF_TRAINER: dict[str, float] = {
+    **{"max_epochs": 1, "min_epochs": 0, "min_steps": 0, "log_every_n_steps": 1, "check_val_every_n_epoch": 1},
+    **{"accumulate_grad_batches": 1, "limit_val_batches": 0, "overfit_batches": 0},
+    "reload_dataloaders_every_n_epochs": 0,
+}
+_ABOVE_0_OF_TRAINER = ("limit_train_batches", "limit_test_batches", "gradient_clip_val")
 
+_OUT_OF_MEMORY = r"(?i)out ?of ?memory|MemoryError|can't allocate memory"
 
 # what a user may mend; else it went wrong on the way
 BAD_INPUT = (ValueError, FileNotFoundError, HydraException, MissingPackage)
@@ -66,17 +82,32 @@ def register_resolvers() -> None:
 
 
 def _run_folder(*, _root_: DictConfig) -> str:
+    check_output_dir(_root_["output_dir"])  # before Hydra makes a folder there
     return folder_name(resolved(_root_))
 
 
-def _sweep_folder(study: str | None) -> str:
+def _sweep_folder(study: str | None, output_dir: Any, *, _root_: DictConfig) -> str:
+    """``multirun/STUDY``, or a folder where ``output_dir`` says, if it is said."""
     _check_study(study)
-    return study or "unnamed"
+    check_output_dir(output_dir)
+    words = OmegaConf.select(_root_, "hydra.overrides.task") or []
+    is_said = output_dir != "runs" or any(re.match(r"\+*output_dir=", word) for word in words)
+    return f"{output_dir if is_said else 'multirun'}/{study or 'unnamed'}"
 
 
 def _check_study(study: Any) -> None:
     if study is not None and not (isinstance(study, str) and re.fullmatch(r"\w[\w.+-]*", study)):
         raise ValueError(f"study={study!r}: must be a name of letters, digits and . _ + -")
+
+
+def check_output_dir(output_dir: Any) -> None:
+    """Refuse no place: an empty one (``output_dir=$UNSET``) would be the root of the file system.
+
+    Raises:
+        ValueError: it is no path.
+    """
+    if not isinstance(output_dir, str) or not output_dir.strip():
+        raise ValueError(f"output_dir={output_dir!r}: must be a folder, in which those of runs are made")
 
 
 def _narrower(model: DictConfig) -> Any:
@@ -109,15 +140,25 @@ def resolved(config: DictConfig, hydra: Any = None) -> dict[str, Any]:
 
 
 def _tell_companion_time(content: Mapping[str, Any], overrides: Sequence[str]) -> None:
-    """Give a companion's own model the T of event frames, unless the command line says another, which is refused later.
+    """Give a companion's own model the T of event frames, unless another was asked for, which is refused later.
 
-    The data's YAML says it to the base's model, but cannot write into one that only some commands have.
+    The data's YAML says it to the base's model, but cannot write into one that only some commands have. Asked for is
+    what the command line says, or a YAML that differs from the model's own default.
     """
     data, companion = content.get("data"), content.get("companion")
-    model = companion.get("model") if companion else None
+    model = companion.get("model") if isinstance(companion, Mapping) else None
+    if not (isinstance(model, dict) and "time_steps" in model and isinstance(data, Mapping) and "time_steps" in data):
+        return
     is_asked = any(re.match(r"\+*companion\.model\.time_steps=", override) for override in overrides)
-    if model and "time_steps" in model and data and "time_steps" in data and not is_asked:
+    if not is_asked and model["time_steps"] == _default_time_steps(model):
         model["time_steps"] = data["time_steps"]
+
+
+def _default_time_steps(model: Mapping[str, Any]) -> Any:
+    """T of a model in its signature; of one of the user's own what stands in its node."""
+    path = home() / "conf" / "signatures" / f"{str(model.get('_target_')).rpartition('.')[2]}.yaml"
+    signature = yaml.safe_load(path.read_text()) if path.is_file() else model
+    return signature["time_steps"] if signature["_target_"] == model["_target_"] else model["time_steps"]
 
 
 def chosen(hydra_choices: Mapping[str, Any]) -> dict[str, str]:
@@ -129,13 +170,21 @@ def chosen(hydra_choices: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def compose(overrides: Sequence[str] = ()) -> dict[str, Any]:
+def compose(overrides: Sequence[str] = (), own: Path | str | None = None) -> dict[str, Any]:
     """The resolved config for command-line overrides such as ``["model=resnet19", "quant=none"]``, from Python.
 
+    Args:
+        overrides: as on the command line.
+        own: the user's own folder of choices, as ``--config-dir`` names it.
+
     Raises:
-        ValueError: an unknown group, choice or key.
+        ValueError: an unknown group, choice or key; or a choice of one's own bears the name of one that comes along.
     """
     register_resolvers()
+    if own is not None:
+        refuse_hidden(Path(own))
+        places = ",".join(json.dumps(f"file://{place}") for place in (home(), Path(own).absolute()))
+        overrides = [*overrides, f"hydra.searchpath=[{places}]"]
     try:
         with initialize_config_dir(str(home() / "conf"), version_base="1.3", job_name="tna_lightning"):
             return resolved(hydra_compose("config", overrides=list(overrides), return_hydra_config=True))
@@ -149,60 +198,117 @@ def check(config: Mapping[str, Any]) -> None:
     Raises:
         ValueError: ``key=value: what is allowed``.
     """
-    missing = [key for key in SETTINGS if key not in config]
-    if missing:
-        raise ValueError(f"{missing[0]}: is missing, and cannot be left out")
     for key in config:
         refuse_unknown("", key, [*SETTINGS, *BY_THE_PROGRAM])
-    seed, epochs = config["seed"], config["epochs"]
-    if not _is_int(seed) or not 0 <= seed < 2**32:
-        raise ValueError(f"seed={seed!r}: must be an integer from 0 to 4294967295")
-    if not _is_int(epochs) or epochs < 1:
-        raise ValueError(f"epochs={epochs!r}: must be an integer of at least 1")
+    _refuse_missing("", config, SETTINGS)
+    for key in (*NODES, *NODES_OR_NOTHING):
+        if not isinstance(config[key], Mapping) and not (config[key] is None and key in NODES_OR_NOTHING):
+            raise ValueError(f"{key}={config[key]!r}: must be a node of settings")
+    _check_plain_settings(config)
+    check_output_dir(config["output_dir"])
     _check_study(config["study"])
-    if config["keep"] not in ("best", "last"):
-        raise ValueError(f"keep={config['keep']!r}: allowed are best, last")
-    if config["compile"] not in ("none", "neurons", "network"):
-        raise ValueError(f"compile={config['compile']!r}: allowed are none, neurons, network")
-    if not isinstance(config["channels_last"], bool):
-        raise ValueError(f"channels_last={config['channels_last']!r}: allowed are true, false")
-    for key in config["trainer"]:
-        if key in NOT_FOR_TRAINER:
-            raise ValueError(f"trainer.{key}: is not for you to set; {NOT_FOR_TRAINER[key]}")
-    if re.search("spawn|fork|notebook", str(strategy := config["trainer"].get("strategy"))):
-        raise ValueError(f"trainer.strategy={strategy!r}: must be ddp, whose processes keep what they trained")
-    if config["logger"] and "_target_" not in config["logger"]:
-        raise ValueError(f"logger={dict(config['logger'])}: logger=csv has no settings; choose wandb or tensorboard")
-    _check_nodes(config["trainer"])
-    if config["keep"] == "best" and not config["data"].get("val_fraction", 1):
-        raise ValueError("keep='best': needs validation images (data.val_fraction above 0); else use keep=last")
+    for key, named, others in (("quant", "none", "a scheme"), ("logger", "csv", "wandb or tensorboard")):
+        if config[key] and "_target_" not in config[key]:
+            raise ValueError(f"{key}={dict(config[key])}: {key}={named} has no settings; choose {others}")
+    for key in ("optimizer", "schedule"):
+        if config[key].get("_partial_") is not True:
+            raise ValueError(f"{key}={config[key].get('_target_')}: its YAML must say `_partial_: true`")
+    _check_trainer(config)
     if "augment" in config["data"]:
         raise ValueError(f"data.augment: {MOVED['data.augment']}")
     for name, node in config["augment"].items():
         if not isinstance(node, Mapping) or "_target_" not in node:
             raise ValueError(f"augment.{name}={node!r}: must be an operation; ~augment.{name} takes it out")
-    init_from, quant = config["init_from"], config["quant"]
-    if init_from is not None and not isinstance(init_from, str):
-        raise ValueError(f"init_from={init_from!r}: must be the path of a run, of its .safetensors or of a .ckpt")
-    if quant and "_target_" not in quant:
-        raise ValueError(f"quant={dict(quant)}: quant=none has no settings; choose a scheme")
     for key, value in identity_config(config).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{key}={value!r}: must be finite")
-    if not isinstance(config["resume"], bool):
-        raise ValueError(f"resume={config['resume']!r}: allowed are true, false")
-    if config["companion"] and "weights" not in config["companion"]:
+    if config["companion"] and not {"weights", "freeze", "seed"} & config["companion"].keys():
         # set by hand or by model@companion.model, but the baseline has no companion
         raise ValueError(
             f"companion={config['companion']}: this baseline has no companion; allowed are tna, kd, mutual, cohort"
         )
     further = config["companions"]
-    if not isinstance(further, Mapping) or not all(isinstance(node, Mapping | None) for node in further.values()):
+    if not all(isinstance(node, Mapping | None) for node in further.values()):
         raise ValueError(f"companions={further}: must map names to nodes, companions.third={{}}")
     if "companion" in further or (further and not config["companion"]):
         raise ValueError(f"companions={further}: stand beside `companion`, by names of their own; see baseline=cohort")
     for name, node in companion_nodes(config).items():
-        _check_companion(companion_prefix(name), node, config["trainer"])
+        _check_companion(companion_prefix(name), node, config)
+
+
+def _check_plain_settings(config: Mapping[str, Any]) -> None:
+    """The settings that are no nodes."""
+    seed, epochs = config["seed"], config["epochs"]
+    if not _is_seed(seed):
+        raise ValueError(f"seed={seed!r}: must be an integer from 0 to 4294967295")
+    if not _is_int(epochs) or epochs < 1:
+        raise ValueError(f"epochs={epochs!r}: must be an integer of at least 1")
+    for key, allowed in (("keep", ("best", "last")), ("compile", ("none", "neurons", "network"))):
+        if config[key] not in allowed:
+            raise ValueError(f"{key}={config[key]!r}: allowed are {', '.join(allowed)}")
+    for key in ("channels_last", "resume"):
+        if not isinstance(config[key], bool):
+            raise ValueError(f"{key}={config[key]!r}: allowed are true, false")
+    for key, what in (
+        ("init_from", "the path of a run, of its .safetensors or of a .ckpt"),
+        ("ckpt_path", "the path of a checkpoint, or last"),
+    ):
+        if config[key] is not None and not isinstance(config[key], str):
+            raise ValueError(f"{key}={config[key]!r}: must be {what}")
+
+
+def _check_trainer(config: Mapping[str, Any]) -> None:
+    """What Lightning takes, though nothing, or something else than it says, would come of it."""
+    trainer = config["trainer"]
+    for key in trainer:
+        if key in NOT_FOR_TRAINER:
+            raise ValueError(f"trainer.{key}: is not for you to set; {NOT_FOR_TRAINER[key]}")
+    _refuse_missing("trainer.", trainer, READ_OF_TRAINER)
+    if re.search("spawn|fork|notebook", str(strategy := trainer.get("strategy"))):
+        raise ValueError(f"trainer.strategy={strategy!r}: must be ddp, whose processes keep what they trained")
+    if trainer["max_epochs"] is None:
+        raise ValueError(
+            "trainer.max_epochs=None: must be a number, epochs=N sets it; max_steps and max_time end sooner"
+        )
+    numbers = {key: value for key, value in trainer.items() if isinstance(value, int | float)}
+    for key, value in numbers.items():
+        if value < _LEAST_OF_TRAINER.get(key, value):
+            raise ValueError(f"trainer.{key}={value!r}: must be at least {_LEAST_OF_TRAINER[key]}")
+        if key in _ABOVE_0_OF_TRAINER and value <= 0:
+            raise ValueError(f"trainer.{key}={value!r}: must be above 0")
+    max_epochs, max_steps = numbers.get("max_epochs", 1), numbers.get("max_steps", -1)
+    if max_steps < 1 and max_steps != -1:
+        raise ValueError(f"trainer.max_steps={max_steps!r}: must be at least 1, or -1 for no limit")
+    if numbers.get("min_epochs", 0) > max_epochs:
+        raise ValueError(f"trainer.min_epochs={trainer['min_epochs']!r}: must be at most the epochs ({max_epochs})")
+    if max_steps != -1 and numbers.get("min_steps", 0) > max_steps:
+        raise ValueError(f"trainer.min_steps={trainer['min_steps']!r}: must be at most trainer.max_steps ({max_steps})")
+    if trainer.get("gradient_clip_algorithm") is not None and trainer.get("gradient_clip_val") is None:
+        raise ValueError(
+            "trainer.gradient_clip_algorithm: needs trainer.gradient_clip_val, without which nothing is clipped"
+        )
+    if trainer.get("log_every_n_steps") is not None and not config["logger"]:
+        raise ValueError("trainer.log_every_n_steps: needs a logger, logger=wandb or tensorboard")
+    nodes = trainer["num_nodes"]
+    # torchrun's variable (Lightning's own too) and Slurm's: without either, the first node waits for the others forever
+    if nodes != 1 and not {"MASTER_ADDR", "SLURM_NTASKS"} & os.environ.keys():
+        raise ValueError(f"trainer.num_nodes={nodes!r}: start the command with torchrun or srun; alone allowed is 1")
+    if config["keep"] == "best":
+        if not config["data"].get("val_fraction", 1):
+            raise ValueError("keep='best': needs validation images (data.val_fraction above 0); else use keep=last")
+        if numbers.get("limit_val_batches", 1) == 0:
+            raise ValueError("keep='best': needs a validation (trainer.limit_val_batches above 0); else use keep=last")
+        if numbers.get("check_val_every_n_epoch", 1) > max_epochs:
+            raise ValueError(
+                f"keep='best': no epoch is validated (trainer.check_val_every_n_epoch="
+                f"{trainer['check_val_every_n_epoch']!r} of {max_epochs}); else use keep=last"
+            )
+
+
+def _refuse_missing(prefix: str, node: Mapping[str, Any], needed: Sequence[str]) -> None:
+    for key in needed:
+        if key not in node:
+            raise ValueError(f"{prefix}{key}: is missing, and cannot be left out")
 
 
 def companion_nodes(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -221,9 +327,18 @@ def companion_prefix(name: str) -> str:
     return "companion." if name == "companion" else f"companions.{name}."
 
 
-def _check_companion(prefix: str, node: Mapping[str, Any], trainer: Mapping[str, Any]) -> None:
+def _check_companion(prefix: str, node: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    trainer = config["trainer"]
     for key in node:
         refuse_unknown(prefix.removesuffix("."), key, COMPANION)
+    _refuse_missing(prefix, node, ("weights", "freeze", "seed"))
+    for key in ("model", "neuron"):
+        if not isinstance(node.get(key), Mapping | None):
+            raise ValueError(f"{prefix}{key}={node[key]!r}: must be a node of settings; {key}@{prefix}{key}=CHOICE")
+    if not _is_seed(node["seed"]):
+        raise ValueError(f"{prefix}seed={node['seed']!r}: must be an integer from 0 to 4294967295")
+    if node["weights"] != "pretrained" and node["seed"] != config["seed"]:
+        raise ValueError(f"{prefix}seed={node['seed']!r}: is that of {prefix}weights=pretrained alone; leave it out")
     if not isinstance(node["weights"], str):
         raise ValueError(f"{prefix}weights={node['weights']!r}: random, pretrained or a run's path")
     if not isinstance(node["freeze"], bool):
@@ -264,15 +379,12 @@ def refuse_unknown(key: str, name: str, known: Sequence[str]) -> None:
     raise ValueError(f"{path}: nothing reads such a setting; {hint}")
 
 
-def _check_nodes(trainer: Mapping[str, Any]) -> None:
-    nodes = trainer.get("num_nodes", 1)
-    # torchrun's variable (Lightning's own too) and Slurm's: without either, the first node waits for the others forever
-    if nodes != 1 and not {"MASTER_ADDR", "SLURM_NTASKS"} & os.environ.keys():
-        raise ValueError(f"trainer.num_nodes={nodes!r}: start the command with torchrun or srun; alone allowed is 1")
-
-
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_seed(value: Any) -> bool:
+    return _is_int(value) and 0 <= value < 2**32
 
 
 def write_config(config: Mapping[str, Any], folder: Path) -> None:
@@ -305,23 +417,48 @@ def explain(error: BaseException) -> str | None:
         allowed = error.options or (options(group) if group in GROUPS else None)  # none for one of several choices
         if allowed:
             return f"{group}={choice}: allowed are {', '.join(sorted(allowed))}"
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error.override)
     if isinstance(error, ConfigCompositionException):
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        if match := re.match(r"Could not override '(.+?)'", lines[0]):
+        line = _first_line(error)
+        if match := re.match(r"Could not override '(.+?)'", line):
             return _unknown_key(match[1])
-        if match := re.match(r"Ambiguous value for argument '(.+?)'", lines[0]):
+        if match := re.match(r"Ambiguous value for argument '(.+?)'", line):
             return f"{match[1]}: several values make a sweep; put -m before the settings"
-        return lines[0]
+        if "only supported from the primary config" in line:
+            return "config-name: must be config; settings of your own go into DIR/experiments/NAME.yaml, which " + (
+                "begins with `# @package _global_`: --config-dir DIR experiments=NAME"
+            )
+        return line
     if isinstance(error, HydraException | OmegaConfBaseException):
-        return str(error).splitlines()[0].removeprefix("ValueError raised while resolving interpolation: ")
+        return _first_line(error).removeprefix("ValueError raised while resolving interpolation: ")
     if type(error).__name__ == "RuntimeError" and 'Could not detect "srun"' in str(error):
         return "hydra/launcher=slurm: there is no srun on this machine; allowed where Slurm is"
     if isinstance(error, RuntimeError) and str(error).startswith("Unknown plugin class"):
         plugin = str(error).partition("hydra_plugins.")[2].partition(".")[0]
         return f"{plugin}: not installed; launchers and search are extras: [joblib], [submitit], [ray], [optuna]"
+    if isinstance(error, RuntimeError | MemoryError) and re.search(_OUT_OF_MEMORY, f"{type(error).__name__} {error}"):
+        return f"out of memory ({_first_line(error)}); a smaller data.batch_size, model.width or T needs less"
     if isinstance(error, ValueError | FloatingPointError | OSError | MissingPackage):
-        return str(error)
+        return _first_line(error)
+    if type(error).__name__ == "MisconfigurationException":  # Lightning's, which is not imported for this
+        return _first_line(error)
     return None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _unreadable(override: str) -> str:
+    """What to write for a word of the command line that Hydra's grammar cannot read."""
+    key, equals, value = override.partition("=")
+    if not equals or key != key.strip() or not key:
+        return f"{override}: must be KEY=VALUE or GROUP=CHOICE, without blanks around the ="
+    if "'" in value or '"' in value:
+        return f"{key}: {value} cannot be read: a quotation mark, bracket or brace in it has no partner"
+    return f"{key}: {value} has characters that must be quoted, twice because of the shell: '{key}=\"{value}\"'"
 
 
 def _unknown_key(key: str) -> str:
@@ -341,7 +478,8 @@ def _unknown_key(key: str) -> str:
         return f"{key}: no such setting of Hydra's; `--cfg hydra` prints all of them"
     if key == "data.time_steps":
         return f"{key}: these are static images, shown for as many steps as model.time_steps says; set that"
-    return f"{key}: no such setting here; {_near(key)}`--cfg job` prints all of them"
+    hint = _near(key) or f"+{key}=VALUE adds one that its YAML leaves out; "
+    return f"{key}: no such setting here; {hint}`--cfg job` prints all of them"
 
 
 def _near(key: str) -> str:
@@ -349,7 +487,7 @@ def _near(key: str) -> str:
     path, _, name = key.lstrip("+~").rpartition(".")
     others = [word for word in sys.argv[1:] if "=" in word and not word.startswith(("-", "hydra")) and key not in word]
     try:
-        node: Any = compose(others)
+        node: Any = compose(others, own_folder(sys.argv[1:]))
         for part in path.split("."):
             node = node[part]
         close = difflib.get_close_matches(name, node, n=1)

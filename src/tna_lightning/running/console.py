@@ -24,6 +24,8 @@ def quiet_lightning() -> AbstractContextManager[None]:
         "lightning.pytorch",
         logging.WARNING,
         LEAF_SPEC,
+        # an epoch that is not validated is not the best
+        ".*could not find the monitored key in the returned metrics.*",
         # a short epoch is nothing to warn of: metrics are logged by epoch
         ".*is smaller than the logging interval.*",
         # a teacher stays in eval mode
@@ -82,17 +84,18 @@ def errors_from_hydra() -> Iterator[None]:
 
 
 def print_record(record: Mapping[str, Any], folder: Path | str) -> None:
-    """The table at the end of a run."""
+    """The table at the end of a run, and its folder in a line of its own, to be copied."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text  # a name may hold brackets, which rich would take for markup
 
-    table = Table(title=title(record), title_justify="left", show_header=False)
+    table = Table(title=Text(title(record)), title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in summary_rows(record):
-        table.add_row(name, value)
-    table.add_row("folder", str(folder))
+        table.add_row(name, Text(value))
     Console(soft_wrap=True).print(table)
+    print(f"folder: {folder}")
 
 
 def warn_of_changes(config: Mapping[str, Any]) -> None:

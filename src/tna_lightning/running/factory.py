@@ -14,6 +14,7 @@ from typing import Any, get_args, get_type_hints
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from torch import nn
 
@@ -41,6 +42,7 @@ _TYPES = {
     "list_type": "a list",
     "tuple_type": "a list",
     "dict_type": "a mapping",
+    "needs_python_object": "a node with a _target_",
 }
 _WIDEST_BLOCK = 16  # channels in a vector of oneDNN's: 8 with AVX2, 16 with AVX-512
 
@@ -64,8 +66,8 @@ def build(key: str, node: Mapping[str, Any], **arguments: Any) -> Any:
         if isinstance(cause, ValueError | FileNotFoundError):
             inner = re.search(r"^full_key: (.+)$", str(error), re.MULTILINE)
             raise type(cause)(f"{key}.{inner[1] + '.' if inner else ''}{cause}") from error
-        if isinstance(cause, TypeError | ImportError | InstantiationException):
-            # a target that does not exist, or a setting that it needs
+        if isinstance(cause, TypeError | ImportError | InstantiationException | MisconfigurationException):
+            # a target that does not exist, a setting that it needs, or what Lightning refuses
             raise ValueError(f"{key}={node.get('_target_')}: {' '.join(str(cause).split())}") from error
         raise cause from None
 
@@ -84,6 +86,8 @@ def _check_settings(key: str, node: Mapping[str, Any]) -> None:
         raise ValueError(f"{key}._target_={node['_target_']!r}: {error.filename} fails ({reason})") from error
     if not callable(target):
         raise ValueError(f"{key}._target_={node['_target_']!r}: there is no such class or function")
+    if not isinstance(node.get("_partial_", False), bool):
+        raise ValueError(f"{key}._partial_={node['_partial_']!r}: must be true or false")
     try:
         functions = [function for _, function in takers(target)]
         known, takes_any = parameters_of(target)
@@ -115,7 +119,7 @@ def _check_type(key: str, value: Any, hint: Any) -> None:
             allowed = [_TYPES.get(each["type"], each["msg"].removeprefix("Input should be ")) for each in problems]
             allowed += ["null"] if type(None) in get_args(hint) else []
             entry = problems[0]["loc"][0] if problems[0]["loc"] and isinstance(value, list) else None
-            if isinstance(entry, int):
+            if isinstance(entry, int) and entry < len(value):  # else the list is too short
                 key, value = f"{key}[{entry}]", value[entry]
             raise ValueError(f"{key}={value!r}: must be {' or '.join(dict.fromkeys(allowed))}") from None
     except (PydanticUserError, TypeError):  # an annotation, or a value, that JSON does not know
@@ -227,7 +231,8 @@ def check_time_steps(key: str, model: Mapping[str, Any], inputs: Inputs) -> None
 def _target(node: Mapping[str, Any]) -> Any:
     """What a node's ``_target_`` names; a stand-in where that cannot be imported, which :func:`build` reports."""
     try:
-        return locate(str(node.get("_target_"))) or dict
+        target = locate(str(node.get("_target_")))
+        return target if callable(target) else dict
     except ErrorDuringImport:
         return dict
 

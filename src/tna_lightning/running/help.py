@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tna_lightning.running.home import GROUPS, default_choices, options
 
 EXAMPLES = """\
@@ -19,8 +21,8 @@ python -m tna_lightning data=cifar10 objective.match_weight=0.05 epochs=100 logg
     other settings, with curves on Weights & Biases"""
 
 
-def help_text() -> str:
-    """The whole text."""
+def help_text(own: Path | None = None) -> str:
+    """The whole text; with the choices in the user's own folder, if there is one."""
     lines = [
         "Train spiking networks with Twin Network Augmentation, keep a ternary SNN.",
         "",
@@ -31,7 +33,7 @@ def help_text() -> str:
     defaults = default_choices()
     for group in GROUPS:
         lines.append(f"\n  {group}")
-        for choice, description in options(group).items():
+        for choice, description in options(group, own).items():
             mark = "*" if defaults.get(group) == choice else " "
             lines.append(f"   {mark} {choice:<18} {description}")
     lines += ["", "Examples:", ""]
@@ -39,6 +41,7 @@ def help_text() -> str:
     lines += [
         "",
         "A companion is built like the base unless model@companion.model or neuron@companion.neuron names another.",
+        "--config-dir DIR adds choices of your own: DIR/model/NAME.yaml and so on; here they are listed with it.",
         "--cfg job prints every setting of the command as it stands. HYDRA_FULL_ERROR=1 shows tracebacks.",
     ]
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -18,10 +19,43 @@ def home() -> Path:
     return package if (package / "conf").is_dir() else package.parents[1]
 
 
-def options(group: str) -> dict[str, str]:
-    """The choices of a config group, each with the one-line description at the head of its file."""
-    folder = home() / group if group == "experiments" else home() / "conf" / group
-    return {path.stem: _description(path) for path in sorted(folder.glob("*.yaml"))}
+def options(group: str, own: Path | None = None) -> dict[str, str]:
+    """The choices of a config group, each with the one-line description at the head of its file.
+
+    Args:
+        group: its name.
+        own: the user's own folder (``--config-dir``), whose choices follow.
+    """
+    folders = [home() / group if group == "experiments" else home() / "conf" / group]
+    folders += [own / group] if own is not None else []
+    return {path.stem: _description(path) for folder in folders for path in sorted(folder.glob("*.yaml"))}
+
+
+def own_folder(words: Sequence[str]) -> Path | None:
+    """The user's own folder that a command line names (``--config-dir DIR``, ``--config-dir=DIR``, ``-cd DIR``)."""
+    for index, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if flag in ("--config-dir", "-cd"):
+            value = value if equals else "".join(words[index + 1 : index + 2])
+            return Path(value) if value else None
+    return None
+
+
+def refuse_hidden(own: Path) -> None:
+    """Refuse a choice of the user's own that bears the name of one that comes along, which Hydra would take instead.
+
+    Raises:
+        ValueError: there is one; or there is no such folder.
+    """
+    if not own.is_dir():
+        raise ValueError(f"config-dir={str(own)!r}: there is no such folder")
+    for path in sorted(own.rglob("*.yaml")):
+        name = path.relative_to(own)
+        if (home() / "conf" / name).is_file() or (name.parts[0] == "experiments" and (home() / name).is_file()):
+            raise ValueError(
+                f"config-dir={str(own)!r}: {name} has the name of a choice that comes along, which would be taken; "
+                "give it another (it may inherit: defaults: [NAME, _self_])"
+            )
 
 
 def default_choices() -> dict[str, str]:

@@ -34,7 +34,7 @@ def plot_curves(history: History, path: Path | str, title: str = "") -> None:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     accuracy, loss = figure.subplots(1, 2)
     figure.suptitle(title, fontsize=10)
-    epochs = history["epoch"]
+    epochs = [epoch + 1 for epoch in history["epoch"] if epoch is not None]  # counted from 1, as the table does
 
     def curve(axes: Any, name: str, scale: float = 1.0, **style: Any) -> None:
         if name in history:

@@ -34,12 +34,14 @@ class Source:
     Attributes:
         path: dotted path of a class or function. The ``**settings`` of a class are its base class's.
         is_partial: what is built is a factory.
-        without: arguments that are no settings: the program gives them.
+        without: arguments that are no settings: the program gives them, or they have no effect here.
+        told_in: our module whose docstring says what the settings of somebody else's class mean.
     """
 
     path: str
     is_partial: bool = False
     without: tuple[str, ...] = ()
+    told_in: str | None = None
 
 
 SOURCES = {
@@ -66,6 +68,7 @@ SOURCES = {
     "Trainer": Source(
         "lightning.Trainer",
         without=(*NOT_FOR_TRAINER, "limit_predict_batches", "enable_autolog_hparams", "model_registry"),
+        told_in="tna_lightning.running.trainer",
     ),
     "InferenceCost": Source("tna_lightning.callbacks.inference_cost.InferenceCost"),
     "MemoryModel": Source("tna_lightning.cost.MemoryModel"),
@@ -82,7 +85,11 @@ SOURCES = {
     "EMA": Source("tna_lightning.callbacks.EMA"),
     "SWA": Source("tna_lightning.callbacks.SWA"),
     **{
-        name: Source(f"lightning.pytorch.callbacks.{name}")
+        name: Source(
+            f"lightning.pytorch.callbacks.{name}",
+            without=("verbose", "log_rank_zero_only"),
+            told_in="tna_lightning.running.callbacks",
+        )
         for name in ("EarlyStopping", "LearningRateMonitor", "DeviceStatsMonitor")
     },
 }
@@ -100,7 +107,9 @@ def render(source: Source) -> str:
         for parameter in inspect.signature(function).parameters.values():
             if parameter.default is not parameter.empty and parameter.name not in source.without:
                 defaults.setdefault(parameter.name, parameter.default)
-    if source.path.startswith("tna_lightning."):  # others' settings are explained where they are documented
+    if source.told_in is not None:
+        meanings = arguments_in(inspect.getdoc(importlib.import_module(source.told_in)) or "")
+    else:
         for owner in target.__mro__ if isinstance(target, type) else (target, getattr(target, "builder", None)):
             meanings = arguments_in(inspect.getdoc(owner) or "") | meanings
     for name, default in defaults.items():

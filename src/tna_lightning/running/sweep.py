@@ -81,7 +81,7 @@ class Outcome:
             start = {"fresh": "", "resumed": "resumed, ", "repeated": "repeated, "}[self.start]
             what = f"{start}{self.status} in {self.seconds:.0f} s"
         if self.test_acc is not None:
-            what += f", accuracy {self.test_acc:.2%}"
+            what += f", test accuracy {self.test_acc:.2%}"
         if self.error:
             what += f" ({self.error})"
         return f"#{self.number} {what}: {self.overrides or Path(self.folder).name}"
@@ -118,7 +118,6 @@ def _train_in_a_process(config: dict[str, Any], folder: Path, number: int, overr
         if is_active(folder):
             return dataclasses.replace(outcome, status="busy")
         outcome = dataclasses.replace(outcome, start=_start(config, folder, before))
-        config["trainer"]["enable_progress_bar"] = False  # nobody watches a file
         configuration.write_config(config, folder)
         with (
             (folder / LOG).open("ab") as log,
@@ -243,12 +242,13 @@ class SweepSummary(Callback):
         try:
             _refuse_minimization(config)
             folder = Path(OmegaConf.select(config, "hydra.sweep.dir"))
-        except ValueError as error:  # here, since Hydra makes a warning of any error in a callback
+            notes = (folder / ".sweeps" / uuid.uuid4().hex[:12]).absolute()
+            notes.mkdir(parents=True)
+        except (ValueError, OSError) as error:  # here, since Hydra makes a warning of any error in a callback
             leave(error)
         _sweep = self
         begin_sweep()
-        self.notes = (folder / ".sweeps" / uuid.uuid4().hex[:12]).absolute()
-        self.notes.mkdir(parents=True)
+        self.notes = notes
         words = OverridesParser.create().parse_overrides(OmegaConf.select(config, "hydra.overrides.task"))
         self.same_in_all = frozenset(_key(word.input_line or "") for word in words if not word.is_sweep_override())
         print(f"sweep {folder}: a line for each job when it ends; until then its output is in RUN/{LOG}", flush=True)

@@ -42,12 +42,12 @@ def job(cfg: DictConfig) -> float | None:
 
 
 def _single_run(config: dict[str, Any], folder: Path) -> None:
-    if config["trainer"].get("devices") == 1:
+    check(config)  # before torch and Lightning are imported, which takes seconds
+    if config["trainer"]["devices"] == 1:
         from tna_lightning.running.train import run_and_report
 
         run_and_report(config, folder)
         return
-    check(config)
     if config["resume"]:
         Run(folder, config).previous()  # refuses another run's folder before anything is written to it
     was_there = any((folder / name).exists() for name in (CONFIG, RECORD))

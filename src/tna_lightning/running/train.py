@@ -32,7 +32,7 @@ from tna_lightning.quantization import WeightQuantization
 from tna_lightning.quantization.kept import weight_report
 from tna_lightning.quantization.packing import save_network
 from tna_lightning.running import checkpoints, companions, loggers
-from tna_lightning.running.callbacks import build_callbacks
+from tna_lightning.running.callbacks import build_callbacks, check_monitors
 from tna_lightning.running.config import BAD_INPUT, check, companion_nodes, companion_prefix, read_config, write_config
 from tna_lightning.running.console import leave, print_record, quiet_lightning, was_interrupted
 from tna_lightning.running.factory import (
@@ -50,7 +50,7 @@ from tna_lightning.running.neuron_trial import try_network
 from tna_lightning.running.pictures import plot_curves, plot_inspection
 from tna_lightning.running.processes import end_with_parent
 from tna_lightning.running.record import LAST_CHECKPOINT, NETWORK, Run, now
-from tna_lightning.running.sync_batchnorm import SyncBatchNorm
+from tna_lightning.running.trainer import build_trainer
 from tna_lightning.running.weights import digest, load_weights, weights_file
 
 log = logging.getLogger(__name__)
@@ -128,6 +128,8 @@ def _changed_since(previous: Mapping[str, Any], config: Mapping[str, Any]) -> It
 def _begin(run: Run) -> None:
     if not run.config["resume"]:
         run.put_aside()
+    elif (earlier := run.previous()) is not None and "wandb_id" in earlier:
+        run.record["wandb_id"] = earlier["wandb_id"]  # a run that goes on is the same one there
     write_config(run.config, run.folder)
     run.write(sources=_sources(run.config))
 
@@ -168,27 +170,14 @@ def _prepare(run: Run) -> _Prepared:
     if config["logger"]:
         callbacks.append(LayerCurves())
     # the user's first: what they log at the end of an epoch is history, what they draw when a run goes on is undone
-    callbacks = [*build_callbacks(config, callbacks), *callbacks]
+    users = build_callbacks(config, callbacks)
+    check_monitors(config, users, learner, datamodule.num_classes)
+    callbacks = [*users, *callbacks]
     quantization = build_quantization(config)
     if quantization is not None:
         callbacks.insert(0, quantization)
 
-    unless_validated = {} if config["data"].get("val_fraction", 1) else {"limit_val_batches": 0}
-    on_cpu = config["trainer"]["accelerator"] == "cpu" or not torch.cuda.is_available()
-    syncs_on_cpu = config["trainer"]["sync_batchnorm"] and on_cpu
-    with quiet_lightning():
-        trainer = build(
-            "trainer",
-            config["trainer"],
-            callbacks=callbacks,
-            logger=False,
-            plugins=[checkpoints.AtomicCheckpointIO(), *([SyncBatchNorm()] if syncs_on_cpu else [])],
-            sync_batchnorm=config["trainer"]["sync_batchnorm"] and not syncs_on_cpu,
-            num_sanity_val_steps=0,
-            **unless_validated,
-            enable_model_summary=False,
-            default_root_dir=run.folder,
-        )
+    trainer = build_trainer(config, run.folder, callbacks)
     if quantization is not None:
         with under("quant"):
             quantization.check(learner, trainer.max_epochs)
@@ -209,6 +198,11 @@ def _train(run: Run, prepared: _Prepared) -> dict[str, Any]:
             weights = companions.pretrained_weights(config, train, name)
             lightning.seed_everything(config["seed"], workers=True, verbose=False)  # in the environment, too
         load_weights(f"{companion_prefix(name)}weights", learner.networks[name], weights, neurons="same")
+    if config["compile"] != "none":
+        log.info(
+            "compile=%s: the first steps wait for torch.compile, a minute or so unless its cache has it",
+            config["compile"],
+        )
     with loggers.opened(run, prepared.logger) as logger, quiet_lightning():
         trainer.logger = logger
         trainer.fit(learner, datamodule=datamodule, ckpt_path=prepared.ckpt_path, weights_only=True)
@@ -342,7 +336,10 @@ def _kept_epoch(history: History, kept: ModelCheckpoint) -> dict[str, Any]:
     """Validation results of the epoch whose weights are kept, and its number."""
     row = history.rows[-1]
     if kept.monitor is not None:  # max takes the first of several equals, as ModelCheckpoint does
-        row = max(history.rows, key=lambda row: row["val/acc"] or 0.0)
+        rows = [row for row in history.rows if "val/acc" in row]
+        if not rows:
+            raise ValueError("keep='best': training ended before its first validation; keep=last keeps the last epoch")
+        row = max(rows, key=lambda row: row["val/acc"] or 0.0)
     return {name: value for name, value in row.items() if name.startswith("val/")} | {"kept_epoch": row["epoch"]}
 
 

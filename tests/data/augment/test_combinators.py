@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tna_lightning.data import Batch
+from tna_lightning.data import Batch, DigitsDataModule
 from tna_lightning.data.augment import CutMix, Flip, On, Sometimes, set_up
 
 
@@ -41,6 +41,30 @@ def test_on_changes_the_samples_of_the_subset_alone(subset):
 def test_none_of_the_subset_in_the_batch_changes_nothing():
     before = batch()
     assert On([1000], CutMix())(before, generator()) is before
+
+
+@pytest.mark.parametrize(
+    ("subset", "message"),
+    [
+        ([3, 1797], r"^augment\.some=Sometimes: subset has 1797: the samples' numbers are 0 to 1796$"),
+        ([-1, 3], r"subset has -1: "),
+        ([], r"subset: none of these samples is trained on"),
+        ("test", r"subset: none of these samples is trained on"),
+    ],
+)
+def test_samples_that_are_not_there_are_refused_before_training(subset, message):
+    data = DigitsDataModule()
+    data.setup("fit")
+    subset = data.test_set.subset if subset == "test" else subset
+    refused, right = (
+        DigitsDataModule(augment={"some": Sometimes(0.5, On(numbers, Flip()))})
+        for numbers in (subset, [int(data.train_set.subset[0]), int(data.test_set.subset[0])])
+    )
+    for data in (refused, right):
+        data.setup("fit")
+    right.try_augmentation()
+    with pytest.raises(ValueError, match=message):
+        refused.try_augmentation()
 
 
 def test_labels_of_the_others_become_one_hot():

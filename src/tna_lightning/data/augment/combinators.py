@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tna_lightning.data.augment.mixing import class_probabilities
-from tna_lightning.data.augment.operation import Operation, Samples, set_up
+from tna_lightning.data.augment.operation import Operation, Samples, check_samples, set_up
 from tna_lightning.data.batch import Batch
 
 
@@ -61,6 +61,19 @@ class On:
         """Hand it on."""
         set_up(self.operation, data)
 
+    def check_samples(self, numbers: Tensor, num_samples: int) -> None:
+        """Refuse numbers that no sample has, and a subset of which none is trained on.
+
+        Raises:
+            ValueError: it is such a one.
+        """
+        beyond = self.subset[(self.subset < 0) | (self.subset >= num_samples)]
+        if len(beyond):
+            raise ValueError(f"subset has {int(beyond[0])}: the samples' numbers are 0 to {num_samples - 1}")
+        if not torch.isin(self.subset, numbers.to(self.subset.device)).any():
+            raise ValueError("subset: none of these samples is trained on")
+        check_samples(self.operation, numbers, num_samples)
+
     def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:
         """See :class:`~tna_lightning.data.augment.Operation`."""
         if batch.index is None:
@@ -86,6 +99,10 @@ class Sometimes:
     def setup(self, data: Samples) -> None:
         """Hand it on."""
         set_up(self.operation, data)
+
+    def check_samples(self, numbers: Tensor, num_samples: int) -> None:
+        """Hand it on."""
+        check_samples(self.operation, numbers, num_samples)
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:
         """See :class:`~tna_lightning.data.augment.Operation`."""

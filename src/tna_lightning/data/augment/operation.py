@@ -55,6 +55,15 @@ def set_up(operation: Any, data: Samples) -> None:
         operation.setup(data)
 
 
+def check_samples(operation: Any, numbers: Tensor, num_samples: int) -> None:
+    """Call the operation's ``check_samples``, if it has one, before training.
+
+    It gets the numbers of the training samples and that of all, and refuses by a ValueError.
+    """
+    if hasattr(operation, "check_samples"):
+        operation.check_samples(numbers, num_samples)
+
+
 def need_images(data: Samples) -> None:
     """Refuse event frames."""
     if data.time_steps is not None:
