@@ -21,6 +21,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from tna_lightning.data.batch import Batch
 from tna_lightning.objectives import Losses, Objective, Plain, readout
+from tna_lightning.quantization.parametrized import check_state
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
 ScheduleFactory = Callable[[Optimizer, int, int], LRScheduler]
@@ -186,6 +187,10 @@ class TwinLearner(lightning.LightningModule):
         if self._trainer is not None and self.trainer.state.fn != "fit":
             checkpoint.pop("current_model_state", None)
             checkpoint.pop("averaging_state", None)
+        for name, network in self.networks.items():
+            state = {key: value for key, value in checkpoint["state_dict"].items() if key.startswith(f"{name}.")}
+            if state:
+                check_state(name, network, {key.removeprefix(f"{name}."): value for key, value in state.items()})
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of the base, averaged over time, ``[B, K]`` float32."""
@@ -265,10 +270,9 @@ class TwinLearner(lightning.LightningModule):
             weights: list[nn.Parameter] = []
             no_decay: list[nn.Parameter] = []
             left_alone = {id(parameter) for module in network.modules() for parameter in _left_alone(module)}
-            for module in network.modules():
-                for parameter in module.parameters(recurse=False):
-                    if parameter.requires_grad:
-                        (no_decay if id(parameter) in left_alone or parameter.ndim < 2 else weights).append(parameter)
+            for parameter in network.parameters():  # each once, also where several modules hold it
+                if parameter.requires_grad:
+                    (no_decay if id(parameter) in left_alone or parameter.ndim < 2 else weights).append(parameter)
             if weights:
                 yield {"name": f"{network_name}.weights", "params": weights}
             if no_decay:

@@ -30,8 +30,8 @@ from tna_lightning.cost.yardstick import quantized_ann
 from tna_lightning.data.batch import Batch
 from tna_lightning.models import SpikingNeuron
 from tna_lightning.models.blocks import UNITS
-from tna_lightning.quantization.kept import NORMS, network_bytes, parameter_layer, weight_report
-from tna_lightning.quantization.parametrized import WEIGHTED
+from tna_lightning.quantization.kept import network_bytes, weight_report
+from tna_lightning.quantization.weights import NORMS, WEIGHTED, parameter_layers, plain_name
 
 # Horowitz, "Computing's energy problem", ISSCC 2014: 45 nm, 32-bit float, multiply and add 3.7 + 0.9, add 0.9
 PJ_PER_MAC = 4.6
@@ -102,7 +102,8 @@ class CostCounter:
         self.num_images = 0
         self.time_steps = 1  # the largest T seen
         modules = dict(network.named_modules())
-        self._names = {id(module): name for name, module in modules.items()}
+        self._names = {id(module): plain_name(name) for name, module in modules.items()}
+        self._layers_of = parameter_layers(network)
         self._are_opaque = {id(module) for module in modules.values() if isinstance(module, OPAQUE)}
         self._are_fused = {id(module) for module in modules.values() if isinstance(module, FUSED)}
         self._layers: defaultdict[str, WeightProduct] = defaultdict(WeightProduct)
@@ -260,7 +261,7 @@ class CostCounter:
         self, frame: Frame, operation: str, weight: Weight | None, shapes: Shapes, data: Data, product: Any
     ) -> None:
         """Count data times a weight or a constant."""
-        count = self._constants[frame.name, operation] if weight is None else self._layers[parameter_layer(weight.name)]
+        count = self._constants[frame.name, operation] if weight is None else self._layers[self._layers_of[weight.name]]
         count.count(product.key, product.x.detach(), product.weight.detach(), product.fan_out)
         count.passes.call(product.dense, product.x.numel(), shapes, data)
 
