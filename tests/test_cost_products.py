@@ -324,6 +324,7 @@ def test_a_pass_that_fails_is_not_counted_and_hides_no_later_one():
 
     assert not module._global_forward_hooks
     assert not module._global_forward_pre_hooks
+    assert not module._global_forward_hooks_with_kwargs
     assert _get_current_dispatch_mode() is None
 
 

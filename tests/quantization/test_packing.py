@@ -27,7 +27,14 @@ from tna_lightning.quantization import (
     weight_report,
 )
 from tna_lightning.quantization.codes import alphabet
-from tna_lightning.quantization.packing import _digest_of_tensors, decoded_state, pack, read_packed, unpack, write_packed
+from tna_lightning.quantization.packing import (
+    _digest_of_tensors,
+    decoded_state,
+    pack,
+    read_packed,
+    unpack,
+    write_packed,
+)
 
 DATA = Path(__file__).parent / "data"
 SCHEMES = {

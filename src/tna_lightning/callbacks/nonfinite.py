@@ -1,4 +1,4 @@
-"""Stop when the loss or a weight is no number any more."""
+"""Stop when the loss, a weight or a running statistic is no number any more."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ ADVICE = "a lower optimizer.lr or trainer.gradient_clip_val may help"
 
 
 class NonFiniteLoss(FloatingPointError):
-    """The training loss, or a weight, became NaN or infinite."""
+    """The training loss, a weight or a buffer became NaN or infinite."""
 
 
 class StopOnNonFiniteLoss(Callback):
-    """Ends training with :class:`NonFiniteLoss` once the loss is NaN or infinite, or a weight after an epoch.
+    """Ends training with :class:`NonFiniteLoss` once the loss is NaN or infinite, or a weight or buffer after an epoch.
 
     The step of the loss is remembered on the device and read every ``every_n_steps`` batches and at the end of every
     epoch, before checkpoints are written: no bad state is ever saved, and an accelerator need not wait at every step.
-    The last step of an epoch may spoil the weights with a finite loss: they are looked at too, before validation.
+    The last step of an epoch may spoil the weights with a finite loss, and huge inputs the running statistics of batch
+    norm, which training does not read: they are looked at too, before validation, but for buffers that were not finite
+    when training began.
 
     Args:
         every_n_steps: how often to look; 1 on a CPU, where looking is free.
@@ -30,6 +32,14 @@ class StopOnNonFiniteLoss(Callback):
     def __init__(self, every_n_steps: int = 50) -> None:
         self.every_n_steps = every_n_steps
         self._first_bad_step: Tensor | None = None
+        self._watched: list[str] = []
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        buffers = [
+            name for name, buffer in pl_module.named_buffers() if buffer.is_floating_point() and buffer.isfinite().all()
+        ]
+        # the quantisers' cutoff is infinite where training sees nothing quantised
+        self._watched = [name for name in buffers if not name.endswith("parametrizations.weight.0.cutoff")]
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -53,12 +63,16 @@ class StopOnNonFiniteLoss(Callback):
 
     def _raise_if_weights_are_bad(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._raise_if_bad(trainer)  # the loss came first
-        names, are_finite = zip(*((name, p.isfinite().all()) for name, p in pl_module.named_parameters()), strict=True)
+        buffers = dict(pl_module.named_buffers())
+        tensors = [*pl_module.named_parameters(), *((name, buffers[name]) for name in self._watched if name in buffers)]
+        names, are_finite = zip(*((name, tensor.isfinite().all()) for name, tensor in tensors), strict=True)
         is_finite = torch.stack([each.to(are_finite[0].device) for each in are_finite]).tolist()  # one wait for all
         if not all(is_finite):
+            name = names[is_finite.index(False)]
+            advice = f"inputs may be too large for it; if not, {ADVICE}" if name in buffers else ADVICE
             raise NonFiniteLoss(
-                f"{names[is_finite.index(False)]} is not finite at the end of epoch {trainer.current_epoch}: training "
-                f"stops, the last good checkpoint is kept; {ADVICE}"
+                f"{name} is not finite at the end of epoch {trainer.current_epoch}: training stops, the last good "
+                f"checkpoint is kept; {advice}"
             )
 
     def _raise_if_bad(self, trainer: lightning.Trainer) -> None:

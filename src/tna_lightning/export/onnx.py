@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from tna_lightning.export.checking import check, peek
 from tna_lightning.files import replacing
 from tna_lightning.packages import LEAF_SPEC, quiet, require
+from tna_lightning.quantization.folding import without_quantizers
 
 OPSET = 20
 
 
 def export_onnx(network: nn.Module, path: Path | str, batches: Iterable[Tensor]) -> dict[str, int]:
-    """Write an ONNX model with its weights, of any batch size, and check it with onnxruntime.
+    """Write an ONNX model with its weights, decoded, of any batch size, and check it with onnxruntime.
 
     Arguments, result and errors as for :func:`~tna_lightning.export.export_packed`.
 
@@ -28,6 +29,7 @@ def export_onnx(network: nn.Module, path: Path | str, batches: Iterable[Tensor])
     import onnx
     import onnxruntime
 
+    network = without_quantizers(network)
     first, batches = peek(batches)
     # two images, because torch takes a batch of one for a constant
     example = first[:2] if len(first) > 1 else torch.cat([first, first])

@@ -14,7 +14,7 @@ from tna_lightning.models.over_time import OverTime
 from tna_lightning.quantization.codes import CHANNEL, SIGN, Codes
 from tna_lightning.quantization.kept import kept_weights
 from tna_lightning.quantization.parametrized import put_back, quantization_of
-from tna_lightning.quantization.weights import WRAPPER, aliases_of, computed_tensors, modules_of
+from tna_lightning.quantization.weights import WRAPPER, aliases_of, computed_tensors, modules_of, own_tensors
 
 
 class Scaled(nn.Module):
@@ -24,7 +24,6 @@ class Scaled(nn.Module):
     """
 
     scale: nn.Parameter
-    bias: nn.Parameter
 
 
 class _ScaledConv(Scaled):
@@ -52,7 +51,7 @@ class _ScaledConv(Scaled):
         """Currents, from spikes or images ``[N, C, ...]``."""
         layer = cast(Any, self)
         channels = (-1, *[1] * (layer.weight.ndim - 2))
-        return layer._conv_forward(x, layer.weight, None) * self.scale.view(channels) + self.bias.view(channels)
+        return layer._conv_forward(x, layer.weight, None) * self.scale.view(channels) + layer.bias.view(channels)
 
 
 class ScaledConv1d(_ScaledConv, nn.Conv1d):
@@ -83,7 +82,7 @@ class ScaledLinear(Scaled, nn.Linear):
         return nn.functional.linear(x, self.weight) * self.scale + self.bias
 
 
-FOLDS = {
+FOLDS: dict[Any, tuple[Any, Any]] = {
     nn.Conv1d: (nn.BatchNorm1d, ScaledConv1d),
     nn.Conv2d: (nn.BatchNorm2d, ScaledConv2d),
     nn.Conv3d: (nn.BatchNorm3d, ScaledConv3d),
@@ -130,7 +129,7 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
 
 def _is_tied(network: nn.Module, layer: nn.Module) -> bool:
     weight = layer.weight
-    return sum(tensor is weight for module in network.modules() for tensor in module._parameters.values()) > 1
+    return sum(tensor is weight for module in network.modules() for tensor in own_tensors(module).values()) > 1
 
 
 def without_quantizers(network: nn.Module) -> nn.Module:

@@ -129,7 +129,9 @@ def packed_state(network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]
     tensors = plain_state_dict(network.state_dict())
     layers = {}
     for layer, _, kept in kept_weights(network):
-        for name in map(weight_name, aliases[id(modules[layer])] if kept is not None else ()):
+        if kept is None:
+            continue
+        for name in map(weight_name, aliases[id(modules[layer])]):
             del tensors[name]
             tensors[f"{name}.codes"] = pack(kept.values, kept.bits)
             if kept.scale is not None:
@@ -353,6 +355,7 @@ def load_packed(path: Path | str, network: nn.Module | None = None) -> nn.Module
         if not torch.equal(own[name], value.to(own[name])):
             raise ValueError(f"path={str(path)!r}: fits another network ({name} is tied to another weight in this one)")
     aliases = aliases_of(network)
+    module: Any
     for module in network.modules():
         for name in map(weight_name, aliases[id(module)]):
             if name in kept:

@@ -24,6 +24,7 @@ from tna_lightning.quantization.weights import (
     computed_tensors,
     modules_of,
     other_weights,
+    own_tensors,
     plain_name,
 )
 
@@ -177,9 +178,7 @@ def schemes_by_layer(
             f"network: the weights of {', '.join(given)} differ by time step already, as in a packed file; quantise "
             "the full-precision ones of its checkpoint"
         )
-    computed = {
-        name: tensors["weight"] for name in schemes if "weight" in (tensors := computed_tensors(modules[name]))
-    }
+    computed = {name: tensors["weight"] for name in schemes if "weight" in (tensors := computed_tensors(modules[name]))}
     if computed:
         alike = next(iter(computed.values()))
         names = [name for name, tensor in computed.items() if tensor.words == alike.words]
@@ -204,7 +203,7 @@ def check_exists(modules: Mapping[str, nn.Module]) -> None:
     Raises:
         ValueError: those of a lazy module that has seen no input.
     """
-    lazy = [name for name, module in modules.items() if any(map(is_lazy, module._parameters.values()))]
+    lazy = [name for name, module in modules.items() if any(map(is_lazy, module.parameters(recurse=False)))]
     if lazy:
         raise ValueError(
             f"network: the weights of {', '.join(lazy)} do not exist yet, being lazy; call the network on an input once"
@@ -231,10 +230,9 @@ def _check_tied(network: nn.Module, schemes: Mapping[str, Quantizer]) -> None:
         if isinstance(module, parametrize.ParametrizationList):  # part of its layer
             continue
         quantized = quantization_of(module)
-        own = [*module._parameters.values(), *([] if quantized is None else [_original(module)])]
-        for parameter in own:
-            if parameter is not None:
-                holders.setdefault(id(parameter), []).append(name)
+        own = own_tensors(module, False).values()
+        for parameter in [*own, *([] if quantized is None else [_original(module)])]:
+            holders.setdefault(id(parameter), []).append(name)
     for names in holders.values():
         found = [schemes.get(name) for name in names]
         first = next((scheme for scheme in found if scheme is not None), None)
@@ -336,7 +334,7 @@ def quantize_network(
 
 
 def dequantize_network(network: nn.Module) -> None:
-    """Take the quantisers of :func:`quantize_network` off again: weights are the full-precision ones, as trained so far.
+    """Take the quantisers of :func:`quantize_network` off: weights are the full-precision ones, as trained so far.
 
     The parameters stay the same objects, so an optimizer goes on with them; learned scales are gone. Weights as they
     are deployed come from :func:`~.packing.save_network` and :func:`~.packing.load_packed` instead.
@@ -381,8 +379,8 @@ def _matches(layer: Iterable[str], names: Iterable[str]) -> bool:
 def plain_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state of a quantised network under the names of the plain one: its full-precision weights, no quantisers.
 
-    For starting a training, quantised or not, from the weights of another (``network.load_state_dict``). Names are those
-    that were there before ``torch.compile``; what other parametrisations compute weights from stays as it is.
+    For starting a training, quantised or not, from the weights of another (``network.load_state_dict``). Names are as
+    before ``torch.compile``; what other parametrisations compute weights from stays as it is.
     """
     ours = {key.removesuffix("0.cutoff") for key in state if f".{key}".endswith(f".{OURS}0.cutoff")}
     plain = {}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -41,6 +42,12 @@ def aliases_of(network: nn.Module) -> dict[int, list[str]]:
     return aliases
 
 
+def own_tensors(module: nn.Module, with_buffers: bool = True) -> dict[str, Tensor]:
+    """A module's own parameters by name, and buffers, without those of the modules in it."""
+    found: dict[str, Tensor] = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+    return found | (dict(module.named_buffers(recurse=False, remove_duplicate=False)) if with_buffers else {})
+
+
 @dataclass(frozen=True)
 class Computed:
     """A tensor of a module that is no parameter, since parametrisations or torch's older hooks compute it.
@@ -66,7 +73,7 @@ def computed_tensors(module: nn.Module) -> dict[str, Computed]:
             parts = [part for part, _ in (*parametrizations.named_parameters(), *parametrizations.named_buffers())]
             found[name] = Computed(
                 tuple(f"parametrizations.{name}.{part}" for part in parts),
-                lambda parametrizations=parametrizations: _in_eval_mode(parametrizations),
+                partial(_in_eval_mode, parametrizations),
                 "parametrized already, as by weight norm",
                 f"torch.nn.utils.parametrize.remove_parametrizations(layer, {name!r})",
             )
@@ -74,14 +81,14 @@ def computed_tensors(module: nn.Module) -> dict[str, Computed]:
         if isinstance(hook, WeightNorm):
             found[hook.name] = Computed(
                 (f"{hook.name}_g", f"{hook.name}_v"),
-                lambda hook=hook: hook.compute_weight(module),
+                partial(hook.compute_weight, module),
                 "computed by torch.nn.utils.weight_norm",
                 f"torch.nn.utils.remove_weight_norm(layer, {hook.name!r})",
             )
         elif isinstance(hook, SpectralNorm):
             found[hook.name] = Computed(
                 tuple(f"{hook.name}_{part}" for part in ("orig", "u", "v")),
-                lambda hook=hook: hook.compute_weight(module, do_power_iteration=False),
+                partial(hook.compute_weight, module, do_power_iteration=False),
                 "computed by torch.nn.utils.spectral_norm",
                 f"torch.nn.utils.remove_spectral_norm(layer, {hook.name!r})",
             )
@@ -89,7 +96,7 @@ def computed_tensors(module: nn.Module) -> dict[str, Computed]:
             name = cast(Any, hook)._tensor_name
             found[name] = Computed(
                 (f"{name}_orig", f"{name}_mask"),
-                lambda hook=hook: hook.apply_mask(module),
+                partial(cast(Any, hook).apply_mask, module),
                 "pruned by torch.nn.utils.prune",
                 f"torch.nn.utils.prune.remove(layer, {name!r})",
             )
@@ -120,10 +127,10 @@ def other_weights(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
         elif not name.startswith(within):
             computed = computed_tensors(module)
             parts = {part for tensor in computed.values() for part in tensor.parts}
-            own = {part: parameter for part, parameter in module._parameters.items() if part not in parts}
+            own = {part: parameter for part, parameter in own_tensors(module, False).items() if part not in parts}
             for part, tensor in (own | {part: tensor.value() for part, tensor in computed.items()}).items():
                 is_a_layers = part == "weight" and isinstance(module, WEIGHTED)
-                if tensor is not None and not is_lazy(tensor) and tensor.ndim >= 2 and not is_a_layers:
+                if not is_lazy(tensor) and tensor.ndim >= 2 and not is_a_layers:
                     yield weight_of(name, part), tensor.detach()
 
 
@@ -139,6 +146,6 @@ def parameter_layers(network: nn.Module) -> dict[str, str]:
         for tensor, computed in computed_tensors(module).items():
             for part in computed.parts:
                 found.setdefault(f"{path}.{part}".lstrip("."), weight_of(plain_name(path), tensor))
-        for tensor in (*module._parameters, *module._buffers):
+        for tensor in own_tensors(module):
             found.setdefault(f"{path}.{tensor}".lstrip("."), weight_of(plain_name(path), tensor))
     return found
