@@ -445,7 +445,10 @@ def test_a_network_that_is_wrapped_by_torch_compile_has_its_plain_names(inner, t
     report = weight_report(network)
     assert [(layer["name"], layer["is_quantized"]) for layer in report["layers"]] == [("stem.0", True), ("last", False)]
     cost = inference_cost(network, [x])
-    assert [(layer["name"], layer["dense_macs"]) for layer in cost["layers"]] == [("stem.0", F * F), ("last", 2 * 2 * F)]
+    assert [(layer["name"], layer["dense_macs"]) for layer in cost["layers"]] == [
+        ("stem.0", F * F),
+        ("last", 2 * 2 * F),
+    ]
     assert [layer["name"] for layer in cost["neuron_layers"]] == ["neuron"]
     save_network(tmp_path / "packed", network)
     with torch.no_grad():

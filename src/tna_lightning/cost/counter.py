@@ -143,7 +143,8 @@ class CostCounter:
         self._stance.__enter__()
         self._warnings = warnings.catch_warnings()
         self._warnings.__enter__()
-        warnings.filterwarnings("ignore", "Using `torch.compile\\(module\\)` when there are global hooks")  # an extra call
+        # they are called for the wrapper too, which is no module of the network
+        warnings.filterwarnings("ignore", "Using `torch.compile\\(module\\)` when there are global hooks")
         # for all modules, not by module: attention and its encoder leave their fast path where a module has hooks
         self._handles.append(register_module_forward_pre_hook(self._begin))
         if id(self.network) not in self._are_fused:  # only a module's own hook is told of keywords

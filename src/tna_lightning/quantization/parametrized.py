@@ -404,15 +404,15 @@ def check_state(name: str, network: nn.Module, state: Mapping[str, Tensor]) -> N
     Raises:
         ValueError: it is; the message says what to do.
     """
-    there = {plain_name(key.removesuffix(f".{OURS}0.cutoff")) for key in state if key.endswith(f".{OURS}0.cutoff")}
-    here = {layer for layer, _, _ in quantized_layers(network)}
-    if more := sorted(there - here):
+    there = [plain_name(key.removesuffix(f".{OURS}0.cutoff")) for key in state if key.endswith(f".{OURS}0.cutoff")]
+    here = [layer for layer, _, _ in quantized_layers(network)]
+    if more := [layer for layer in there if layer not in here]:
         raise ValueError(
             f"checkpoint: {name} is quantised there ({', '.join(more[:3])}{', ...' * (len(more) > 3)}), and not here; "
             f"quantise it first as it was in training, quantize_network({name}, ...), or give the trainer the same "
             "WeightQuantization"
         )
-    if more := sorted(here - there):
+    if more := [layer for layer in here if layer not in there]:
         raise ValueError(
             f"checkpoint: {name} is not quantised there ({', '.join(more[:3])}{', ...' * (len(more) > 3)}), and it is "
             "here; load before it is quantised, or take the quantisers off, dequantize_network"
