@@ -384,7 +384,9 @@ def test_another_quantisation_of_the_same_network_is_refused_until_the_first_is_
     fit(learner, WeightQuantization(Uniform(8)), tmp_path, epochs=1)
     weight = learner.base[0].parametrizations.weight.original
     steps = len(learner.seen)
-    message = rf"^network: 0 is quantised already, int8 \(bits=8, scale='max', per='channel'\), and {words} is asked for"
+    message = (
+        rf"^network: 0 is quantised already, int8 \(bits=8, scale='max', per='channel'\), and {words} is asked for"
+    )
     with pytest.raises(ValueError, match=message):
         fit(learner, second, tmp_path)
     assert len(learner.seen) == steps
@@ -392,7 +394,7 @@ def test_another_quantisation_of_the_same_network_is_refused_until_the_first_is_
     assert learner.base[0].weight is weight
     fit(learner, second, tmp_path, epochs=1)
     schemes = {layer["scheme"] for layer in weight_report(learner.base)["layers"]}
-    assert schemes != {"int8"} or second.skip == [] and second._quantizers["base"].per == "layer"
+    assert schemes != {"int8"} or (second.skip == [] and second._quantizers["base"].per == "layer")
 
 
 def test_a_quantiser_knows_its_like_by_class_and_settings():

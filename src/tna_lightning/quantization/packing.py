@@ -128,9 +128,10 @@ def packed_state(network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]
     check_exists(modules)
     tensors = plain_state_dict(network.state_dict())
     layers = {}
-    for layer, _, kept in kept_weights(network):
+    for layer, weight, kept in kept_weights(network):
         if kept is None:
             continue
+        _check_finite(weight_name(layer), weight)
         for name in map(weight_name, aliases[id(modules[layer])]):
             del tensors[name]
             tensors[f"{name}.codes"] = pack(kept.values, kept.bits)
@@ -144,7 +145,19 @@ def packed_state(network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]
                 "shape": list(kept.values.shape),
                 "encoding": ENCODING,
             }
+    for name, tensor in tensors.items():
+        _check_finite(name, tensor)
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}, layers
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
+    """Refuse what :func:`load_packed` would.
+
+    Raises:
+        ValueError: it holds NaN or infinite values.
+    """
+    if tensor.is_floating_point() and not tensor.isfinite().all():
+        raise ValueError(f"{name}: holds NaN or infinite values")
 
 
 def save_network(
@@ -167,8 +180,9 @@ def save_network(
             ``time_steps``.
 
     Raises:
-        ValueError: a weight to quantise holds NaN or infinite values, a name in ``metadata`` is the format's own, or
-            ``inputs`` has another entry or one that cannot be.
+        ValueError: a weight or buffer holds NaN or infinite values, or a weight does once it is decoded; a lazy module
+            has seen no input; a name in ``metadata`` is the format's own; or ``inputs`` has another entry or one that
+            cannot be.
     """
     tensors, layers = packed_state(network)
     header = {
@@ -341,10 +355,9 @@ def load_packed(path: Path | str, network: nn.Module | None = None) -> nn.Module
     state, kept, metadata = decoded_state(path)
     if network is None and metadata["spec"] is None:
         raise ValueError(f"path={str(path)!r}: holds a network of your own, pass it: load_packed(path, network=...)")
-    broken = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
-    if broken:
-        raise ValueError(f"path={str(path)!r}: {broken[0]}: holds NaN or infinite values")
     try:
+        for name, tensor in state.items():
+            _check_finite(name, tensor)
         if network is None:
             network = _built(metadata["spec"], sum(tensor.numel() for tensor in state.values()))
         _load(network, state, kept)

@@ -404,8 +404,10 @@ def check_state(name: str, network: nn.Module, state: Mapping[str, Tensor]) -> N
     Raises:
         ValueError: it is; the message says what to do.
     """
-    there = [plain_name(key.removesuffix(f".{OURS}0.cutoff")) for key in state if key.endswith(f".{OURS}0.cutoff")]
-    here = [layer for layer, _, _ in quantized_layers(network)]
+    end = f".{OURS}0.cutoff"
+    there = [plain_name(f".{key}".removesuffix(end).removeprefix(".")) for key in state if f".{key}".endswith(end)]
+    modules, aliases = modules_of(network), aliases_of(network)
+    here = [alias for layer, _, _ in quantized_layers(network) for alias in aliases[id(modules[layer])]]
     if more := [layer for layer in there if layer not in here]:
         raise ValueError(
             f"checkpoint: {name} is quantised there ({', '.join(more[:3])}{', ...' * (len(more) > 3)}), and not here; "
