@@ -25,7 +25,7 @@ from tna_lightning.export import (
     spikes_of,
 )
 from tna_lightning.export.nir_graph import DT, NIRRunner, to_nir, write_nir
-from tna_lightning.models import LIF, build
+from tna_lightning.models import LIF, PerStep, build
 from tna_lightning.quantization import Ternary, load_packed, quantize_network, save_network
 from tna_lightning.quantization.folding import fold_batch_norm
 from tna_lightning.quantization.packing import read_packed
@@ -132,7 +132,53 @@ def test_onnx_runs_any_batch_with_the_same_logits(events, tmp_path, batches):
         torch.testing.assert_close(torch.from_numpy(logits), network(x), rtol=1e-5, atol=1e-5)
 
 
+def test_onnx_holds_the_decoded_weights_of_a_network_that_is_still_parametrised(tmp_path, batches):
+    network = make_network(make_spec(width=0.1, time_steps=2))
+    assert "parametrizations" in str(list(network.state_dict()))
+    export_onnx(network, tmp_path / "network.onnx", batches)
+    graph = onnx.load(tmp_path / "network.onnx").graph
+    assert not {"Sign", "Abs", "Round"} & {node.op_type for node in graph.node}  # the quantiser's
+    written = [torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer]
+    for layer in (network.stem.conv, network.body[1].conv, network.classifier):
+        decoded = layer.weight.detach()
+        assert any(torch.equal(each, decoded) or torch.equal(each, decoded.T) for each in written)
+        assert all(len(row.unique()) <= 3 for row in decoded.flatten(1))
+    assert network.classifier.parametrizations.weight.original.unique().numel() > 3  # which stays as it is
+
+
 # ---- NIR -------------------------------------------------------------------------------------------------------------
+
+
+class Layers(nn.Sequential):
+    """A network of one's own, its modules in the order of its forward, which shows an image at each of three steps."""
+
+    time_steps = 3
+
+    def __init__(self):
+        stem = PerStep(nn.Flatten(), nn.Linear(64, 24, bias=False), nn.BatchNorm1d(24))
+        super().__init__(stem, LIF(), PerStep(nn.Linear(24, 10)))
+
+    def forward(self, x):
+        return super().forward(x.expand(self.time_steps, *x.shape))
+
+
+def test_nir_and_folding_take_a_network_of_linear_layers(tmp_path, batches):
+    torch.manual_seed(0)
+    network = Layers()
+    quantize_network(network, Ternary())
+    for x in batches:
+        network(x)
+    network.eval()
+
+    def folded(*arguments):
+        return export_packed(*arguments, fold=True, rebuild=Layers)
+
+    for write in (export_nir, folded):
+        counts = write(network, tmp_path / write.__name__, batches)
+        assert (counts["images"], counts["predictions_differing"]) == (39, 0)
+        assert counts["spikes"] > 100
+    with pytest.raises(ValueError, match=r"^network: NIR has no node for ModuleDict; a network of one's own must"):
+        to_nir(nn.ModuleDict({"stem": network[0]}), (1, 8, 8))
 
 
 @pytest.mark.parametrize(

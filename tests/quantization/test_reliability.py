@@ -70,7 +70,7 @@ def test_a_file_takes_no_more_memory_than_it_fills(packed, sizes, monkeypatch):
 
     monkeypatch.setattr(torch, "empty", watched)
     with pytest.raises(
-        ValueError, match="no network can be built from its spec .it is far larger than what the file holds"
+        ValueError, match=r"no network can be built from its spec \(it is far larger than what the file holds"
     ):
         load_packed(packed)
     assert largest < 2**23
