@@ -112,6 +112,24 @@ def test_training_stops_where_the_last_step_spoils_the_weights(tmp_path):
     assert all(value.isfinite().all() for value in checkpoint["state_dict"].values() if value.is_floating_point())
 
 
+def test_training_stops_where_inputs_spoil_the_running_statistics(tmp_path):
+    class Huge(lightning.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.current_epoch == 1:
+                pl_module.base.norm(torch.full((4, 3), 1e30) * torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]))
+
+    network = Dropped()
+    network.norm = torch.nn.BatchNorm1d(3)
+    network.register_buffer("infinite", torch.tensor(float("inf")))  # from the start, and meant so
+    with pytest.raises(
+        NonFiniteLoss, match=r"^base.norm.running_var is not finite at the end of epoch 1: .* inputs may"
+    ):
+        fit(tmp_path, network, 3, more=[Huge()])
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert checkpoint["epoch"] == 0
+    assert checkpoint["state_dict"]["base.norm.running_var"].isfinite().all()
+
+
 def test_a_failed_save_leaves_the_earlier_checkpoint_and_no_rubbish(tmp_path):
     saver = AtomicCheckpointIO()
     saver.save_checkpoint({"epoch": 1}, tmp_path / "last.ckpt")
