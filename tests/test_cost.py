@@ -139,3 +139,37 @@ def test_what_cannot_be_counted_is_said():
         InferenceCost(pj_per_ac=float("inf"))
     with pytest.raises(ValueError, match=r"^batches: the network has seen no image"):
         inference_cost(nn.Linear(2, 2), [])
+
+
+# by name: weights, neurons, dense_macs, ann_macs, bytes kept and in float32; then of two random inputs, rounded by the
+# machine: synaptic operations, those on nonzero weights, MACs
+STOCK = {
+    "convnet": ((558, 672, 65736, 19026, 513, 2520), (14616, 8536.5, 16570.5)),
+    "resnet8": ((771, 528, 37896, 11202, 1008, 3716), (12244.5, 7062.5, 1991.5)),
+    "resnet20": ((16984, 2944, 635584, 162352, 8510, 71320), (238454, 136865, 3872)),
+    "vgg11": ((36168, 640, 207744, 55392, 12634, 147532), (26526, 15169, 3872)),
+    "vggsnn": ((8532, 3160, 447687, 149229, 3928, 35548), (76044.5, 44713, 91586.5)),
+}
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_figures_of_the_stock_backbones_stay(name):
+    width = {"resnet20": 0.25, "vgg11": 0.0625, "vggsnn": 0.03}.get(name, 0.1)
+    torch.manual_seed(0)
+    spec = {
+        "model": {"_target_": f"tna_lightning.models.{name}", "width": width},
+        "neuron": {"_target_": "tna_lightning.models.LIF", "threshold": 0.2},
+        "in_channels": 2,
+        "num_classes": 3,
+    }
+    network = build(spec)
+    quantize_network(network, Ternary())
+    x = torch.randn(2, *([3, 2, 16, 16] if name == "vggsnn" else [2, 8, 8]), generator=torch.Generator().manual_seed(1))
+    cost = inference_cost(network, [x])
+    of_its_shape, measured = STOCK[name]
+    shape = ("weights", "neurons", "dense_macs", "ann_macs", "bytes_kept", "bytes_float32")
+    assert tuple(cost[key] for key in shape) == of_its_shape
+    assert cost["quantized_ann"]["operations"] == cost["ann_macs"]
+    assert cost["not_counted"] == []
+    operations = tuple(cost[key] for key in ("synaptic_operations", "on_nonzero_weights", "macs"))
+    assert operations == pytest.approx(measured, rel=0.02)

@@ -324,6 +324,7 @@ def test_a_pass_that_fails_is_not_counted_and_hides_no_later_one():
 
     assert not module._global_forward_hooks
     assert not module._global_forward_pre_hooks
+    assert not module._global_forward_hooks_with_kwargs
     assert _get_current_dispatch_mode() is None
 
 
@@ -389,7 +390,7 @@ def test_a_layer_that_others_parametrise_has_the_weight_it_computes(norm):
     cost = inference_cost(network, [torch.ones(1, F)])
     assert [(layer["weights"], layer["is_quantized"]) for layer in cost["layers"]] == [(4 * F, False), (8, False)]
     assert (cost["synaptic_operations"], cost["macs"]) == (4 * F, 8)
-    assert cost["bytes_float32"] == cost["bytes_kept"] == 4 * (4 * F + 8)
+    assert cost["bytes_float32"] == cost["bytes_kept"] == 4 * sum(value.numel() for value in state.values())
     with pytest.raises(ValueError, match=r"^network: the weights of 0 are parametrized already.*skip=\[0\]$"):
         quantize_network(network, Ternary())
     quantize_network(network, Ternary(), skip=["0"])
@@ -507,3 +508,119 @@ def test_tokens_of_as_many_images_as_steps_are_no_time():
             repeat = network.repeat = lambda x: x.repeat(T, 1, 1, 1)
         cost = inference_cost(network, [x])
         assert (cost["dense_macs"], cost["ann_macs"]) == (T * 2 * F * F, 2 * F * F)
+
+
+def test_layers_may_be_called_by_keyword_or_not_at_all():
+    network = Of(nn.Linear(F, 4), lambda module, x: module(input=x) + nn.functional.linear(x, module.weight))
+    cost = counted(network, torch.ones(B, F))
+    assert (cost["dense_macs"], cost["synaptic_operations"], cost["not_counted"]) == (2 * F * 4, 2 * F * 4, [])
+
+
+def test_products_under_other_names_are_named():
+    linear = nn.Linear(F, 4)
+    index = torch.zeros(B, 4, dtype=torch.long)
+    for does, operation in (
+        (lambda module, x: torch.matrix_exp(module(x).view(-1, 2, 2)), "aten.matrix_exp"),
+        (lambda module, x: torch.linalg.inv(module(x).view(-1, 2, 2)), "aten.linalg_inv"),
+        (lambda module, x: torch.ones(B, 4).scatter(1, index, module(x), reduce="multiply"), "aten.scatter"),
+        (lambda module, x: torch.ones(B, 4).scatter_(1, index, module(x), reduce="multiply"), "aten.scatter_"),
+        (lambda module, x: torch.ones(B, 4).scatter_reduce(1, index, module(x), "prod"), "aten.scatter_reduce"),
+        (lambda module, x: torch.det(module(x).view(-1, 2, 2)), "aten.det"),
+    ):
+        cost = counted(Of(linear, does), torch.randn(B, F))
+        assert operation in [entry["operation"] for entry in cost["not_counted"]]
+        assert cost["dense_macs"] == F * 4
+    added = Of(linear, lambda module, x: torch.ones(B, 4).scatter(1, index, module(x), reduce="add"))
+    assert counted(added, torch.randn(B, F))["not_counted"] == []
+
+
+def test_a_parameter_that_a_neuron_uses_itself_is_named():
+    class Recurrent(SpikingNeuron):
+        def __init__(self, takes_part):
+            super().__init__()
+            self.back, self.takes_part = nn.Parameter(torch.randn(6, 6)), takes_part
+            self.layer = nn.Linear(6, 6, bias=False)
+
+        def forward(self, current):
+            spikes = [(current[0] > 0).float()]
+            for step in current[1:]:
+                back = spikes[-1] @ self.back if self.takes_part else 0
+                spikes.append((step + back + self.layer(spikes[-1]) > 0).float())
+            return torch.stack(spikes)
+
+    for takes_part in (False, True):
+        network = Of(
+            nn.Sequential(nn.Linear(4, 6), Recurrent(takes_part), nn.Linear(6, 2)),
+            lambda module, x: module[2](module[1](module[0](x).expand(T, *[-1] * 2))),
+        )
+        cost = counted(network, torch.randn(B, 4))
+        assert not_counted(cost) == ([("module.1", "aten.mm")] if takes_part else [])
+        dense = by_name(cost, "dense_macs")
+        assert dense == {"module.0": 24, "module.1.layer": (T - 1) * 36, "module.2": T * 12}
+
+
+def test_what_passes_by_torch_is_named():
+    words = "what passes by torch (numpy, lists)"
+    by_numpy = Of(nn.Linear(F, 4), lambda module, x: module(torch.from_numpy(x.numpy().copy())))
+    assert not_counted(counted(by_numpy, torch.randn(B, F))) == [("module", words), ("", words)]
+    by_list = Of(nn.Linear(F, 4), lambda module, x: module(torch.tensor(x.tolist())) + module(x))
+    cost = counted(by_list, torch.randn(B, F))
+    assert (not_counted(cost), cost["dense_macs"]) == ([("module", words)], F * 4)
+    at_the_end = Of(nn.Linear(F, 4), lambda module, x: torch.tensor(module(x).tolist()))
+    assert not_counted(counted(at_the_end, torch.randn(B, F))) == [("", words)]
+    # what is computed from weights alone is computed once, and is no such thing
+    learned = Of(nn.ModuleList([nn.Linear(F, 4), nn.Embedding(B, F)]), lambda m, x: m[0](x) + m[0](m[1].weight))
+    assert counted(learned, torch.randn(B, F))["not_counted"] == []
+
+
+def test_neurons_of_a_module_at_several_places_add_up():
+    layers = nn.ModuleList([nn.Linear(4, 6), nn.Linear(6, 3), LIF()])
+    network = Of(layers, lambda m, x: m[2](m[1](m[2](m[0](x).expand(T, -1, -1)))))
+    cost = counted(network, torch.randn(B, 4))
+    assert cost["neurons"] == cost["neuron_layers"][0]["neurons"] == 6 + 3
+    square = Of(nn.ModuleList([nn.Linear(4, 4), LIF()]), lambda m, x: m[1](m[0](m[1](m[0](x).expand(T, -1, -1)))))
+    assert counted(square, torch.randn(B, 4))["neurons"] == 4 + 4
+
+    def by_step(m, x):
+        return torch.cat([m[1](m[0](x)[None]) for _ in range(T)])
+
+    assert counted(Of(nn.ModuleList([nn.Linear(4, 4), LIF()]), by_step), torch.randn(B, 4))["neurons"] == 4
+
+
+def test_volumes_are_no_event_frames():
+    network = nn.Sequential(nn.Conv3d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 2 * 2 * 2, 3))
+    cost = counted(network, torch.randn(2, 2, 4, 4, 4))  # [B, C, D, H, W]
+    assert cost["ann_macs"] == cost["dense_macs"] == 4 * 2 * 27 * 8 + 32 * 3
+    frames = Of(nn.Conv2d(2, 4, 3), lambda module, x: module(x.flatten(0, 1)))
+    cost = counted(frames, torch.randn(2, T, 2, 4, 4))
+    assert cost["dense_macs"] == T * cost["ann_macs"] == T * 4 * 2 * 9 * 4
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("how", ["script", "trace"])
+def test_scripted_and_traced_networks_are_refused(how):
+    layer = nn.Linear(F, 4)
+    scripted = torch.jit.script(layer) if how == "script" else torch.jit.trace(layer, torch.ones(1, F))
+    for network, place in ((scripted, ""), (nn.Sequential(scripted, nn.Linear(4, 2)), ".0")):
+        with pytest.raises(ValueError, match=rf"^network{place}: is scripted or traced \(torch.jit\)"):
+            inference_cost(network, [torch.ones(1, F)])
+    report = weight_report(nn.Sequential(scripted, nn.Linear(4, 2)))
+    assert [(entry["name"], entry["weights"]) for entry in report["layers"]] == [("0", 4 * F), ("1", 8)]
+
+
+def test_a_failure_that_the_network_catches_drops_no_pass():
+    def tries(module, x):
+        try:
+            return module[0](x)
+        except (RuntimeError, ValueError):
+            return module[1](x)
+
+    fails = nn.Sequential(nn.Linear(F, F), nn.Linear(F + 1, F))
+    cost = counted(Of(nn.ModuleList([fails, nn.Linear(F, 4)]), tries), torch.randn(B, F))
+    assert by_name(cost, "dense_macs") == {"module.0.0": F * F, "module.0.1": 0, "module.1": 4 * F}
+    assert (cost["images"], cost["not_counted"]) == (B, [])
+    in_a_neuron = nn.Sequential(nn.Linear(F, F), LIF(per="channel", channels=F + 1))  # refuses these channels
+    network = Of(nn.ModuleList([in_a_neuron, nn.Linear(F, 4)]), lambda module, x: tries(module, x[None]))
+    cost = counted(network, torch.randn(B, F))
+    assert by_name(cost, "dense_macs") == {"module.0.0": F * F, "module.1": 4 * F}
+    assert cost["firing_rate"] is None

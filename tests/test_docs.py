@@ -106,7 +106,7 @@ def test_the_precisions_shown_are_composed_and_built(command):
 
 
 def test_the_precision_example_runs_and_says_what_is_what():
-    (example,) = [fence["text"] for fence in fences("docs/precision.md") if fence["language"] == "python"]
+    example = "".join(fence["text"] for fence in fences("docs/precision.md") if fence["language"] == "python")
     result = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     schemes = ast.literal_eval(result.stdout)

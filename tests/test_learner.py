@@ -23,7 +23,7 @@ from tna_lightning.data import Batch
 from tna_lightning.learner import TwinLearner, cosine
 from tna_lightning.models import LIF, convnet
 from tna_lightning.objectives import Cohort, Distillation, Objective, Plain, TwinAugmentation
-from tna_lightning.quantization import TernaryTTQ, WeightQuantization
+from tna_lightning.quantization import Ternary, TernaryTTQ, WeightQuantization, dequantize_network, quantize_network
 from tna_lightning.running.console import quiet_lightning
 
 CLASSES, BATCH, SAMPLES = 7, 8, 48
@@ -593,3 +593,72 @@ def test_mixed_labels_count_for_their_larger_share(network, samples):
         TwinLearner(network, num_classes=CLASSES), Loader(TensorDataset(x, mixed)), verbose=False
     )[0]
     assert soft["val/acc"] == hard["val/acc"]
+
+
+@pytest.mark.parametrize("is_quantised", [False, True])
+def test_a_tied_weight_is_stepped_once(samples, is_quantised):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(128, 128), nn.Linear(128, 128)
+            self.b.weight = self.a.weight
+            self.last = nn.Linear(128, CLASSES)
+
+        def forward(self, x):
+            return self.last(self.b(self.a(x.flatten(1))))
+
+    torch.manual_seed(0)
+    network = Tied()
+    by_hand = copy.deepcopy(network)
+    if is_quantised:
+        quantize_network(by_hand, Ternary())
+    x, target = samples[:BATCH]
+    nn.functional.cross_entropy(by_hand(x), target).backward()
+    if is_quantised:
+        dequantize_network(by_hand)
+    torch.optim.SGD(by_hand.parameters(), lr=0.1).step()
+
+    def sgd(groups):
+        return torch.optim.SGD(groups, lr=0.1)
+
+    learner = TwinLearner(network, objective=Plain(), num_classes=CLASSES, optimizer=sgd, schedule=None)
+    callbacks = [WeightQuantization(Ternary())] if is_quantised else []
+    with quiet_lightning():
+        trainer(max_steps=1, max_epochs=1, callbacks=callbacks).fit(learner, Loader(samples), Loader(samples))
+    dequantize_network(network)
+    assert network.a.weight is network.b.weight
+    for name, parameter in by_hand.named_parameters():
+        torch.testing.assert_close(network.get_parameter(name), parameter, rtol=0, atol=0)
+
+
+def test_a_checkpoint_of_a_quantised_run_is_loaded_once_the_network_is_quantised(network, samples, tmp_path):
+    fresh = copy.deepcopy(network)
+    learner = TwinLearner(network, num_classes=CLASSES)
+    with quiet_lightning():
+        fitted = trainer(max_epochs=1, callbacks=[WeightQuantization(TernaryTTQ(), skip=["classifier"])])
+        fitted.fit(learner, Loader(samples), Loader(samples))
+    fitted.save_checkpoint(tmp_path / "last.ckpt")
+    plain = TwinLearner(copy.deepcopy(fresh), num_classes=CLASSES)
+    plain_trainer = trainer(max_epochs=1)
+    with quiet_lightning():
+        plain_trainer.fit(plain, Loader(samples), Loader(samples))
+    plain_trainer.save_checkpoint(tmp_path / "plain.ckpt")
+
+    def load(path, base):
+        return TwinLearner.load_from_checkpoint(path, base=base, num_classes=CLASSES, weights_only=True)
+
+    advice = r"quantise it first as it was in training, quantize_network\(base, \.\.\.\), or give the trainer the same"
+    message = rf"^checkpoint: base is quantised there \(stem.conv, body.1.conv, body.4.conv\), and not here; {advice}"
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path / "last.ckpt", fresh)
+    with quiet_lightning(), pytest.raises(ValueError, match=r"^checkpoint: base is quantised there"):
+        trainer().test(plain, Loader(samples), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    quantize_network(fresh, TernaryTTQ(), skip=["classifier"])
+    with pytest.raises(ValueError, match=r"^checkpoint: base is not quantised there .* and it is here; load before"):
+        load(tmp_path / "plain.ckpt", fresh)
+    loaded = load(tmp_path / "last.ckpt", fresh)
+    x = samples[:BATCH][0]
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(x), learner.eval()(x))
+    dequantize_network(fresh)
+    assert load(tmp_path / "plain.ckpt", fresh).base is fresh

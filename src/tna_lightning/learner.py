@@ -26,6 +26,7 @@ from tna_lightning.accuracy import Accuracy
 from tna_lightning.data.batch import Batch
 from tna_lightning.length import length_of
 from tna_lightning.objectives import Losses, Objective, Plain, readout
+from tna_lightning.quantization.parametrized import check_state
 from tna_lightning.shapes import check_batch, check_labels, refuse_batch_first, time_first
 
 log = logging.getLogger(__name__)
@@ -272,6 +273,10 @@ class TwinLearner(lightning.LightningModule):
         if self._trainer is not None and self.trainer.state.fn != "fit":
             checkpoint.pop("current_model_state", None)
             checkpoint.pop("averaging_state", None)
+        for name, network in self.networks.items():
+            state = {key: value for key, value in checkpoint["state_dict"].items() if key.startswith(f"{name}.")}
+            if state:
+                check_state(name, network, {key.removeprefix(f"{name}."): value for key, value in state.items()})
 
     def on_train_epoch_start(self) -> None:  # noqa: D102
         self._epochs_trained = self.current_epoch + 1

@@ -1,5 +1,7 @@
 """The callback counts during the test what the function counts in a pass of its own."""
 
+from types import SimpleNamespace
+
 import lightning
 import pytest
 import torch
@@ -65,3 +67,11 @@ def test_a_compiled_network_is_counted_too():
     with torch.inference_mode():
         network(x)
     assert inference_cost(network, [x]) == expected
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_base_that_cannot_be_counted_is_refused_before_training():
+    traced = torch.jit.trace(torch.nn.Linear(4, 3), torch.ones(1, 4))
+    learner = SimpleNamespace(base=torch.nn.Sequential(traced))
+    with pytest.raises(ValueError, match=r"^network.0: is scripted or traced"):
+        InferenceCost().setup(None, learner, "fit")

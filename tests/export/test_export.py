@@ -25,7 +25,7 @@ from tna_lightning.export import (
     spikes_of,
 )
 from tna_lightning.export.nir_graph import DT, NIRRunner, to_nir, write_nir
-from tna_lightning.models import LIF, build
+from tna_lightning.models import LIF, PerStep, build
 from tna_lightning.quantization import Ternary, load_packed, quantize_network, save_network
 from tna_lightning.quantization.folding import fold_batch_norm
 from tna_lightning.quantization.packing import read_packed
@@ -150,7 +150,51 @@ def test_opsets_that_cannot_be_are_refused_before_anything_is_written(tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_onnx_holds_the_decoded_weights_of_a_network_that_is_still_parametrised(tmp_path, batches):
+    network = make_network(make_spec(width=0.1, time_steps=2))
+    assert "parametrizations" in str(list(network.state_dict()))
+    export_onnx(network, tmp_path / "network.onnx", batches)
+    graph = onnx.load(tmp_path / "network.onnx").graph
+    assert not {"Sign", "Abs", "Round"} & {node.op_type for node in graph.node}  # the quantiser's
+    written = [torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer]
+    decoded = network.classifier.weight.detach().flatten().sort().values  # in whatever order ONNX has them
+    assert any(torch.equal(each.flatten().sort().values, decoded) for each in written)
+    assert network.classifier.parametrizations.weight.original.unique().numel() > 3  # which stays as it is
+
+
 # ---- NIR -------------------------------------------------------------------------------------------------------------
+
+
+class Layers(nn.Sequential):
+    """A network of one's own, its modules in the order of its forward, which shows an image at each of three steps."""
+
+    time_steps = 3
+
+    def __init__(self):
+        stem = PerStep(nn.Flatten(), nn.Linear(64, 24, bias=False), nn.BatchNorm1d(24))
+        super().__init__(stem, LIF(), PerStep(nn.Linear(24, 10)))
+
+    def forward(self, x):
+        return super().forward(x.expand(self.time_steps, *x.shape))
+
+
+def test_nir_and_folding_take_a_network_of_linear_layers(tmp_path, batches):
+    torch.manual_seed(0)
+    network = Layers()
+    quantize_network(network, Ternary())
+    for x in batches:
+        network(x)
+    network.eval()
+
+    def folded(*arguments):
+        return export_packed(*arguments, fold=True, rebuild=Layers)
+
+    for write in (export_nir, folded):
+        counts = write(network, tmp_path / write.__name__, batches)
+        assert (counts["images"], counts["predictions_differing"]) == (39, 0)
+        assert counts["spikes"] > 100
+    with pytest.raises(ValueError, match=r"^network: NIR has no node for ModuleDict; a network of one's own must"):
+        to_nir(nn.ModuleDict({"stem": network[0]}), (1, 8, 8))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from tna_lightning.quantization import (
     TernaryTTQ,
     Uniform,
     WeightQuantization,
+    dequantize_network,
     quantize_network,
     quantized_share,
     weight_report,
@@ -51,7 +52,7 @@ class Learner(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9)
 
 
-def fit(learner, callback, folder, epochs=3, stop_after=None, **settings):
+def fit(learner, callback, folder, epochs=3, stop_after=None, more=(), **settings):
     class Stop(lightning.Callback):
         def on_train_epoch_end(self, trainer, pl_module):
             trainer.should_stop = trainer.current_epoch + 1 == stop_after
@@ -65,7 +66,7 @@ def fit(learner, callback, folder, epochs=3, stop_after=None, **settings):
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
-        callbacks=[Stop()] if callback is None else [callback, Stop()],
+        callbacks=[*more, *([Stop()] if callback is None else [callback, Stop()])],
         enable_checkpointing=False,
     )
     trainer.fit(learner, DataLoader(dataset, batch_size=4), **settings)
@@ -329,3 +330,93 @@ def test_networks_can_be_copied_after_quantisation(tmp_path):
     assert torch.equal(twin(x), learner.base(x))
     twin[0].parametrizations.weight[0].quantizer.scale.data.mul_(2)
     assert not torch.equal(twin(x), learner.base(x))
+
+
+def test_a_second_fit_keeps_the_scales_that_the_first_has_learned(tmp_path, monkeypatch):
+    monkeypatch.setattr(Learner, "lr", 0.01)
+    for quantizer in (TernaryTTQ(), Uniform(2, scale="learned")):
+        learner = Learner()
+        fit(learner, WeightQuantization(quantizer), tmp_path, epochs=1)
+        (_, _, quantized), *_ = quantized_layers(learner.base)
+        learned = quantized.quantizer.scale.detach().clone()
+        start = copy.deepcopy(quantized.quantizer)
+        start.reset_scale(learner.base[0].parametrizations.weight.original)
+        assert not torch.equal(learned, start.scale)
+
+        # in the same process, and from a checkpoint in another
+        fresh = Learner()
+        quantize_network(fresh.base, quantizer)
+        fresh.load_state_dict(learner.state_dict())
+        for again in (learner, fresh):
+            seen = []
+
+            class Look(lightning.Callback):
+                def on_train_batch_start(self, trainer, pl_module, batch, batch_idx, seen=seen):
+                    seen.append(pl_module.base[0].parametrizations.weight[0].quantizer.scale.detach().clone())
+
+            trainer = fit(again, None, tmp_path, epochs=1, more=[WeightQuantization(quantizer), Look()])
+            assert trainer.current_epoch == 1
+            assert torch.equal(seen[0], learned)
+
+
+def test_a_frozen_layer_keeps_its_learned_scale(tmp_path):
+    learner = Learner()
+    learner.base[0].requires_grad_(False)
+    fit(learner, WeightQuantization(Uniform(2, scale="learned")), tmp_path)
+    fresh = Learner().base[0].weight
+    assert torch.equal(learner.base[0].parametrizations.weight.original, fresh)
+    scales = [quantized.quantizer.scale for _, _, quantized in quantized_layers(learner.base)]
+    assert [scale.requires_grad for scale in scales] == [False, True]
+    assert torch.equal(scales[0], Uniform(2, scale="learned").for_weight(fresh).scale)
+
+
+@pytest.mark.parametrize(
+    ("second", "words"),
+    [
+        (WeightQuantization(Ternary()), r"ternary \(per='channel'\)"),
+        (WeightQuantization(Uniform(8, per="layer")), r"int8 \(bits=8, scale='max', per='layer'\)"),
+        (WeightQuantization(Uniform(8), skip=["0"]), "full precision"),
+        (WeightQuantization(Uniform(8), layer_quantizers={"0": Binary()}), r"binary \(per='channel'\)"),
+    ],
+)
+def test_another_quantisation_of_the_same_network_is_refused_until_the_first_is_taken_off(second, words, tmp_path):
+    learner = Learner()
+    fit(learner, WeightQuantization(Uniform(8)), tmp_path, epochs=1)
+    weight = learner.base[0].parametrizations.weight.original
+    steps = len(learner.seen)
+    message = (
+        rf"^network: 0 is quantised already, int8 \(bits=8, scale='max', per='channel'\), and {words} is asked for"
+    )
+    with pytest.raises(ValueError, match=message):
+        fit(learner, second, tmp_path)
+    assert len(learner.seen) == steps
+    dequantize_network(learner.base)
+    assert learner.base[0].weight is weight
+    fit(learner, second, tmp_path, epochs=1)
+    schemes = {layer["scheme"] for layer in weight_report(learner.base)["layers"]}
+    assert schemes != {"int8"} or (second.skip == [] and second._quantizers["base"].per == "layer")
+
+
+def test_a_quantiser_knows_its_like_by_class_and_settings():
+    class Mine(Ternary):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+    class Inner:
+        def __init__(self, value):
+            self.values = [value, {"a": torch.ones(value)}]
+
+    weight = torch.randn(3, 4)
+    assert Uniform(2, scale="learned").is_alike(Uniform(2, scale="learned").for_weight(weight))
+    assert Mine(Inner(2)).is_alike(Mine(Inner(2)).for_weight(weight))
+    for a, b in (
+        (Ternary(), Ternary(0.6)),
+        (Ternary(), Ternary(per="layer")),
+        (Ternary(), TernaryTTQ(0.7, per="channel")),
+        (Uniform(4), Uniform(4, scale="learned")),
+        (Mine(Inner(2)), Mine(Inner(3))),
+        (Mine(Inner(2)), Mine([2])),
+        (Mine([1, 2]), Mine([1])),
+    ):
+        assert not a.is_alike(b)

@@ -7,7 +7,7 @@ from torch import nn
 from tna_lightning.export import spikes_of
 from tna_lightning.models import build
 from tna_lightning.quantization import Binary, Ternary, TernaryTTQ, Uniform, load_packed, quantize_network, save_network
-from tna_lightning.quantization.folding import ScaledConv2d, fold_batch_norm
+from tna_lightning.quantization.folding import Scaled, ScaledConv2d, fold_batch_norm
 
 SPEC = {
     "model": {"_target_": "tna_lightning.models.resnet20", "width": 0.5, "time_steps": 3},
@@ -116,7 +116,67 @@ def test_the_network_that_was_folded_stays_as_it_is():
     assert list(network.state_dict()) == keys
 
 
-def test_a_norm_that_cannot_be_folded_is_named():
-    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.BatchNorm2d(2))
-    with pytest.raises(ValueError, match=r"^network: cannot fold 2: not directly behind a convolution"):
+LAYERS = {
+    "Linear": (lambda: nn.Linear(8, 6, bias=False), nn.BatchNorm1d, (5, 8)),
+    "Linear with bias": (lambda: nn.Linear(8, 6), nn.BatchNorm1d, (5, 8)),
+    "Conv1d": (lambda: nn.Conv1d(8, 6, 3, groups=2), nn.BatchNorm1d, (5, 8, 7)),
+    "Conv2d": (lambda: nn.Conv2d(8, 6, 3, padding=1, padding_mode="circular"), nn.BatchNorm2d, (5, 8, 7, 7)),
+    "Conv3d": (lambda: nn.Conv3d(8, 6, 3, bias=False), nn.BatchNorm3d, (5, 8, 4, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("scheme", ["ternary", "ttq", "none"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_norms_fold_into_every_kind_of_layer(kind, scheme, tmp_path):
+    make, norm, shape = LAYERS[kind]
+    torch.manual_seed(0)
+    network, other = (nn.Sequential(make(), norm(6), nn.ReLU(), nn.Identity()) for _ in range(2))
+    nn.init.normal_(network[1].weight)
+    nn.init.normal_(network[1].bias)
+    if SCHEMES[scheme] is not None:
+        quantize_network(network, SCHEMES[scheme])
+    for _ in range(3):
+        network(torch.randn(shape))
+    x = (torch.rand(shape) < 0.4).float()
+    expected = network.eval()(x)
+    folded = fold_batch_norm(network)
+    assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in folded.modules())
+    torch.testing.assert_close(folded(x), expected)
+    assert isinstance(folded[0], Scaled) == (scheme == "ternary")
+    if scheme == "ternary":
+        assert set(folded[0].weight.unique().tolist()) == {-1.0, 0.0, 1.0}
+    save_network(tmp_path / "folded", folded)
+    assert torch.equal(load_packed(tmp_path / "folded", other)(x), folded(x))
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (
+            nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.BatchNorm2d(2)),
+            "2: not directly behind a convolution or linear layer in a Sequential",
+        ),
+        (
+            nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, track_running_stats=False)),
+            r"1: it has no running statistics \(track_running_stats=False\)",
+        ),
+        (nn.Sequential(nn.ConvTranspose2d(1, 2, 3), nn.BatchNorm2d(2)), "1: not directly behind a convolution"),
+        (nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.BatchNorm1d(2)), "2: not directly behind"),
+    ],
+)
+def test_a_norm_that_cannot_be_folded_is_named(network, message):
+    with pytest.raises(ValueError, match=f"^network: cannot fold {message}"):
         fold_batch_norm(network)
+
+
+def test_what_is_used_at_two_places_is_not_folded_at_one():
+    layer, norm = nn.Linear(2, 2), nn.BatchNorm1d(2)
+    tied = nn.Linear(2, 2)
+    tied.weight = layer.weight
+    for network in (
+        nn.Sequential(nn.Sequential(layer, norm), layer),
+        nn.Sequential(nn.Sequential(layer, norm), nn.Sequential(nn.Linear(2, 2), norm)),
+        nn.Sequential(layer, norm, tied),
+    ):
+        with pytest.raises(ValueError, match=r"^network: cannot fold .*1: it, or the layer before it, is used at"):
+            fold_batch_norm(network)

@@ -27,7 +27,14 @@ from tna_lightning.quantization import (
     weight_report,
 )
 from tna_lightning.quantization.codes import alphabet
-from tna_lightning.quantization.packing import decoded_state, pack, read_packed, unpack
+from tna_lightning.quantization.packing import (
+    _digest_of_tensors,
+    decoded_state,
+    pack,
+    read_packed,
+    unpack,
+    write_packed,
+)
 
 DATA = Path(__file__).parent / "data"
 SCHEMES = {
@@ -234,7 +241,7 @@ def test_files_of_version_1_are_read_as_they_were(file, tmp_path):
     # and are the same once written anew
     save_network(tmp_path / "again", load_packed(path, network))
     tensors, metadata = read_packed(tmp_path / "again")
-    assert metadata["version"] == 2
+    assert metadata["version"] == 3
     before = load_file(path)
     assert tensors.keys() == before.keys()
     assert all(torch.equal(tensors[name], before[name]) for name in tensors)
@@ -267,14 +274,29 @@ def test_a_file_says_what_its_network_expects(packed, network):
 
 
 def rewrite(path, tensors=None, **metadata):
+    """As somebody would who makes such a file by hand, its digest included."""
     old_tensors, old = read_packed(path)
-    old.pop("sha256", None)  # as in a file made by hand
-    save_file(old_tensors | (tensors or {}), path, {"tna_lightning.packed": json.dumps(old | metadata)})
+    del old["sha256"]
+    write_packed(path, old_tensors | (tensors or {}), old | metadata)
 
 
 def test_a_newer_version_is_refused(packed):
-    rewrite(packed, version=3)
-    assert "newer version (format 3; this one reads up to 2)" in refusal(packed)
+    rewrite(packed, version=4)
+    assert "newer version (format 4; this one reads up to 3)" in refusal(packed)
+
+
+def test_a_file_of_version_2_is_read_and_its_digest_is_that_of_its_tensors(packed, network):
+    tensors, header = read_packed(packed)
+    header |= {"version": 2}
+    for digest, is_right in ((_digest_of_tensors(tensors), True), (None, True), ("0" * 64, False)):
+        header = {name: value for name, value in header.items() if name != "sha256"}
+        header |= {} if digest is None else {"sha256": digest}
+        save_file(tensors, packed, {"tna_lightning.packed": json.dumps(header)})
+        if is_right:
+            x = torch.randn(2, 2, 8, 8)
+            assert torch.equal(load_packed(packed, make_network())(x), network.eval()(x))
+        else:
+            assert "its tensors are not those that were written" in refusal(packed, make_network())
 
 
 def test_codes_outside_the_alphabet_are_refused(packed):
@@ -350,8 +372,8 @@ def test_scales_that_are_none_are_refused(packed):
         rewrite(packed, {"0.weight.scale": torch.ones(shape)})
         assert f"0.weight: its scale has the shape {list(shape)}" in refusal(packed)
     del tensors["0.weight.scale"]
-    metadata.pop("sha256", None)
-    save_file(tensors, packed, {"tna_lightning.packed": json.dumps(metadata)})
+    del metadata["sha256"]
+    write_packed(packed, tensors, metadata)
     assert "0.weight: its scale is missing" in refusal(packed)
 
 

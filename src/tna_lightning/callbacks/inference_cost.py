@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import lightning
 
@@ -23,7 +23,7 @@ class InferenceCost(lightning.Callback):
         memory: energies of memory, a `tna_lightning.cost.MemoryModel`; null is the one of conf/signatures.
 
     Raises:
-        ValueError: an energy below 0.
+        ValueError: an energy below 0; at setup, a base that cannot be counted (scripted or traced).
 
     Attributes:
         result: after the test what :meth:`tna_lightning.cost.CostCounter.report` says; before it None.
@@ -42,6 +42,9 @@ class InferenceCost(lightning.Callback):
         self.pj_per_mac, self.pj_per_ac, self.memory = pj_per_mac, pj_per_ac, memory
         self.result: dict[str, Any] | None = None
         self._counter: CostCounter | None = None
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        CostCounter(cast(Any, pl_module).base)  # what cannot be counted is refused before training
 
     def on_test_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         refuse_spawned(trainer, self)

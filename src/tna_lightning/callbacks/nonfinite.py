@@ -1,4 +1,4 @@
-"""Stop when the loss, a weight or a batch norm statistic is no number any more."""
+"""Stop when the loss, a weight or a running statistic is no number any more."""
 
 from __future__ import annotations
 
@@ -8,23 +8,22 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
-from torch.nn.modules.batchnorm import _NormBase
 
 ADVICE = "a lower optimizer.lr or trainer.gradient_clip_val may help"
-ABOUT_INPUTS = "inputs as large as that must be scaled down"
 
 
 class NonFiniteLoss(FloatingPointError):
-    """The training loss, a weight or a running statistic became NaN or infinite."""
+    """The training loss, a weight or a buffer became NaN or infinite."""
 
 
 class StopOnNonFiniteLoss(Callback):
-    """Ends training with :class:`NonFiniteLoss` once the loss is NaN or infinite, or a weight after an epoch.
+    """Ends training with :class:`NonFiniteLoss` once the loss is NaN or infinite, or a weight or buffer after an epoch.
 
     The step of the loss is remembered on the device and read every ``every_n_steps`` batches and at the end of every
     epoch, before checkpoints are written: no bad state is ever saved, and an accelerator need not wait at every step.
-    The last step of an epoch may spoil the weights with a finite loss: they are looked at too, before validation, and
-    with them the running statistics of batch norm, which training itself does not use.
+    The last step of an epoch may spoil the weights with a finite loss, and huge inputs the running statistics of batch
+    norm, which training does not read: they are looked at too, before validation, but for buffers that were not finite
+    when training began.
 
     Args:
         every_n_steps: how often to look; 1 on a CPU, where looking is free.
@@ -33,9 +32,17 @@ class StopOnNonFiniteLoss(Callback):
     def __init__(self, every_n_steps: int = 50) -> None:
         self.every_n_steps = every_n_steps
         self._first_bad_step: Tensor | None = None
+        self._watched: list[str] = []
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._first_bad_step = None
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        buffers = [
+            name for name, buffer in pl_module.named_buffers() if buffer.is_floating_point() and buffer.isfinite().all()
+        ]
+        # the quantisers' cutoff is infinite where training sees nothing quantised
+        self._watched = [name for name in buffers if not name.endswith("parametrizations.weight.0.cutoff")]
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -59,15 +66,13 @@ class StopOnNonFiniteLoss(Callback):
 
     def _raise_if_weights_are_bad(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._raise_if_bad(trainer)  # the loss came first
-        looked_at: dict[str, Tensor] = dict(pl_module.named_parameters())
-        for name, module in pl_module.named_modules():
-            if isinstance(module, _NormBase):
-                looked_at |= {f"{name}.{key}": value for key, value in module.named_buffers(recurse=False)}
-        names, are_finite = zip(*((name, value.isfinite().all()) for name, value in looked_at.items()), strict=True)
+        buffers = dict(pl_module.named_buffers())
+        tensors = [*pl_module.named_parameters(), *((name, buffers[name]) for name in self._watched if name in buffers)]
+        names, are_finite = zip(*((name, tensor.isfinite().all()) for name, tensor in tensors), strict=True)
         is_finite = torch.stack([each.to(are_finite[0].device) for each in are_finite]).tolist()  # one wait for all
         if not all(is_finite):
             name = names[is_finite.index(False)]
-            advice = ABOUT_INPUTS if ".running_" in name else ADVICE
+            advice = f"inputs may be too large for it; if not, {ADVICE}" if name in buffers else ADVICE
             raise NonFiniteLoss(
                 f"{name} is not finite at the end of epoch {trainer.current_epoch}: training stops, the last good "
                 f"checkpoint is kept; {advice}"

@@ -13,6 +13,7 @@ All counts are per image (or recording), over all of its time steps.
 from __future__ import annotations
 
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.modules.module import (
+    _global_forward_hooks_with_kwargs,
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+from torch.nn.utils import parametrize
 
 from tna_lightning.cost.counts import ActivationProduct, Data, NeuronCount, Passes, WeightProduct
 from tna_lightning.cost.dispatch import Frame, Shapes, Watch, Weight, tensors_in
@@ -30,8 +36,8 @@ from tna_lightning.cost.yardstick import quantized_ann
 from tna_lightning.data.batch import Batch
 from tna_lightning.models import SpikingNeuron
 from tna_lightning.models.blocks import UNITS
-from tna_lightning.quantization.kept import NORMS, network_bytes, parameter_layer, weight_report
-from tna_lightning.quantization.parametrized import WEIGHTED
+from tna_lightning.quantization.kept import network_bytes, weight_report
+from tna_lightning.quantization.weights import NORMS, WEIGHTED, modules_of, own_tensors, parameter_layers
 
 # Horowitz, "Computing's energy problem", ISSCC 2014: 45 nm, 32-bit float, multiply and add 3.7 + 0.9, add 0.9
 PJ_PER_MAC = 4.6
@@ -39,6 +45,9 @@ PJ_PER_AC = 0.9
 
 POOLS = tuple(getattr(nn, name) for name in nn.modules.pooling.__all__)
 ACTIVATIONS = tuple(unit for unit in (*UNITS, nn.PReLU, nn.Softmax, nn.LogSoftmax) if unit is not nn.Identity)
+# modules on [B, C, D, H, W], which are no event frames
+VOLUMES = tuple(getattr(nn, name) for name in dir(nn) if name.endswith("3d"))
+OUTSIDE = "what passes by torch (numpy, lists)"  # a layer's input, or the output, that is not computed from the input
 OPAQUE = (SpikingNeuron, *NORMS, *POOLS, *ACTIVATIONS)  # what they multiply is not counted
 # torch computes these in one kernel where it can, which shows none of the products in it
 FUSED = (nn.RNNBase, nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
@@ -96,23 +105,33 @@ class CostCounter:
         memory: MemoryModel | None = None,
     ) -> None:
         check_energies(pj_per_mac, pj_per_ac)
+        scripted = [name for name, module in network.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+        if scripted:
+            raise ValueError(
+                f"network{'.' * bool(scripted[0])}{scripted[0]}: is scripted or traced (torch.jit), which shows no "
+                "modules; count the one that it was made from"
+            )
         self.network = network
         self.pj_per_mac, self.pj_per_ac = pj_per_mac, pj_per_ac
         self.memory = memory or MemoryModel()
         self.num_images = 0
         self.time_steps = 1  # the largest T seen
-        modules = dict(network.named_modules())
+        modules = modules_of(network)
         self._names = {id(module): name for name, module in modules.items()}
+        self._layers_of = parameter_layers(network)
         self._are_opaque = {id(module) for module in modules.values() if isinstance(module, OPAQUE)}
+        self._have_weights = {id(module) for module in modules.values() if _has_weights_of_its_own(module)}
         self._are_fused = {id(module) for module in modules.values() if isinstance(module, FUSED)}
         self._layers: defaultdict[str, WeightProduct] = defaultdict(WeightProduct)
         self._constants: defaultdict[tuple[str, str], WeightProduct] = defaultdict(WeightProduct)
         self._activations: defaultdict[tuple[str, str], ActivationProduct] = defaultdict(ActivationProduct)
+        self._has_volumes = any(isinstance(module, VOLUMES) for module in modules.values())
         self._neurons = {name: NeuronCount() for name, module in modules.items() if isinstance(module, SpikingNeuron)}
         self._units: defaultdict[str, Passes] = defaultdict(Passes)
         self._not_counted: dict[tuple[str, str], None] = {}
         self._handles: list[Any] = []
         self._stance: Any = None
+        self._warnings: Any = None
         self._watch = Watch(network, self)
         self._is_watching = self._is_replaying = False
         self._opaque: nn.Module | None = None  # the module that is not looked into at the moment
@@ -122,6 +141,10 @@ class CostCounter:
     def __enter__(self) -> CostCounter:
         self._stance = torch.compiler.set_stance("force_eager")  # compiled code does not call hooks
         self._stance.__enter__()
+        self._warnings = warnings.catch_warnings()
+        self._warnings.__enter__()
+        # they are called for the wrapper too, which is no module of the network
+        warnings.filterwarnings("ignore", "Using `torch.compile\\(module\\)` when there are global hooks")
         # for all modules, not by module: attention and its encoder leave their fast path where a module has hooks
         self._handles.append(register_module_forward_pre_hook(self._begin))
         if id(self.network) not in self._are_fused:  # only a module's own hook is told of keywords
@@ -132,8 +155,10 @@ class CostCounter:
     def __exit__(self, *exception: object) -> None:
         for handle in self._handles:
             handle.remove()
+            _global_forward_hooks_with_kwargs.pop(handle.id, None)  # torch 2.13 forgets to
         self._handles.clear()
         self._stop_watching()
+        self._warnings.__exit__(None, None, None)
         self._stance.__exit__(None, None, None)
 
     # ---- modules ----------------------------------------------------------------------------------------------------
@@ -150,12 +175,26 @@ class CostCounter:
                 self._within = module
                 self._watch.frames.append(self._frame(module, inputs))
                 self._watch.note(inputs, Data(timed=True))
-                self._watch.__enter__()
+                self._look_again()
             return
         self._watch.frames.append(self._frame(module, inputs))
         if id(module) in self._are_opaque or (id(module) in self._are_fused and not self._is_replaying):
             self._opaque = module
+            self._look_away()
+
+    def _look_away(self) -> None:
+        """A module that is not looked into begins or goes on; of a neuron, only products with its weights are seen."""
+        if id(self._opaque) in self._have_weights:
+            self._watch.is_in_neuron = True
+        else:
             self._watch.__exit__(None, None, None)
+
+    def _look_again(self) -> None:
+        """It is done, or a layer in it begins."""
+        if self._watch.is_in_neuron:
+            self._watch.is_in_neuron = False
+        else:
+            self._watch.__enter__()
 
     def _begin_by_keyword(self, module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         if not self._is_watching:
@@ -172,27 +211,34 @@ class CostCounter:
         """``rest``: keyword arguments and output; the output alone, None, where the module has failed."""
         if not self._is_watching or id(module) not in self._names:
             return
-        if len(rest) == 1:
-            self._drop()
-            return
-        keywords, output = rest
+        has_failed = len(rest) == 1
+        keywords, output = ({}, None) if has_failed else rest
         if self._within is module:
             self._within = None
-            self._watch.__exit__(None, None, None)
+            self._look_away()
             self._watch.frames.pop()
             return
         if self._opaque is module:
-            self._leave(module, inputs, keywords, output)
-        if self._opaque is None:
-            self._watch.frames.pop()
-        if not self._watch.frames:  # that was the network itself
+            self._opaque = None
+            self._look_again()
+            if not has_failed:
+                self._leave(module, inputs, keywords, output)
+        if self._opaque is not None:  # within a module that is not looked into
+            return
+        self._watch.frames.pop()
+        if self._watch.frames:
+            if isinstance(module, WEIGHTED) and not has_failed and self._watch.common((inputs, keywords)) is None:
+                self._not_counted[self._names[id(module)], OUTSIDE] = None
+        elif has_failed:  # the network itself; what fails within may be caught there, and has been computed
+            self._drop()
+        else:
+            if (tensors := tensors_in(output)) and not isinstance(self._watch.common(tensors), Data):
+                self._not_counted[self._names[id(module)], OUTSIDE] = None
             self._stop_watching()
             self._finish()
 
     def _leave(self, module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
         """A module that was not looked into is done."""
-        self._opaque = None
-        self._watch.__enter__()
         if id(module) in self._are_fused:
             self._watch.frames[-1] = self._frame(module, (inputs, keywords))
             self._is_replaying = True
@@ -217,7 +263,7 @@ class CostCounter:
         x = next(iter(tensors_in(inputs)), None)
         if x is None:
             raise ValueError("network: must be called with a tensor, and attention or a recurrent layer by position")
-        is_timed = x.ndim == 5  # event frames [B, T, C, H, W]
+        is_timed = x.ndim == 5 and (bool(self._neurons) or not self._has_volumes)  # event frames [B, T, C, H, W]
         self._forward = len(x), None
         self._frames_of_input = x.shape[1] if is_timed else 1
         self._watch.note(inputs, Data(is_timed))
@@ -229,14 +275,17 @@ class CostCounter:
 
     def _stop_watching(self) -> None:
         if self._is_watching:
-            if self._opaque is None or self._within is not None:
+            if self._opaque is None or self._within is not None or self._watch.is_in_neuron:
                 self._watch.__exit__(None, None, None)
+            self._watch.is_in_neuron = False
             torch.set_autocast_cache_enabled(self._caches_casts)
             self._is_watching, self._is_replaying, self._opaque, self._within = False, False, None, None
             self._watch.forget()
 
     def _finish(self) -> None:
         images, steps = self._forward
+        for neuron in self._neurons.values():
+            neuron.end(steps)
         steps = steps or self._frames_of_input
         self.num_images += images
         self.time_steps = max(self.time_steps, steps)
@@ -245,6 +294,8 @@ class CostCounter:
 
     def _drop(self) -> None:
         self._stop_watching()
+        for neuron in self._neurons.values():
+            neuron.end(None)
         for passes in self._all_passes():
             passes.drop()
 
@@ -260,7 +311,7 @@ class CostCounter:
         self, frame: Frame, operation: str, weight: Weight | None, shapes: Shapes, data: Data, product: Any
     ) -> None:
         """Count data times a weight or a constant."""
-        count = self._constants[frame.name, operation] if weight is None else self._layers[parameter_layer(weight.name)]
+        count = self._constants[frame.name, operation] if weight is None else self._layers[self._layers_of[weight.name]]
         count.count(product.key, product.x.detach(), product.weight.detach(), product.fan_out)
         count.passes.call(product.dense, product.x.numel(), shapes, data)
 
@@ -417,6 +468,16 @@ class CostCounter:
 
     def _energy(self, macs: float, acs: float) -> float:
         return (macs * self.pj_per_mac + acs * self.pj_per_ac) / 1e6
+
+
+def _has_weights_of_its_own(module: nn.Module) -> bool:
+    """Whether a neuron has tensors of two dimensions and more that are no layer's."""
+    return isinstance(module, SpikingNeuron) and any(
+        tensor.ndim >= 2
+        for part in module.modules()
+        if not isinstance(part, (*WEIGHTED, parametrize.ParametrizationList))
+        for tensor in own_tensors(part).values()
+    )
 
 
 @contextmanager

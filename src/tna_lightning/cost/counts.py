@@ -200,13 +200,24 @@ class NeuronCount:
     def __init__(self) -> None:
         self.spikes: Tensor | int = 0
         self.chances = 0
-        self.neurons = 0
+        self.neurons = 0  # of the largest forward
+        self._calls: list[tuple[int, int]] = []
 
     def count(self, output: Tensor) -> None:
         """Spikes ``[T, B, ...]``."""
         self.spikes = self.spikes + (output.detach() != 0).sum()
         self.chances += output.numel()
-        self.neurons = output[0, 0].numel()
+        self._calls.append((len(output), output[0, 0].numel()))
+
+    def end(self, time_steps: int | None) -> None:
+        """The forward is over: a module that saw all steps several times is as many layers of neurons.
+
+        One that was called step by step is one for each size.
+        """
+        whole = [neurons for steps, neurons in self._calls if steps == time_steps and steps > 1]
+        by_step = {neurons for steps, neurons in self._calls if steps != time_steps or steps == 1}
+        self.neurons = max(self.neurons, sum(whole) + sum(by_step))
+        self._calls.clear()
 
     def report(self, num_images: int) -> dict[str, Any]:
         """The counts of an image; ``chances`` are neurons times steps."""

@@ -181,7 +181,8 @@ _ADDITIVE = {
 # operations on one tensor that multiply its numbers
 _OF_ONE = {
     *("prod", "cumprod", "pow", "square", "var", "std", "var_mean", "std_mean", "norm", "cov", "corrcoef", "stft"),
-    *("istft", "matrix_power"),
+    *("istft", "matrix_power", "matrix_exp", "inverse", "pinverse", "det", "logdet", "slogdet", "cholesky", "svd"),
+    *("cholesky_inverse", "renorm", "qr"),
 }
 _OF_ONE_PREFIXES = ("fft_", "_fft_", "linalg_", "upsample_linear", "upsample_bi", "upsample_tri", "_upsample_bi")
 _SCALING = {"mul", "div"}
@@ -210,6 +211,7 @@ class Watch(TorchDispatchMode):
         super().__init__()
         self.sink = sink
         self.frames: list[Frame] = []
+        self.is_in_neuron = False  # only its products with weights are told of, as not counted
         named = [*network.named_parameters(), *network.named_buffers()]
         self._weights = {id(tensor): Weight(name, tensor.numel()) for name, tensor in named}
         self._origins: Any = WeakTensorKeyDictionary()
@@ -296,6 +298,12 @@ class Watch(TorchDispatchMode):
         name = f"{func.namespace}.{func._opname}"
         plain = func._opname.removesuffix("_") if func.namespace == "aten" else ""
         handler = self._handlers.get(plain)
+        if self.is_in_neuron:
+            operands = tensors_in(args)
+            if handler is not None and any(isinstance(self.origin(tensor), Weight) for tensor in operands):
+                self._not_counted(name)
+            out = self._decomposed(func, args, kwargs) if len(operands) > 1 else NotImplemented
+            return func(*args, **kwargs) if out is NotImplemented else out
         if handler is not None and not all(_is_plain(tensor) for tensor in tensors_in(args)):
             self._not_counted(name)
         elif handler is not None:
@@ -310,20 +318,26 @@ class Watch(TorchDispatchMode):
             self._attention(name, {**dict(zip(names, args, strict=False)), **kwargs})
             return out
         operands = tensors_in((args, kwargs))
-        if plain in _ADDITIVE or (func.namespace == "prim" and len(operands) < 2):
+        is_additive = plain in _ADDITIVE and kwargs.get("reduce") != "multiply"
+        if is_additive or (func.namespace == "prim" and len(operands) < 2):
             return func(*args, **kwargs)
-        if len(operands) > 1 and self._does_decompose.get(func, True):
-            with self:
-                out = func.decompose(*args, **kwargs)
-            self._does_decompose[func] = out is not NotImplemented
-            if out is not NotImplemented:
-                return out
+        if len(operands) > 1 and (out := self._decomposed(func, args, kwargs)) is not NotImplemented:
+            return out
         if self._multiplies(plain, operands, name):
             self._not_counted(name)
         return func(*args, **kwargs)
 
+    def _decomposed(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """The result by smaller operations, which are looked at; NotImplemented where there are none."""
+        if not self._does_decompose.get(func, True):
+            return NotImplemented
+        with self:
+            out = func.decompose(*args, **kwargs)
+        self._does_decompose[func] = out is not NotImplemented
+        return out
+
     def _multiplies(self, plain: str, operands: list[Tensor], name: str) -> bool:
-        if not plain:  # none of torch's own
+        if not plain or plain in _ADDITIVE:  # none of torch's own, or one that reduces by products
             return True
         if len(operands) < 2:
             return plain in _OF_ONE or plain.startswith(_OF_ONE_PREFIXES)

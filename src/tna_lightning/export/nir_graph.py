@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from tna_lightning.models import LIF, BasicBlock, Network
 from tna_lightning.models.over_time import OverTime
-from tna_lightning.quantization.folding import ScaledConv2d
+from tna_lightning.quantization.folding import ScaledConv2d, ScaledLinear
 from tna_lightning.quantization.packing import inputs_entry
 
 DT = 1e-4  # seconds; the step that NIR's readers assume
@@ -81,14 +81,19 @@ class _Builder:
             self.add_convolution(name, module)
         elif isinstance(module, nn.Linear):
             bias = torch.zeros(module.out_features) if module.bias is None else module.bias
-            self.add(name, self.nir.Affine(_array(module.weight), _array(bias)), (module.out_features,))
+            weight = module.weight * module.scale[:, None] if isinstance(module, ScaledLinear) else module.weight
+            self.add(name, self.nir.Affine(_array(weight), _array(bias)), (module.out_features,))
         elif isinstance(module, nn.AvgPool2d | nn.AdaptiveAvgPool2d):
             self.add_average(name, module)
         elif isinstance(module, nn.Flatten):
             node = self.nir.Flatten({"input": np.array(self.shape)}, start_dim=0, end_dim=-1)
             self.add(name, node, (math.prod(self.shape),))
         elif not isinstance(module, nn.Identity):
-            raise ValueError(f"network.{name}: NIR has no node for {type(module).__name__}")
+            own = "; a network of one's own must derive from nn.Sequential, its modules in the order of its forward"
+            raise ValueError(
+                f"network{'.' * bool(name)}{name}: NIR has no node for {type(module).__name__}"
+                f"{own if next(module.children(), None) is not None else ''}"
+            )
 
     def add_neuron(self, name: str, neuron: LIF) -> None:
         constants = neuron.of_one_step(torch.Size([1, *self.shape]))

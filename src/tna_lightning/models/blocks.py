@@ -148,7 +148,7 @@ class Network(nn.Module):
         pool_size: pixels left along each side by the average pool.
 
     Raises:
-        ValueError: `time_steps` below 1, or an input whose dimensions or channels do not fit.
+        ValueError: `time_steps` below 1, or an input whose dimensions or channels do not fit, or of whole numbers.
     """
 
     def __init__(
@@ -173,6 +173,11 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `[T, B, K]` for images `[B, C, H, W]` or event frames `[B, T, C, H, W]`."""
+        if not x.is_floating_point():
+            raise ValueError(
+                f"x of {x.dtype}: must be floating-point numbers, normalised as in training, not pixels as they "
+                "are stored"
+            )
         if x.ndim not in (4, 5) or x.shape[-3] != self.in_channels:
             allowed = f"[B, {self.in_channels}, H, W] or event frames [B, T, {self.in_channels}, H, W]"
             raise ValueError(f"x={list(x.shape)}: must be images {allowed}")

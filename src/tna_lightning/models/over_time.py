@@ -57,3 +57,8 @@ OVER_TIME: dict[type[nn.Module], type[OverTime]] = {nn.Conv2d: Conv2dOverTime, n
 def weigh_over_time(layer: nn.Module) -> None:
     """Make a layer (a key of `OVER_TIME`) one whose weight is `[T, ...]`; who calls this gives it such a weight."""
     layer.__class__ = OVER_TIME[type(layer)]
+
+
+def weigh_alike(layer: nn.Module) -> None:
+    """Make a layer of :func:`weigh_over_time` what it was; who calls this gives it a weight without T."""
+    (layer.__class__,) = (plain for plain, over_time in OVER_TIME.items() if over_time is type(layer))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tna_lightning.quantization.codes import Codes, decode
 from tna_lightning.quantization.kept import network_bytes, quantized_share, weight_report
 from tna_lightning.quantization.packing import load_packed, save_network
-from tna_lightning.quantization.parametrized import plain_state_dict, quantize_network
+from tna_lightning.quantization.parametrized import dequantize_network, plain_state_dict, quantize_network
 from tna_lightning.quantization.quantizers import (
     Binary,
     Quantizer,
@@ -31,6 +31,7 @@ __all__ = [
     "Uniform",
     "WeightQuantization",
     "decode",
+    "dequantize_network",
     "load_packed",
     "network_bytes",
     "plain_state_dict",

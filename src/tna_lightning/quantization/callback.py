@@ -178,8 +178,11 @@ class WeightQuantization(lightning.Callback):
         for network, _ in self._networks(pl_module):
             for _, weight, quantized in quantized_layers(network):
                 quantized.set_share(weight, self.share(epoch))
-                if epoch <= self.start_epoch:  # nothing has learned the scales yet, and the weights have moved
+                # before the start nothing learns the scales while the weights move; from epoch 0 on, those that an
+                # earlier training has learned are kept
+                if epoch <= self.start_epoch and (self.start_epoch or not quantized.has_trained):
                     quantized.quantizer.reset_scale(weight)
+                quantized.has_trained = self.share(epoch) > 0
 
     def _networks(self, pl_module: lightning.LightningModule) -> Iterator[tuple[nn.Module, Quantizer]]:
         for name, quantizer in self._quantizers.items():

@@ -7,15 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.utils import parametrize
 
-from tna_lightning.models.neurons import SpikingNeuron
 from tna_lightning.models.over_time import OverTime
 from tna_lightning.quantization.codes import Codes, alphabet
-from tna_lightning.quantization.parametrized import WEIGHTED, plain_state_dict, weighted_layers
-
-NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d)
+from tna_lightning.quantization.parametrized import plain_state_dict, weighted_layers
+from tna_lightning.quantization.weights import modules_of, other_weights, parameter_layers
 
 
 @torch.no_grad()
@@ -25,31 +21,22 @@ def kept_weights(network: nn.Module) -> Iterator[tuple[str, Tensor, Codes | None
     The weight of a layer whose codes differ by step is ``[T, ...]``.
     A layer's codes are those of its parametrisation, or the ones that it was loaded with (``layer.kept``) if its weight
     still is what they say.
+
+    Raises:
+        ValueError: a weight holds NaN or infinite values, or gets such a scale; the message names the layer.
     """
+    modules = modules_of(network)
     for name, weight, quantized in weighted_layers(network):
         if quantized is not None:
-            kept = quantized.quantizer.encode(weight)
+            try:
+                kept = quantized.quantizer.encode(weight)
+            except ValueError as error:
+                raise ValueError(f"{weight_name(name)}: {error}") from None
             yield name, kept.weight, kept
         else:
-            loaded: Codes | None = getattr(network.get_submodule(name), "kept", None)
+            loaded: Codes | None = getattr(modules[name], "kept", None)
             is_valid = loaded is not None and torch.equal(loaded.weight, weight.cpu())
             yield name, weight.detach(), loaded if is_valid else None
-
-
-def other_weights(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Name and value of every parameter of two dimensions and more that is no layer's weight, in order.
-
-    Such as the projection of ``nn.MultiheadAttention``, an embedding, the weights of a recurrent layer, a transposed
-    convolution. Those of norms and neurons are none. One that is called ``weight`` has the name of its module.
-    """
-    within: tuple[str, ...] = ()
-    for name, module in network.named_modules():
-        if isinstance(module, (SpikingNeuron, parametrize.ParametrizationList, *NORMS)):
-            within += (f"{name}." if name else "",)
-        elif not name.startswith(within):
-            for own, parameter in module.named_parameters(recurse=False):
-                if parameter.ndim >= 2 and not (own == "weight" and isinstance(module, WEIGHTED)):
-                    yield (name if own == "weight" else f"{name}.{own}".lstrip(".")), parameter.detach()
 
 
 def weight_report(network: nn.Module) -> dict[str, Any]:
@@ -63,8 +50,9 @@ def weight_report(network: nn.Module) -> dict[str, Any]:
     A parameter that several layers share is in it once, under the first's name. Shares of no weights are 0.
     """
     layers = []
-    tied = {parameter_layer(name) for name in _tied(network)}
-    order = {name: position for position, (name, _) in enumerate(network.named_modules())}
+    layers_of = parameter_layers(network)
+    tied = {layers_of[name] for name in _tied(network)}
+    order = {name: position for position, name in enumerate(modules_of(network))}
     others = ((name, weight, None) for name, weight in other_weights(network))
     for name, weight, kept in sorted(
         [*kept_weights(network), *others], key=lambda entry: order.get(entry[0], order[entry[0].rpartition(".")[0]])
@@ -113,9 +101,8 @@ def network_bytes(network: nn.Module) -> dict[str, int]:
     state = plain_state_dict({name: tensor for name, tensor in network.state_dict().items() if name not in tied})
     counts = {name: tensor.numel() for name, tensor in state.items()}
     kept = {name: tensor.numel() * tensor.element_size() for name, tensor in state.items()}
-    layers = {parameter_layer(name) for name in tied}
     for name, weight, codes in kept_weights(network):
-        if name not in layers:
+        if weight_name(name) in counts:  # else tied, or computed from others, which are what is kept
             counts[weight_name(name)] = weight.numel() // (_time_steps(network, name, weight) or 1)
             size = weight.numel() * weight.element_size()
             kept[weight_name(name)] = size if codes is None else codes.num_bytes
@@ -129,18 +116,9 @@ def _tied(network: nn.Module) -> set[str]:
     return every - {name for name, _ in (*network.named_parameters(), *network.named_buffers())}
 
 
-def parameter_layer(parameter: str) -> str:
-    """The name in a weight report of the layer whose parameter, or whose parametrisation's, that is."""
-    module, found, tensor = parameter.rpartition("parametrizations.")
-    name = module + tensor.partition(".")[0] if found else parameter
-    return name.removesuffix("weight").removesuffix(".") if name.split(".")[-1] == "weight" else name
-
-
 def _time_steps(network: nn.Module, name: str, weight: Tensor) -> int | None:
     """T of a layer whose weight differs by step; the name may be that of a parameter, which has none."""
-    parent, _, own = name.rpartition(".")
-    layer = network.get_submodule(parent)._modules.get(own) if name else network
-    return len(weight) if isinstance(layer, OverTime) else None
+    return len(weight) if isinstance(modules_of(network).get(name), OverTime) else None
 
 
 def weight_name(layer: str) -> str:

@@ -4,16 +4,17 @@ The file is safetensors: it holds no code and runs none. A quantised weight ``na
 codes bit by bit in bytes, and ``name.scale``; everything else of the network's state under its own name. The header's
 metadata have one entry, named after the format, in JSON:
 
-- ``version``: 2.
+- ``sha256``: the first entry. Of the bytes of the whole file, in which its own 64 letters are zeros ("0").
+- ``version``: 3.
 - ``layers``: of each quantised weight by name, what :class:`~.codes.Codes` says of it: ``scheme``, ``bits``, ``axes``,
   ``scale_axes`` (null without a scale), ``shape`` of the codes, and ``encoding``, how they became bytes. So far there
   is one, ``values``: each code in the order of memory, its rank in the alphabet of so many bits, low bit first; the
   last byte is filled with zeros.
 - ``spec``: how to build the network; null for one of the user's own.
 - ``inputs``: what the network expects, see :data:`INPUTS`; null where that is unknown.
-- ``sha256``: of the tensors' bytes in the order of their names.
 - whatever the caller adds.
 
+Until version 2 ``sha256`` was that of the tensors' bytes in the order of their names, and could be missing.
 Version 1 had no ``inputs``, and of a layer ``scheme``, ``bits``, ``shape`` and ``scaled`` (whether there is a scale).
 Its axes follow from the scale's shape: with one dimension more than the codes it differs by sign, and by channel where
 it has as many numbers as the codes have channels. It is read as before.
@@ -33,16 +34,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tna_lightning.files import replacing
 from tna_lightning.quantization.codes import CHANNEL, SIGN, Codes, alphabet, packed_size
 from tna_lightning.quantization.folding import adopt_folding
 from tna_lightning.quantization.kept import kept_weights, weight_name
-from tna_lightning.quantization.parametrized import give_steps, plain_state_dict
+from tna_lightning.quantization.parametrized import check_exists, give_steps, plain_state_dict
+from tna_lightning.quantization.weights import aliases_of, modules_of, plain_name
 
 FORMAT = "tna_lightning.packed"
-VERSION = 2
+VERSION = 3
 ENCODING = "values"
+NO_DIGEST = "0" * 64
 
 
 # what a network expects, by name: what may stand there, in words and as a test of the value from JSON
@@ -125,12 +129,19 @@ def unpack(packed: Tensor, bits: int, shape: list[int]) -> Tensor:
 
 
 def packed_state(network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of the file, on the CPU, and its ``layers``: what is quantised, as it is in eval mode."""
+    """The tensors of the file, on the CPU, and its ``layers``: what is quantised, as it is in eval mode.
+
+    A layer that stands at several places of the network is in it under each of its names.
+    """
+    modules, aliases = modules_of(network), aliases_of(network)
+    check_exists(modules)
     tensors = plain_state_dict(network.state_dict())
     layers = {}
-    for layer, _, kept in kept_weights(network):
-        if kept is not None:
-            name = weight_name(layer)
+    for layer, weight, kept in kept_weights(network):
+        if kept is None:
+            continue
+        _check_finite(weight_name(layer), weight)
+        for name in map(weight_name, aliases[id(modules[layer])]):
             del tensors[name]
             tensors[f"{name}.codes"] = pack(kept.values, kept.bits)
             if kept.scale is not None:
@@ -143,7 +154,19 @@ def packed_state(network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]
                 "shape": list(kept.values.shape),
                 "encoding": ENCODING,
             }
+    for name, tensor in tensors.items():
+        _check_finite(name, tensor)
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}, layers
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
+    """Refuse what :func:`load_packed` would.
+
+    Raises:
+        ValueError: it holds NaN or infinite values.
+    """
+    if tensor.is_floating_point() and not tensor.isfinite().all():
+        raise ValueError(f"{name}: holds NaN or infinite values")
 
 
 def save_network(
@@ -166,8 +189,9 @@ def save_network(
             ``time_steps``.
 
     Raises:
-        ValueError: a weight to quantise holds NaN or infinite values, a name in ``metadata`` is the format's own, or
-            ``inputs`` has another entry or one that cannot be.
+        ValueError: a weight or buffer holds NaN or infinite values, or a weight does once it is decoded; a lazy module
+            has seen no input; a name in ``metadata`` is the format's own; or ``inputs`` has another entry or one that
+            cannot be.
     """
     tensors, layers = packed_state(network)
     header = {
@@ -175,18 +199,28 @@ def save_network(
         "layers": layers,
         "spec": spec,
         "inputs": _checked_inputs({} if inputs is None else inputs),
-        "sha256": _digest(tensors),
     }
-    if reserved := header.keys() & (metadata or {}).keys():
-        raise ValueError(f"metadata={sorted(reserved)}: must have other names than {', '.join(header)}")
-    header |= metadata or {}
+    if reserved := (header.keys() | {"sha256"}) & (metadata or {}).keys():
+        raise ValueError(f"metadata={sorted(reserved)}: must have other names than sha256, {', '.join(header)}")
+    write_packed(path, tensors, header | dict(metadata or {}))
+
+
+def write_packed(path: Path | str, tensors: dict[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Write the tensors and the header's entry, with its digest before all others."""
     with replacing(path) as temporary:
         # one entry, because safetensors writes several in random order: the same network gives the same bytes
-        save_file(tensors, temporary, {FORMAT: json.dumps(header)})
+        save_file(tensors, temporary, {FORMAT: json.dumps({"sha256": NO_DIGEST, **header})})
+        content = Path(temporary).read_bytes()
+        Path(temporary).write_bytes(content.replace(NO_DIGEST.encode(), _digest(content).encode(), 1))
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 (hex) of the tensors' bytes in the order of their names."""
+def _digest(content: bytes) -> str:
+    """SHA-256 (hex) of a file's bytes."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def _digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """As files of versions 1 and 2 have it: of the tensors' bytes in the order of their names."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy().data)
@@ -247,8 +281,13 @@ def read_packed(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
                     metadata["inputs"] = _checked_inputs(metadata["inputs"])
                 except ValueError as error:
                     raise ValueError(f"path={str(path)!r}: {error}") from None
+            if metadata["version"] > 2:
+                stored = str(metadata["sha256"])
+                content = Path(path).read_bytes()
+                if _digest(content.replace(stored.encode(), NO_DIGEST.encode(), 1)) != stored:
+                    raise ValueError(f"path={str(path)!r}: damaged, its bytes are not those that were written")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if metadata.get("sha256", digest := _digest(tensors)) != digest:
+            if metadata["version"] < 3 and metadata.get("sha256", old := _digest_of_tensors(tensors)) != old:
                 raise ValueError(f"path={str(path)!r}: damaged, its tensors are not those that were written")
             return tensors, metadata
     except (SafetensorError, json.JSONDecodeError, KeyError, RecursionError) as error:
@@ -323,33 +362,77 @@ def load_packed(path: Path | str, network: nn.Module | None = None) -> nn.Module
         ValueError: the file is damaged or newer, holds codes outside their alphabet, or fits another network.
     """
     state, kept, metadata = decoded_state(path)
-    if network is None:
-        if metadata["spec"] is None:
-            raise ValueError(
-                f"path={str(path)!r}: holds a network of your own, pass it: load_packed(path, network=...)"
-            )
-        from tna_lightning.models import build
+    if network is None and metadata["spec"] is None:
+        raise ValueError(f"path={str(path)!r}: holds a network of your own, pass it: load_packed(path, network=...)")
+    try:
+        for name, tensor in state.items():
+            _check_finite(name, tensor)
+        if network is None:
+            network = _built(metadata["spec"], sum(tensor.numel() for tensor in state.values()))
+        _load(network, state, kept)
+    except ValueError as error:
+        raise ValueError(f"path={str(path)!r}: {error}") from None
+    own = {plain_name(name): value for name, value in network.state_dict().items()}
+    for name, value in state.items():
+        if not torch.equal(own[name], value.to(own[name])):
+            raise ValueError(f"path={str(path)!r}: fits another network ({name} is tied to another weight in this one)")
+    aliases = aliases_of(network)
+    module: Any
+    for module in network.modules():
+        for name in map(weight_name, aliases[id(module)]):
+            if name in kept:
+                module.kept = kept[name]
+    return network.eval()
 
-        try:
-            network = build(metadata["spec"])
-        except Exception as error:  # whatever a constructor does with sizes that nobody has checked
-            reason = str(error).partition("\n")[0]
-            raise ValueError(f"path={str(path)!r}: no network can be built from its spec ({reason})") from None
-    broken = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
-    if broken:
-        raise ValueError(f"path={str(path)!r}: {broken[0]}: holds NaN or infinite values")
+
+class _Bounded(TorchDispatchMode):
+    """Lets new tensors be made up to so many numbers in all: sizes that nobody has checked take no memory."""
+
+    def __init__(self, numbers: int) -> None:
+        super().__init__()
+        self.left = numbers
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if args and isinstance(args[0], list | tuple) and all(isinstance(size, int) for size in args[0]):
+            self.left -= math.prod(args[0])
+            if self.left < 0:
+                raise ValueError("it is far larger than what the file holds")
+        return func(*args, **(kwargs or {}))
+
+
+def _built(spec: Any, numbers: int) -> nn.Module:
+    """The network of a file's spec, in which nothing is believed; the file holds so many numbers.
+
+    Raises:
+        ValueError: there is none.
+    """
+    from tna_lightning.models import build
+
+    try:
+        with _Bounded(4 * numbers + 2**22):  # room for what constructors make on the way
+            return build(spec)
+    except Exception as error:  # whatever a constructor does with sizes that nobody has checked
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"no network can be built from its spec ({reason})") from None
+
+
+def _load(network: nn.Module, state: Mapping[str, Tensor], kept: Mapping[str, Codes]) -> None:
+    """Load what a file holds into a network.
+
+    Raises:
+        ValueError: it fits another network.
+    """
     adopt_folding(network, state)
     try:
         _adopt_steps(network, kept)
-        network.load_state_dict(state)
+        names = {plain_name(name): name for name in network.state_dict()}
+        network.load_state_dict({names.get(name, name): value for name, value in state.items()})
     except ValueError as error:
-        raise ValueError(f"path={str(path)!r}: fits another network ({error})") from None
+        raise ValueError(f"fits another network ({error})") from None
     except RuntimeError as error:
-        raise ValueError(f"path={str(path)!r}: fits another network ({str(error).splitlines()[1].strip()})") from None
-    for name, module in network.named_modules():
-        if weight_name(name) in kept:
-            module.kept = kept[weight_name(name)]
-    return network.eval()
+        raise ValueError(f"fits another network ({str(error).splitlines()[1].strip()})") from None
 
 
 def _adopt_steps(network: nn.Module, kept: Mapping[str, Codes]) -> None:

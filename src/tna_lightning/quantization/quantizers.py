@@ -125,6 +125,17 @@ class _LSQ(torch.autograd.Function):
         return grad * is_inside, None, grad_step, None
 
 
+def _are_alike(a: Any, b: Any) -> bool:
+    """Whether two settings, of which one may be a copy, are the same."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_are_alike(a[name], b[name]) for name in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(_are_alike, a, b))
+    return repr(a) == repr(b) or (hasattr(a, "__dict__") and _are_alike(vars(a), vars(b)))
+
+
 class Quantizer(nn.Module):
     """A quantiser of weights: ``weight -> encode(weight).weight`` with a straight-through gradient.
 
@@ -190,6 +201,12 @@ class Quantizer(nn.Module):
         if scale is not None:
             quantizer.scale = nn.Parameter(scale.to(weight.dtype))
         return quantizer
+
+    def is_alike(self, other: Quantizer) -> bool:
+        """Whether another quantiser is of the same class with the same settings, whatever its scale has learned."""
+        plain = vars(nn.Module())
+        mine, others = ({name: value for name, value in vars(q).items() if name not in plain} for q in (self, other))
+        return type(self) is type(other) and _are_alike(mine, others)
 
     @torch.no_grad()
     def reset_scale(self, weight: Tensor) -> None:
