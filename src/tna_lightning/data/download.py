@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
-import tempfile
 import urllib.error
 import urllib.request
 import zlib
@@ -18,6 +17,8 @@ from pathlib import Path
 
 from filelock import FileLock
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from tna_lightning.files import temporary_folder
 
 CHUNK = 1 << 18
 
@@ -89,13 +90,13 @@ def unpack(archive: Path, folder: Path) -> Path:
     with FileLock(f"{folder}.lock"):
         if folder.exists():
             return folder
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        with temporary_folder(folder) as temporary:
             try:
                 with tarfile.open(archive) as tar:
                     tar.extractall(temporary, filter="data")
             except (tarfile.TarError, EOFError, zlib.error) as error:
                 raise ValueError(f"{archive}: is damaged ({error}); fetch the file again") from error
-            unpacked = Path(temporary) / folder.name
+            unpacked = temporary / folder.name
             if not unpacked.is_dir():
                 raise ValueError(f"{archive}: must contain the folder {folder.name}")
             unpacked.replace(folder)

@@ -31,10 +31,10 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from tna_lightning.files import replacing
+from tna_lightning.files import write_bytes
 from tna_lightning.quantization.codes import CHANNEL, SIGN, Codes, alphabet, packed_size
 from tna_lightning.quantization.folding import adopt_folding
 from tna_lightning.quantization.kept import kept_weights, weight_name
@@ -171,9 +171,9 @@ def save_network(
     if reserved := header.keys() & (metadata or {}).keys():
         raise ValueError(f"metadata={sorted(reserved)}: must have other names than {', '.join(header)}")
     header |= metadata or {}
-    with replacing(path) as temporary:
-        # one entry, because safetensors writes several in random order: the same network gives the same bytes
-        save_file(tensors, temporary, {FORMAT: json.dumps(header)})
+    # one entry, because safetensors writes several in random order: the same network gives the same bytes; and not by
+    # its own hands, which say neither that the disk is full nor which file it was
+    write_bytes(path, save(tensors, {FORMAT: json.dumps(header)}))
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

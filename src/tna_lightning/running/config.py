@@ -51,6 +51,17 @@ NOT_FOR_TRAINER = {
 }
 
 
+# the nodes that hold settings by name, and whether they may be null; what the program reads of two of them
+_NODES = {
+    **dict.fromkeys(("data", "augment", "model", "neuron", "objective", "optimizer", "schedule", "trainer"), False),
+    **dict.fromkeys(("callbacks", "cost", "choices", "own"), False),
+    **dict.fromkeys(("quant", "companion", "logger"), True),
+}
+_OF_TRAINER = ("accelerator", "devices", "num_nodes", "precision", "sync_batchnorm")
+_OF_COMPANION = ("weights", "freeze", "seed")
+
+_MOST_ENTRIES, _DEEPEST = 100_000, 50  # of a config that is read; one of ours has some hundred, six deep
+
 # what a user may mend; else it went wrong on the way
 BAD_INPUT = (ValueError, FileNotFoundError, HydraException, MissingPackage)
 
@@ -154,6 +165,7 @@ def check(config: Mapping[str, Any]) -> None:
         raise ValueError(f"{missing[0]}: is missing, and cannot be left out")
     for key in config:
         refuse_unknown("", key, [*SETTINGS, *BY_THE_PROGRAM])
+    _check_kinds(config)
     seed, epochs = config["seed"], config["epochs"]
     if not _is_int(seed) or not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed!r}: must be an integer from 0 to 4294967295")
@@ -201,6 +213,22 @@ def check(config: Mapping[str, Any]) -> None:
         raise ValueError(f"companions={further}: stand beside `companion`, by names of their own; see baseline=cohort")
     for name, node in companion_nodes(config).items():
         _check_companion(companion_prefix(name), node, config["trainer"])
+
+
+def _check_kinds(config: Mapping[str, Any]) -> None:
+    """Refuse a node that is no node, or lacks what all that follows looks for."""
+    for key, may_be_null in _NODES.items():
+        node = config.get(key)
+        if not (isinstance(node, Mapping) or (node is None and (may_be_null or key not in config))):
+            raise ValueError(f"{key}={node!r}: must be {'null or ' if may_be_null else ''}settings by name")
+    for key, kind in {"ckpt_path": str | None, "output_dir": str}.items():
+        if not isinstance(config[key], kind):
+            raise ValueError(f"{key}={config[key]!r}: must be a path")
+    for key, wanted in {"trainer": _OF_TRAINER, "companion": _OF_COMPANION}.items():
+        if "_target_" in (config[key] or ()) or "weights" in (config[key] or ()):
+            for name in wanted:
+                if name not in config[key]:
+                    raise ValueError(f"{key}.{name}: is missing, and cannot be left out")
 
 
 def companion_nodes(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -289,11 +317,31 @@ def read_config(folder: Path | str) -> dict[str, Any]:
         raise ValueError(f"run={str(folder)!r}: no run folder, it has no {CONFIG}")
     try:
         config = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: bytes that are no text, no such date
         raise ValueError(f"run={str(folder)!r}: {CONFIG} is damaged ({' '.join(str(error).split())})") from None
-    if not isinstance(config, dict):
+    if not isinstance(config, dict) or not _is_plain(config):
         raise ValueError(f"run={str(folder)!r}: {CONFIG} is no config")
     return config
+
+
+def _is_plain(config: Any) -> bool:
+    """Whether it is made of mappings by name, lists, numbers, words and null; of a few, and not deep.
+
+    YAML has more kinds, and a few of its lines may stand for billions of entries: an alias of aliases.
+    """
+    nodes = [(config, 0)]
+    for number, (node, depth) in enumerate(nodes):  # which grows
+        if number > _MOST_ENTRIES or depth > _DEEPEST:
+            return False
+        if isinstance(node, dict):
+            if not all(isinstance(key, str) for key in node):
+                return False
+            nodes += [(value, depth + 1) for value in node.values()]
+        elif isinstance(node, list):
+            nodes += [(value, depth + 1) for value in node]
+        elif not isinstance(node, str | int | float | None):
+            return False
+    return True
 
 
 def explain(error: BaseException) -> str | None:
@@ -317,6 +365,11 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, RuntimeError) and str(error).startswith("Unknown plugin class"):
         plugin = str(error).partition("hydra_plugins.")[2].partition(".")[0]
         return f"{plugin}: not installed; launchers and search are extras: [joblib], [submitit], [ray], [optuna]"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate" in str(error)):
+        reason = (
+            str(error).partition("\n")[0] or type(error).__name__
+        )  # torch's, whose CPU says it by RuntimeError alone
+        return f"out of memory ({reason}); a smaller data.batch_size, data.eval_batch_size or model.width may help"
     if isinstance(error, ValueError | FloatingPointError | OSError | MissingPackage):
         return str(error)
     return None
