@@ -35,8 +35,8 @@ def torture(names: list[str], seed: int, seconds: float) -> int:
     tried, right = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
     with tempfile.TemporaryDirectory() as folder:
         running = {}
-        for name in names:
-            (root := Path(folder) / name.replace(" ", "_") / "root").mkdir(parents=True)
+        for number, name in enumerate(names):
+            (root := Path(folder) / f"case{number}" / "root").mkdir(parents=True)
             running[name] = CASES[name](root, random.Random(f"{seed} {name}"))
         first = True
         while running and (first or time.monotonic() < ends):

@@ -1,4 +1,4 @@
-"""The cases: each a generator that does one trial after the other and yields what was wrong, None where all is right."""
+"""The cases: each a generator that does trial after trial and yields what was wrong, None where all is right."""
 
 import gzip
 import io

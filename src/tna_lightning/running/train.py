@@ -402,7 +402,7 @@ def _checkpoint(run: Run) -> tuple[Path | None, dict[str, Any]]:
         content = checkpoints.read_checkpoint(path)
     except ValueError as error:
         raise ValueError(f"ckpt_path={error}; resume=false starts over") from error
-    if ExactResume.KEY not in content:
+    if ExactResume.KEY not in content or History().state_key not in content["callbacks"]:
         raise ValueError(f"ckpt_path={str(path)!r}: is no checkpoint of a run")
     refuse_another_run(content, path, run.identity)
     return path, content

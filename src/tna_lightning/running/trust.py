@@ -81,7 +81,7 @@ def _targets(key: str, node: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _data_target(key: str, path: Any) -> None:
-    """Refuse what is no data module defined in :mod:`tna_lightning.data`."""
+    """Refuse what is no data module defined in :mod:`tna_lightning.data`, or within one no class defined there."""
     module, _, name = str(path).rpartition(".")
     found: Any = None
     if module == _DATA or module.startswith(f"{_DATA}."):
@@ -89,6 +89,6 @@ def _data_target(key: str, path: Any) -> None:
             found = getattr(importlib.import_module(module), name, None)
         except ModuleNotFoundError:
             found = None
-    is_module = inspect.isclass(found) and issubclass(found, lightning.LightningDataModule)
-    if not is_module or not found.__module__.startswith(f"{_DATA}."):
+    kind = lightning.LightningDataModule if key == "data._target_" else object
+    if not (inspect.isclass(found) and issubclass(found, kind) and found.__module__.startswith(f"{_DATA}.")):
         raise ValueError(f"{key}={path!r}: must be a data module of {_DATA}")
