@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -18,7 +19,7 @@ from tna_lightning.running import record as records
 from tna_lightning.running.archive import read_records
 from tna_lightning.running.config import compose, read_config, write_config
 from tna_lightning.running.console import BUSY, leave
-from tna_lightning.running.processes import TERMINATED, Terminated
+from tna_lightning.running.processes import TERMINATED, Terminated, interrupts_later
 from tna_lightning.running.record import LAST_CHECKPOINT, NETWORK, RECORD, Busy, Run, as_record, read_record
 from tna_lightning.running.train import train
 from tna_lightning.running.trust import refuse_foreign
@@ -203,6 +204,47 @@ def test_a_config_yaml_that_is_no_config_gets_one_line(text, tmp_path):
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(ValueError, match=r"^run='.*': config.yaml is (damaged|no config)"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("odd", "message"),
+    [
+        ({"cost": [[]]}, r"^cost=\[\[\]\]: must be settings by name"),
+        ({"logger": True}, "^logger=True: must be null or settings by name"),
+        ({"neuron": 1}, "^neuron=1: must be settings by name"),
+        ({"trainer": None}, "^trainer=None: must be settings by name"),
+        ({"ckpt_path": 3}, "^ckpt_path=3: must be a path"),
+        ({"choices": []}, r"^choices=\[\]: must be settings by name"),
+        ({"companion": {"weights": "random", "seed": 0}}, "^companion.freeze: is missing"),
+        ({"trainer": {"_target_": "lightning.Trainer"}}, "^trainer.accelerator: is missing"),
+    ],
+)
+def test_a_node_that_is_none_gets_one_line(odd, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train(config() | odd, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_waits_for_imports_to_end():
+    done = []
+
+    def imports():
+        with interrupts_later():
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append("imported")
+
+    with pytest.raises(KeyboardInterrupt):
+        imports()
+    assert done == ["imported"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: ...")])
+def test_too_little_memory_gets_one_line(error, capsys):
+    with pytest.raises(SystemExit) as left:
+        leave(error)
+    assert left.value.code == 1
+    assert re.match(r"error: out of memory \(.+\); a smaller data.batch_size", capsys.readouterr().err)
 
 
 def test_a_config_is_read_as_it_was_written(tmp_path):
