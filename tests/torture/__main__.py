@@ -9,6 +9,7 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -31,33 +32,41 @@ def main() -> None:
 
 def torture(names: list[str], seed: int, seconds: float) -> int:
     """Do trials of these cases for so long, at least one of each; print the table and return how many were wrong."""
-    ends = time.monotonic() + seconds
     tried, right = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
     with tempfile.TemporaryDirectory() as folder:
-        running = {}
-        for number, name in enumerate(names):
-            (root := Path(folder) / f"case{number}" / "root").mkdir(parents=True)
-            running[name] = CASES[name](root, random.Random(f"{seed} {name}"))
-        first = True
-        while running and (first or time.monotonic() < ends):
-            for name in list(running):
-                spent = time.monotonic()
-                # a quick case does as many trials as take a second
-                while name in running and (time.monotonic() - spent < 1 or tried[name] == 0):
-                    try:
-                        fault = next(running[name])
-                    except StopIteration:  # nothing of the kind can be tried here
-                        del running[name]
-                        break
-                    tried[name] += 1
-                    right[name] += fault is None
-                    if fault is not None:
-                        print(f"{name}, seed {seed}, trial {tried[name]}: {fault}", flush=True)
-            first = False
-    print(f"| case | tried | right |\n|{' --- |' * 3}")
-    for name in names:
-        print(f"| {name} | {tried[name]} | {right[name]} |")
+        try:
+            for name, fault in trials(names, seed, seconds, Path(folder)):
+                tried[name] += 1
+                right[name] += fault is None
+                if fault is not None:
+                    print(f"{name}, seed {seed}, trial {tried[name]}: {fault}", flush=True)
+        finally:  # also after Ctrl-C
+            print(f"| case | tried | right |\n|{' --- |' * 3}")
+            for name in names:
+                print(f"| {name} | {tried[name]} | {right[name]} |", flush=True)
     return sum(tried.values()) - sum(right.values())
+
+
+def trials(names: list[str], seed: int, seconds: float, folder: Path) -> Iterator[tuple[str, str | None]]:
+    """The cases in turn, each for a second and at least one trial; those of which none can be tried here are left."""
+    ends = time.monotonic() + seconds
+    running = {}
+    for number, name in enumerate(names):
+        (root := folder / f"case{number}" / "root").mkdir(parents=True)
+        running[name] = CASES[name](root, random.Random(f"{seed} {name}"))
+    is_first = True
+    while running:
+        for name, case in list(running.items()):
+            if not is_first and time.monotonic() > ends:
+                return
+            began = time.monotonic()
+            for fault in case:
+                yield name, fault
+                if time.monotonic() - began > 1:
+                    break
+            else:
+                del running[name]
+        is_first = False
 
 
 if __name__ == "__main__":
