@@ -32,6 +32,11 @@ test: $(READY) ## the tests
 test-slow: $(READY) ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
+MINUTES ?= 10
+.PHONY: torture
+torture: $(READY) ## kills, full disks, damaged and hostile files for MINUTES=10; what was wrong, and a table of counts
+	$(BIN)/python tests/torture --minutes $(MINUTES)
+
 BENCH := .venv-bench
 BENCH_PIP := $(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -c benchmarks/constraints.txt
 

@@ -74,7 +74,7 @@ def test_each_extension_trains_through_the_command_line(command, command_line, w
         assert largest == [norms[0], max(norms)]
     else:
         assert record["choices"][group] == choice[group]
-    assert f"test/acc {record['results']['test/acc']!r} " in command_line(evaluate, str(folder))
+    assert f"test/acc {record['results']['test/acc']!r} " in command_line(evaluate, str(folder), "--trust")
 
 
 def test_the_readmes_python_example_runs(tmp_path):

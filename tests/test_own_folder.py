@@ -4,6 +4,8 @@ There a neuron, a backbone, a quantiser, codes per step, an objective, an augmen
 test_companions.py a cohort of three and sample weights. Here a spiking block with attention.
 """
 
+import contextlib
+import json
 import sys
 
 import pytest
@@ -84,19 +86,34 @@ def test_a_block_with_attention_trains_with_a_twin_is_kept_and_taken_away(folder
     assert layers["q.linear"]
     assert not layers["classifier"]
     capsys.readouterr()
-    call(evaluate, monkeypatch, str(run))
+    for door, options in ((evaluate, []), (export, ["--format", "packed"])):  # a record does not choose what is called
+        with pytest.raises(SystemExit) as left:
+            call(door, monkeypatch, str(run), *options)
+        assert left.value.code == 2
+        assert "names model._target_='my_attention.SpikingAttentionNet', which is no part" in capsys.readouterr().err
+    call(evaluate, monkeypatch, str(run), "--trust")
     assert f"test/acc {record['results']['test/acc']!r}" in capsys.readouterr().out
-    call(export, monkeypatch, str(run), "--format", "packed", "--images", "20")
+    call(export, monkeypatch, str(run), "--format", "packed", "--images", "20", "--trust")
     assert "checked on 20 images: 0 predictions" in capsys.readouterr().out
     with pytest.raises(SystemExit) as left:
-        call(export, monkeypatch, str(run), "--format", "nir", "--images", "20")
+        call(export, monkeypatch, str(run), "--format", "nir", "--images", "20", "--trust")
     assert left.value.code == 2
     assert "q.norm.0" in capsys.readouterr().err
 
     call(front, monkeypatch, *command)  # the same command again finds the run done
     assert "done already" in capsys.readouterr().out
     (folder / "my_attention.py").write_text(ATTENTION.replace("0.125", "0.25"))
-    call(evaluate, monkeypatch, str(run))
-    assert capsys.readouterr().err.startswith("warning: my_attention has changed since this run was trained\n")
+    call(evaluate, monkeypatch, str(run), "--trust")
+    assert capsys.readouterr().err == "warning: my_attention has changed since this run was trained\n"
+    for threads, outcome in ((record["environment"]["threads"], "error: not the rec"), (77, "warning: not the rec")):
+        results = record["results"] | {"test/acc": 0.0625}  # not what the network does
+        environment = record["environment"] | {"threads": threads}
+        (run / "run.json").write_text(json.dumps(record | {"results": results, "environment": environment}))
+        with contextlib.suppress(SystemExit) if threads == 77 else pytest.raises(SystemExit, match=outcome) as left:
+            call(evaluate, monkeypatch, str(run), "--trust")
+        said = capsys.readouterr().err if threads == 77 else left.value.code
+        assert f"{outcome}orded results" in said
+        assert "(recorded: 0.0625)" in said
+    (run / "run.json").write_text(json.dumps(record))
     call(front, monkeypatch, *command)
     assert len(list(find_runs(folder / "runs"))) == 2  # an edited file is another run

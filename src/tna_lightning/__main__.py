@@ -6,10 +6,11 @@ import importlib.metadata
 import sys
 
 from tna_lightning.running.console import errors_from_hydra, leave
+from tna_lightning.running.processes import Terminated, interrupts_later
 
 
 def main() -> None:
-    """Run what the command line says; leave with 0 (done), 1 (a run failed) or 2 (bad input)."""
+    """Run what the command line says; leave with 0 (done), 1 (a run failed), 2 (bad input), or as ``leave`` says."""
     from tna_lightning.running.home import home, own_folder, refuse_hidden
 
     words = sys.argv[1:]
@@ -29,15 +30,15 @@ def main() -> None:
     for flag in {"-m", "--multirun"} & set(sys.argv[1:]):  # Hydra takes settings on one side of it alone
         sys.argv.remove(flag)
         sys.argv.insert(1, flag)
-    import hydra
-
-    from tna_lightning.running.task import job
-
-    app = hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="config")(job)
     try:
+        with interrupts_later():
+            import hydra
+
+            from tna_lightning.running.task import job
+        app = hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="config")(job)
         with errors_from_hydra():
             app()
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, Terminated) as error:
         from tna_lightning.running.sweep import running_sweep
 
         if sweep := running_sweep():

@@ -351,7 +351,9 @@ def test_a_checkpoint_that_is_none_is_named(content, tmp_path, earlier):
         path.write_bytes((earlier / LAST_CHECKPOINT).read_bytes()[:50_000])
     else:
         torch.save(content, path)
-    with pytest.raises(ValueError, match=r"^init_from='.*bad.ckpt': cut short, or no checkpoint of a TwinLearner"):
+    with pytest.raises(
+        ValueError, match=r"^init_from='.*bad.ckpt': cut short, changed, or no checkpoint of a TwinLearner"
+    ):
         load_weights("init_from", network_of(earlier), path)
 
 

@@ -1,11 +1,15 @@
 """Two processes on this machine's CPU, joined by gloo: the same training as one process with the whole batch."""
 
+import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from tna_lightning.running import train
 from tna_lightning.running.config import compose
-from tna_lightning.running.record import Run
+from tna_lightning.running.record import Run, is_active
 
 TINY = ["data.train_subset=128", "epochs=2", "model.width=0.25", "trainer.accelerator=cpu", "logger=csv"]
 
@@ -121,3 +125,54 @@ def test_two_nodes_train_the_teacher_first_and_do_nothing_when_done(tmp_path):
     assert one["device"] == "cpu"
     for key in ("identity", "results", "history"):
         assert one[key] == other[key], key
+
+
+def members(session):
+    """The processes of a session that have not ended, by Linux's /proc."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            fields = path.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session and fields[0] != "Z":
+                found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="a process learns of its parent's end on Linux alone")
+@pytest.mark.parametrize("how", ["the parent is killed", "SIGTERM to all", "the first process is killed"])
+def test_both_processes_end_whatever_they_wait_for(how, tmp_path):
+    overrides = [
+        *TINY[:1],
+        *TINY[2:],
+        "epochs=4000",
+        "trainer=ddp",
+        "trainer.devices=2",
+        "data.batch_size=16",
+        "hydra.run.dir=run",
+    ]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "PL_"))}
+    with subprocess.Popen(
+        [sys.executable, "-m", "tna_lightning", *overrides, "trainer.enable_progress_bar=false"], cwd=tmp_path,
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            metrics = tmp_path / "run" / "metrics.csv"
+            while not metrics.exists() or metrics.read_text().count("\n") < 4:
+                assert process.poll() is None, process.communicate()
+                time.sleep(0.05)
+            first, _ = sorted(set(members(process.pid)) - {process.pid})
+            if how == "SIGTERM to all":
+                os.killpg(process.pid, signal.SIGTERM)
+            else:
+                os.kill(process.pid if "parent" in how else first, signal.SIGKILL)
+            _, errors = process.communicate(timeout=300)  # ends when nobody holds the other end any more
+            assert not members(process.pid)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert not is_active(tmp_path / "run")
+    if "first" not in how:
+        assert (record["status"], record["error"]) == ("interrupted", "SIGTERM")
+        assert errors.endswith("terminated; the same command goes on from here\n")

@@ -23,12 +23,15 @@ class ExactResume(Callback):
     Args:
         identity: the run's identity (:func:`tna_lightning.running.identity.identity`); a checkpoint that
             carries another one is refused with a ValueError. None accepts any.
+        began_with: what else every checkpoint shall remember of the training, JSON-able: under
+            ``checkpoint[ExactResume.KEY]["began_with"]``.
     """
 
     KEY = "tna_lightning"
 
-    def __init__(self, identity: str | None = None) -> None:
+    def __init__(self, identity: str | None = None, began_with: Mapping[str, Any] | None = None) -> None:
         self.identity = identity
+        self.began_with = dict(began_with or {})
         self._generators: dict[str, Any] | None = None
         self._was_stopped = False
 
@@ -39,6 +42,7 @@ class ExactResume(Callback):
         name, keys, position, has_gauss, cached_gaussian = state
         checkpoint[self.KEY] = {
             "identity": self.identity,
+            "began_with": self.began_with,
             "should_stop": trainer.should_stop,  # known by now: Lightning calls what saves after what may stop
             "generators": {
                 "torch": torch.get_rng_state(),
@@ -77,8 +81,9 @@ class ExactResume(Callback):
 
 
 def refuse_another_run(checkpoint: Mapping[str, Any], path: Path | str | None, identity: str) -> None:
-    """Raise a ValueError if the checkpoint carries the identity of another run."""
-    saved = checkpoint.get(ExactResume.KEY, {"identity": identity})["identity"]
+    """Raise a ValueError if the checkpoint carries the identity of another run, or an entry that is none of ours."""
+    own = checkpoint.get(ExactResume.KEY, {"identity": identity})
+    saved = own.get("identity") if isinstance(own, Mapping) else own
     if saved != identity:
         raise ValueError(
             f"ckpt_path={str(path)!r}: belongs to a run of another config "

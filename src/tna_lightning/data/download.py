@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import tarfile
-import tempfile
 import urllib.error
 import urllib.request
 import zlib
@@ -19,6 +18,8 @@ from pathlib import Path
 
 from filelock import FileLock
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from tna_lightning.files import temporary_folder
 
 CHUNK = 1 << 18
 
@@ -92,7 +93,7 @@ def unpack(archive: Path, folder: Path) -> Path:
     with FileLock(f"{folder}.lock"):
         if folder.exists() and any(folder.iterdir()):
             return folder
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        with temporary_folder(folder) as temporary:
             try:
                 with tarfile.open(archive) as tar:
                     tar.extractall(temporary, filter="data")
@@ -102,7 +103,7 @@ def unpack(archive: Path, folder: Path) -> Path:
                 if error.errno not in (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST):
                     raise  # of the disk, not of the names in the archive
                 raise ValueError(f"{archive}: is damaged ({error.strerror}); fetch the file again") from error
-            unpacked = Path(temporary) / folder.name
+            unpacked = temporary / folder.name
             if not unpacked.is_dir():
                 raise ValueError(f"{archive}: must contain the folder {folder.name}")
             unpacked.replace(folder)

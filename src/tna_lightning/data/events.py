@@ -184,16 +184,22 @@ def read_split(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
         raise FileNotFoundError(f"split_file={str(path)!r}: must be a JSON file")
     try:
         listed = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: lists in lists in lists
         raise ValueError(f"split_file={str(path)!r}: must be JSON ({error})") from error
-    if not isinstance(listed, dict) or not {"train", "test"} <= listed.keys() <= set(SPLITS):
+    if (
+        not isinstance(listed, dict)
+        or not {"train", "test"} <= listed.keys() <= set(SPLITS)
+        or not all(isinstance(members, list) for members in listed.values())
+    ):
         raise ValueError(f"split_file={str(path)!r}: must hold lists under 'train', 'test' and, if wanted, 'val'")
     index = {name: number for number, name in enumerate(names)}
     seen: dict[str, str] = {}
     for split, members in listed.items():
         for name in members:
-            if name not in index:
-                raise ValueError(f"split_file={str(path)!r}: {split} lists {name!r}, which is no recording here")
+            if not isinstance(name, str) or name not in index:
+                raise ValueError(
+                    f"split_file={str(path)!r}: {split} lists {str(name)[:80]!r}, which is no recording here"
+                )
             if name in seen:
                 raise ValueError(f"split_file={str(path)!r}: {name!r} is listed in {seen[name]} and in {split}")
             seen[name] = split

@@ -10,6 +10,7 @@ from tna_lightning.export.checking import ExportMismatch
 from tna_lightning.export.run import SUFFIXES, export
 from tna_lightning.running.console import leave, warn_of_changes
 from tna_lightning.running.record import finished_record
+from tna_lightning.running.trust import refuse_foreign
 
 
 def main() -> None:
@@ -24,9 +25,13 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="check with so many images of the test set (default: all)")
     parser.add_argument("--data-root", help="where the data are, if not where they were in training")
     parser.add_argument("--opset", type=int, help="version of ONNX's operators (default: 20)")
+    parser.add_argument("--trust", action="store_true", help="call what the record names beside tna_lightning's own")
     arguments = parser.parse_args()
     try:
-        warn_of_changes(finished_record(arguments.run)["config"])
+        config = finished_record(arguments.run)["config"]
+        if not arguments.trust:
+            refuse_foreign(arguments.run, config)
+        warn_of_changes(config)
         path, counts = export(
             arguments.run,
             arguments.format,
@@ -35,6 +40,7 @@ def main() -> None:
             arguments.images,
             arguments.data_root,
             opset=arguments.opset,
+            trust=arguments.trust,
         )
     except ExportMismatch as error:
         sys.exit(f"error: {error}")

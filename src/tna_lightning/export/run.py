@@ -15,10 +15,10 @@ from tna_lightning.export.nir import export_nir
 from tna_lightning.export.onnx import OPSET, export_onnx
 from tna_lightning.export.packed import export_packed
 from tna_lightning.quantization.folding import fold_batch_norm
-from tna_lightning.quantization.packing import load_packed
-from tna_lightning.running.factory import build_network, data_to_test, expected_inputs, network_spec
+from tna_lightning.running.factory import build_network, expected_inputs
 from tna_lightning.running.own import targets_in
-from tna_lightning.running.record import NETWORK, finished_record
+from tna_lightning.running.record import finished_record
+from tna_lightning.running.trust import kept_network, rebuilt
 
 OURS = r"tna_lightning\.models\..*|torch\.nn\.ReLU"  # what load_packed builds from a file
 SUFFIXES = {"packed": "safetensors", "onnx": "onnx", "nir": "nir"}
@@ -33,6 +33,7 @@ def export(
     data_root: str | None = None,
     *,
     opset: int | None = None,
+    trust: bool = False,
 ) -> tuple[Path, dict[str, int]]:
     """Export the kept network of a finished run.
 
@@ -44,6 +45,7 @@ def export(
         num_images: check with so many images of the test set; by default all.
         data_root: where the data are, if not where they were in training.
         opset: of an ONNX model, see :func:`export_onnx`; by default 20.
+        trust: also import and call what the run's record names that is no part of this package: code of one's own.
 
     Returns:
         The file and the counts of :func:`check`.
@@ -60,14 +62,11 @@ def export(
         raise ValueError(f"images={num_images!r}: must be at least 1")
     if opset is not None and format != "onnx":
         raise ValueError(f"opset={opset!r}: must be left out, format={format} has none")
-    config = finished_record(folder)["config"]
+    finished_record(folder)
     if output is not None:
         _check_output(output)
-    datamodule = data_to_test(config, data_root)
-    datamodule.prepare_data()
-    datamodule.setup("test")
-    spec = network_spec(config, datamodule)
-    network = load_packed(Path(folder) / NETWORK, build_network(spec))
+    datamodule, spec = rebuilt(folder, data_root, trust)
+    network = kept_network(folder, spec)
     path = Path(output) if output is not None else Path(folder) / f"network-exported.{SUFFIXES[format]}"
     batches = _first_images(datamodule, num_images)
     expected = expected_inputs(network, datamodule)

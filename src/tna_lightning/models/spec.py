@@ -33,7 +33,7 @@ def build(spec: Mapping[str, Any]) -> nn.Module:
     if missing:
         raise ValueError(f"spec={sorted(spec)!r}: must also have {', '.join(sorted(missing))}")
     neuron = _resolve("neuron", spec["neuron"])
-    target = _target("model._target_", spec["model"].get("_target_"))
+    target = own_target("model._target_", spec["model"].get("_target_"))
     backbone = _resolve("model", {**spec["model"], **sizes_for(target, spec), "neuron": neuron})
     try:
         return backbone()
@@ -67,7 +67,7 @@ def sizes_for(backbone: Callable[..., Any], spec: Mapping[str, Any]) -> dict[str
 
 def _resolve(key: str, description: Mapping[str, Any]) -> Callable[[], Any]:
     """The call that `description` stands for: its target and its settings, those inside it called already."""
-    target = _target(f"{key}._target_", description.get("_target_"))
+    target = own_target(f"{key}._target_", description.get("_target_"))
     settings = {
         name: _resolve(f"{key}.{name}", value)() if isinstance(value, Mapping) else value
         for name, value in description.items()
@@ -80,7 +80,12 @@ def _resolve(key: str, description: Mapping[str, Any]) -> Callable[[], Any]:
     return partial(target, **settings)
 
 
-def _target(key: str, path: object) -> Callable[..., Any]:
+def own_target(key: str, path: object) -> Callable[..., Any]:
+    """What a file may name: a public name defined in `tna_lightning.models`, or `torch.nn.ReLU`.
+
+    Raises:
+        ValueError: it names something else, which is not imported.
+    """
     if path == "torch.nn.ReLU":
         return nn.ReLU
     module_name, _, name = str(path).rpartition(".")

@@ -32,11 +32,11 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tna_lightning.files import replacing
+from tna_lightning.files import write_bytes
 from tna_lightning.quantization.codes import CHANNEL, SIGN, Codes, alphabet, packed_size
 from tna_lightning.quantization.folding import adopt_folding
 from tna_lightning.quantization.kept import kept_weights, weight_name
@@ -207,11 +207,10 @@ def save_network(
 
 def write_packed(path: Path | str, tensors: dict[str, Tensor], header: Mapping[str, Any]) -> None:
     """Write the tensors and the header's entry, with its digest before all others."""
-    with replacing(path) as temporary:
-        # one entry, because safetensors writes several in random order: the same network gives the same bytes
-        save_file(tensors, temporary, {FORMAT: json.dumps({"sha256": NO_DIGEST, **header})})
-        content = Path(temporary).read_bytes()
-        Path(temporary).write_bytes(content.replace(NO_DIGEST.encode(), _digest(content).encode(), 1))
+    # one entry, because safetensors writes several in random order: the same network gives the same bytes; and not by
+    # its own hands, which say neither that the disk is full nor which file it was
+    content = save(tensors, {FORMAT: json.dumps({"sha256": NO_DIGEST, **header})})
+    write_bytes(path, content.replace(NO_DIGEST.encode(), _digest(content).encode(), 1))
 
 
 def _digest(content: bytes) -> str:

@@ -9,15 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tna_lightning.files import write_text
+from tna_lightning.files import write_bytes
 from tna_lightning.packages import MissingPackage, require
 from tna_lightning.report.collect import Collection, collect
 from tna_lightning.report.page import page
 from tna_lightning.report.plots import figures
 from tna_lightning.report.references import Published, published
 from tna_lightning.report.statistics import Row, missing, rows
-from tna_lightning.report.tables import as_csv, as_latex, as_markdown, legend
+from tna_lightning.report.tables import as_csv, as_latex, as_markdown, legend, plain_words
 from tna_lightning.running.archive import RECORDS, SUFFIX, keep_records
+from tna_lightning.running.record import RECORD
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,6 +39,31 @@ def report(studies: Sequence[Path | str], folder: Path | str, *, references: boo
     collection = collect(studies)
     if not (collection.done or collection.unfinished or collection.left_out):
         raise ValueError(f"study={', '.join(map(str, studies))!r}: no run is in it, finished or not")
+    try:
+        files = _files(studies, collection, references)
+    except Exception:  # of a record that is damaged where its types are right; which one, each says alone
+        collection = _without_damaged(studies, collection)
+        files = _files(studies, collection, references)
+    for name, content in files.items():
+        write_bytes(Path(folder) / name, content)
+    return collection
+
+
+def _without_damaged(studies: Sequence[Path | str], collection: Collection) -> Collection:
+    """The collection with those records left out of which no report can be made."""
+    done, left_out = [], list(collection.left_out)
+    for record in collection.done:
+        try:
+            _files(studies, Collection([record], [], []), references=False)
+            done.append(record)
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            left_out.append(f"run={record.get('name')!r}: {RECORD} is damaged ({reason})")
+    return Collection(done, collection.unfinished, left_out)
+
+
+def _files(studies: Sequence[Path | str], collection: Collection, references: bool) -> dict[str, bytes]:
+    """What the report's folder shall hold, by name."""
     table = rows(collection.done)
     absent = missing(table, [run.name for run in collection.unfinished])
     notes = how(collection.done)
@@ -45,18 +71,19 @@ def report(studies: Sequence[Path | str], folder: Path | str, *, references: boo
     named = sorted({record["study"] for record in collection.done if record.get("study")})
     title = "Report on " + ", ".join(named or [_name(Path(study)) for study in studies])
 
-    folder = Path(folder)
+    files: dict[str, bytes] = {}
     plots = []
     for name, caption, figure in figures(table):
         for kind in ("png", "svg"):
-            content = _image(figure, kind)
-            _write_bytes(folder / f"{name}.{kind}", content)
+            files[f"{name}.{kind}"] = content = _image(figure, kind)
         plots.append((caption, content))  # the SVG
-    write_text(folder / "table.md", _markdown(title, table, collection, absent, notes, known))
-    write_text(folder / "table.csv", as_csv(table))
-    write_text(folder / "table.tex", as_latex(table))
-    write_text(folder / "index.html", page(title, table, collection, absent, plots, notes, known))
-    return collection
+    texts = {
+        "table.md": _markdown(title, table, collection, absent, notes, known),
+        "table.csv": as_csv(table),
+        "table.tex": as_latex(table),
+        "index.html": page(title, table, collection, absent, plots, notes, known),
+    }
+    return files | {name: text.encode(errors="replace") for name, text in texts.items()}
 
 
 def _name(study: Path) -> str:
@@ -126,28 +153,29 @@ def _markdown(
     notes: Sequence[str],
     known: Sequence[Published],
 ) -> str:
-    parts = [f"# {title}\n", as_markdown(table) if table else "No run is finished yet.\n"]
+    parts = [f"# {plain_words(title)}\n", as_markdown(table) if table else "No run is finished yet.\n"]
     if table:
         parts.append(
             "Test accuracy of the kept network: mean \N{PLUS-MINUS SIGN} standard deviation over n seeds. Differences "
-            f"in percentage points over paired seeds, with the 95 % interval (Student t). {legend(table)}\n"
+            "in percentage points over paired seeds, with the 95 % interval (Student t). "
+            f"{plain_words(legend(table))}\n"
         )
-    not_done = [f"- {run.state}: {run.name} {run.detail}".rstrip() for run in collection.unfinished]
-    not_done += [f"- missing: {line}" for line in absent]
+    not_done = [f"{run.state}: {run.name} {run.detail}".rstrip() for run in collection.unfinished]
+    not_done += [f"missing: {line}" for line in absent]
     for heading, lines in (
         ("Not done", not_done),
-        ("How these numbers came about", [f"- {line}" for line in notes]),
+        ("How these numbers came about", notes),
         (
             "Published, for orientation",
             [
-                f"- {k.data}: {k.work}, {k.network}, T={k.time_steps}, {k.precision}: {k.accuracy:.2f} ({k.source})"
+                f"{k.data}: {k.work}, {k.network}, T={k.time_steps}, {k.precision}: {k.accuracy:.2f} ({k.source})"
                 for k in known
             ],
         ),
-        ("Left out", [f"- {line}" for line in collection.left_out]),
+        ("Left out", collection.left_out),
     ):
         if lines:
-            parts.append(f"## {heading}\n\n" + "\n".join(lines) + "\n")
+            parts.append(f"## {heading}\n\n" + "\n".join(f"- {plain_words(line)}" for line in lines) + "\n")
     return "\n".join(parts)
 
 
@@ -159,11 +187,6 @@ def _image(figure: Figure, kind: str) -> bytes:
     with rc_context({"svg.hashsalt": "tna_lightning"}):
         figure.savefig(buffer, format=kind, dpi=130, metadata={"Date": None} if kind == "svg" else None)
     return buffer.getvalue()
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
 
 
 def main() -> None:

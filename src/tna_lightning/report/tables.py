@@ -116,10 +116,13 @@ def as_markdown(table: Sequence[Row]) -> str:
     """Aligned by nothing but the reader's renderer."""
     headings = HEADINGS if has_optional(table) else HEADINGS[: -len(OPTIONAL)]
     lines = ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings)]
-    lines += [
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in cells(row)[: len(headings)]) + " |" for row in table
-    ]
+    lines += ["| " + " | ".join(plain_words(cell) for cell in cells(row)[: len(headings)]) + " |" for row in table]
     return "\n".join(lines) + "\n"
+
+
+def plain_words(text: str) -> str:
+    """A name or a note from a record, such that Markdown shows it and takes it for nothing of its own."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;").replace("](", "]\\(")
 
 
 def as_csv(table: Sequence[Row]) -> str:

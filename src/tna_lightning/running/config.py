@@ -67,6 +67,8 @@ _ABOVE_0_OF_TRAINER = ("limit_train_batches", "limit_test_batches", "gradient_cl
 
 _OUT_OF_MEMORY = r"(?i)out ?of ?memory|MemoryError|can't allocate memory"
 
+_MOST_ENTRIES, _DEEPEST = 100_000, 50  # of a config that is read; one of ours has some hundred, six deep
+
 # what a user may mend; else it went wrong on the way
 BAD_INPUT = (ValueError, FileNotFoundError, HydraException, MissingPackage)
 
@@ -403,11 +405,31 @@ def read_config(folder: Path | str) -> dict[str, Any]:
         raise ValueError(f"run={str(folder)!r}: no run folder, it has no {CONFIG}")
     try:
         config = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: bytes that are no text, no such date
         raise ValueError(f"run={str(folder)!r}: {CONFIG} is damaged ({' '.join(str(error).split())})") from None
-    if not isinstance(config, dict):
+    if not isinstance(config, dict) or not _is_plain(config):
         raise ValueError(f"run={str(folder)!r}: {CONFIG} is no config")
     return config
+
+
+def _is_plain(config: Any) -> bool:
+    """Whether it is made of mappings by name, lists, numbers, words and null; of a few, and not deep.
+
+    YAML has more kinds, and a few of its lines may stand for billions of entries: an alias of aliases.
+    """
+    nodes = [(config, 0)]
+    for number, (node, depth) in enumerate(nodes):  # which grows
+        if number > _MOST_ENTRIES or depth > _DEEPEST:
+            return False
+        if isinstance(node, dict):
+            if not all(isinstance(key, str) for key in node):
+                return False
+            nodes += [(value, depth + 1) for value in node.values()]
+        elif isinstance(node, list):
+            nodes += [(value, depth + 1) for value in node]
+        elif not isinstance(node, str | int | float | None):
+            return False
+    return True
 
 
 def explain(error: BaseException) -> str | None:

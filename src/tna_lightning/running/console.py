@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 
 from tna_lightning.packages import LEAF_SPEC, quiet
 from tna_lightning.running.own import changed_since
-from tna_lightning.running.record import not_counted_words, precision_words
+from tna_lightning.running.processes import Terminated
+from tna_lightning.running.record import Busy, not_counted_words, precision_words, reading
 
 FULL_ERROR, SET_BY_US = "HYDRA_FULL_ERROR", "TNA_LIGHTNING_SET_FULL_ERROR"
 
@@ -39,6 +40,7 @@ def quiet_lightning() -> AbstractContextManager[None]:
 
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+BUSY = 75  # EX_TEMPFAIL of BSD's sysexits.h: try again later
 
 
 def was_interrupted(error: BaseException) -> bool:
@@ -51,7 +53,7 @@ def was_interrupted(error: BaseException) -> bool:
 def leave(error: BaseException) -> NoReturn:
     """End the process over an error: one clear line, and status 2 for bad input, 1 for what went wrong on the way.
 
-    Ctrl-C is no error of anybody's: it leaves with 130.
+    Ctrl-C and SIGTERM are no errors of anybody's: they leave with 130 and 143, a run that is another's now with 75.
 
     An error that is our own keeps its traceback, as does any if the user has set ``HYDRA_FULL_ERROR=1``.
     """
@@ -60,11 +62,14 @@ def leave(error: BaseException) -> NoReturn:
     if was_interrupted(error):
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    if isinstance(error, Terminated):
+        print("\nterminated; the same command goes on from here", file=sys.stderr)
+        raise error
     line = explain(error)
     if line is None or (os.environ.get(FULL_ERROR) == "1" and SET_BY_US not in os.environ):
         raise error
     print(f"error: {line}", file=sys.stderr)
-    sys.exit(2 if isinstance(error, BAD_INPUT) else 1)
+    sys.exit(BUSY if isinstance(error, Busy) else 2 if isinstance(error, BAD_INPUT) else 1)
 
 
 @contextmanager
@@ -89,11 +94,14 @@ def print_record(record: Mapping[str, Any], folder: Path | str) -> None:
     from rich.table import Table
     from rich.text import Text  # a name may hold brackets, which rich would take for markup
 
-    table = Table(title=Text(title(record)), title_justify="left", show_header=False)
+    with reading(folder):
+        name = title(record)
+    table = Table(title=Text(name), title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for name, value in summary_rows(record):
-        table.add_row(name, Text(value))
+    with reading(folder):
+        for name, value in summary_rows(record):
+            table.add_row(name, Text(value))
     Console(soft_wrap=True).print(table)
     print(f"folder: {folder}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from tna_lightning.files import write_bytes
 from tna_lightning.quantization.kept import kept_weights, weight_report
 from tna_lightning.quantization.parametrized import weighted_layers
 
@@ -55,7 +57,14 @@ def plot_curves(history: History, path: Path | str, title: str = "") -> None:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    figure.savefig(path, dpi=130)
+    write_bytes(path, _as_png(figure, dpi=130))
+
+
+def _as_png(figure: Any, dpi: int) -> bytes:
+    """The figure's file."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=dpi)
+    return content.getvalue()
 
 
 # blue below and orange above zero, as Okabe and Ito's colours, which stay apart for the colour-blind; darker outwards
@@ -96,7 +105,7 @@ def plot_inspection(
         _name_bars(rates, [layer["name"] for layer in neuron_layers])
     else:  # an ANN
         rates.set_axis_off()
-    figure.savefig(path, dpi=110)
+    write_bytes(path, _as_png(figure, dpi=110))
 
 
 def _histograms(figure: Any, network: nn.Module, num_rows: int) -> None:

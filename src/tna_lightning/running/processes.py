@@ -1,4 +1,7 @@
-"""Processes that end with the one that started them, on Linux: a killed sweep must leave no training on a GPU."""
+"""Processes that end with the one that started them, on Linux: a killed sweep must leave no training on a GPU.
+
+And signals: SIGTERM ends all processes of a run, Ctrl-C waits until modules are imported.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,20 @@ import ctypes
 import os
 import signal
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-_PARENT, _SWEEP = "TNA_LIGHTNING_PARENT", "TNA_LIGHTNING_SWEEP"
+if TYPE_CHECKING:
+    import lightning
+
+TERMINATED = 128 + signal.SIGTERM  # as shells have it
+GRACE_SECONDS = 30.0  # as Slurm and Kubernetes leave by default between SIGTERM and SIGKILL
+
+_PARENT, _SWEEP, _FIRST = "TNA_LIGHTNING_PARENT", "TNA_LIGHTNING_SWEEP", "TNA_LIGHTNING_FIRST"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -25,10 +39,12 @@ def environment_of_child() -> dict[str, str]:
 def end_with_parent() -> None:
     """Get a SIGTERM when the process ends that started this one with :func:`environment_of_child`.
 
-    It is the warning that a cluster would send: whoever trains saves and leaves. Processes further down, such as other
-    ranks, are their parent's to end.
+    It is the warning that a cluster would send: whoever trains says so in its record and leaves. A further process of
+    a run on several devices is killed where the first one ends, which started it: it may be waiting for it, in C code
+    that no handler of a signal interrupts.
     """
     _end_with(os.environ.get(_PARENT))
+    _end_with(os.environ.get(_FIRST), signal.SIGKILL)
 
 
 def begin_sweep() -> None:
@@ -43,9 +59,78 @@ def end_with_sweep() -> None:
         _end_with(sweep)
 
 
-def _end_with(parent: str | None) -> None:
+def _end_with(parent: str | None, by: int = signal.SIGTERM) -> None:
     if parent != str(os.getppid()) or not sys.platform.startswith("linux"):
         return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, by)
     if os.getppid() != int(parent):  # it ended before it could be watched
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), by)
+
+
+class Terminated(SystemExit):
+    """SIGTERM has ended a training; a process that does not catch it leaves with :data:`TERMINATED`."""
+
+    def __init__(self) -> None:
+        super().__init__(TERMINATED)
+
+
+def end_together(trainer: lightning.Trainer) -> None:
+    """Let SIGTERM end all processes of a run on several devices after the same step.
+
+    Lightning's own handler sends the others word from within, while they may be waiting for another message: then all
+    wait for ever (Lightning#20806). Here the handler makes a note, and before each step the processes tell each other
+    their notes, in place of Lightning's message of the same kind. Where no step comes in :data:`GRACE_SECONDS`, because
+    a process waits for one that is gone, this one ends without a word.
+    """
+    if trainer.num_devices * trainer.num_nodes == 1:
+        return
+    import torch
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    asked = threading.Event()
+
+    def tell_each_other() -> None:
+        flag = torch.tensor([asked.is_set()], dtype=torch.int32, device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+        if flag.item():
+            raise SIGTERMException
+
+    trainer._signal_connector._sigterm_notifier_fn = lambda *_: asked.set()  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = tell_each_other  # type: ignore[method-assign]
+    os.environ[_FIRST] = str(os.getpid())  # for those that the trainer is about to start
+    _limit_time_after_sigterm(trainer)
+
+
+def _limit_time_after_sigterm(trainer: lightning.Trainer) -> None:
+    """In a thread of its own, which goes on where the main one waits in C code, and Python's handlers with it."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+    def wait() -> None:
+        while signal.SIGTERM not in os.read(reader, 1):
+            pass
+        time.sleep(GRACE_SECONDS)
+        for process in getattr(trainer.strategy.launcher, "procs", ()):
+            process.kill()
+        os._exit(TERMINATED)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@contextmanager
+def interrupts_later() -> Iterator[None]:
+    """Let Ctrl-C wait for the end of this block: an import that is broken off leaves half a module behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    noted: list[Any] = []
+    before = signal.signal(signal.SIGINT, lambda *arguments: noted.append(arguments))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if noted and callable(before):
+        before(*noted[0])

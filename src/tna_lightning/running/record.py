@@ -13,7 +13,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from tna_lightning.files import write_text
 from tna_lightning.running.identity import differences, identity
+from tna_lightning.running.record_types import NEEDED, TOGETHER, TYPES, faults
 from tna_lightning.running.versions import as_now
 
 RECORD_FORMAT = 1
@@ -51,7 +52,7 @@ def written_record(folder: Path | str) -> Any:
         return json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"run={str(folder)!r}: no run folder, it has no {RECORD}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: lists in lists in lists
         raise ValueError(f"run={str(folder)!r}: {RECORD} is damaged ({error})") from None
 
 
@@ -69,18 +70,54 @@ def as_record(folder: Path | str, record: Any) -> dict[str, Any]:
         )
     _refuse_missing(folder, "", record, {"status", "identity", "config"})
     refuse_types(folder, record, {"status": str, "identity": str, "config": dict})
-    return record | {"config": as_now(record["config"])}
+    with reading(folder):
+        return record | {"config": as_now(record["config"])}
+
+
+@contextmanager
+def reading(folder: Path | str) -> Iterator[None]:
+    """What goes wrong where a record is read deeper than its types are checked, as one line that names the folder.
+
+    Raises:
+        ValueError: the record lacks what is looked for, or has something else there.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"run={str(folder)!r}: {RECORD} is damaged, or names code that fails ({reason})") from error
 
 
 def refuse_types(folder: Path | str, record: Mapping[str, Any], types: Mapping[str, Any]) -> None:
-    """Refuse a record whose entries, where they are there, are not of these types.
+    """Refuse a record whose entries, where they are there, are not of these types (:mod:`.record_types`).
 
     Raises:
         ValueError: one is not; the message names the folder and the entry.
     """
-    for key, kind in types.items():
-        if key in record and (not isinstance(record[key], kind) or isinstance(record[key], bool)):
-            raise ValueError(f"run={str(folder)!r}: {RECORD} is damaged, its {key} is {str(record[key])[:40]!r}")
+    with reading(folder):
+        for key, value in faults("", record, {key: kind for key, kind in types.items() if key in record}):
+            raise ValueError(f"run={str(folder)!r}: {RECORD} is damaged, its {key} is {str(value)[:40]!r}")
+
+
+def refuse_damaged_record(folder: Path | str, record: Mapping[str, Any]) -> None:
+    """Refuse the record of a run that says that it is done, and lacks what belongs to that or has something else there.
+
+    Raises:
+        ValueError: it is so; the message names the folder and the entry.
+    """
+    if record["status"] != "done":
+        return
+    absent = [key for key in NEEDED if key not in record]
+    if absent:
+        raise ValueError(f"run={str(folder)!r}: {RECORD} says done, but has no {', '.join(absent)}")
+    accuracy = record["results"].get("test/acc") if isinstance(record["results"], dict) else 0
+    if not isinstance(accuracy, int | float) or not 0 <= accuracy <= 1:
+        raise ValueError(f"run={str(folder)!r}: {RECORD} has no test accuracy from 0 to 1, but {accuracy!r}")
+    for key, value in faults("", record, TYPES):
+        raise ValueError(f"run={str(folder)!r}: {RECORD} is damaged, its {key} is {str(value)[:40]!r}")
+    for part, key, needed in TOGETHER:
+        if record[part].get(key) is not None and record[part].get(needed) is None:
+            raise ValueError(f"run={str(folder)!r}: {RECORD} is damaged, its {part} has {key}, but no {needed}")
 
 
 def _refuse_missing(folder: Path | str, prefix: str, found: Any, wanted: set[str]) -> None:
@@ -102,6 +139,8 @@ def finished_record(folder: Path | str) -> dict[str, Any]:
         raise ValueError(f"run={str(folder)!r}: the run is {record['status']}, not done")
     _refuse_missing(folder, "", record, {"seed", "results"})
     _refuse_missing(folder, "config.", record["config"], {"data", "model", "neuron", "trainer"})
+    # less than a report asks for: who rebuilds the network needs no more
+    refuse_types(folder, record, {"seed": int, "results": {"*": int | float | None}, "choices": TYPES["choices"]})
     return record
 
 
@@ -162,11 +201,12 @@ def visible(path: Path, root: Path | str) -> bool:
     return not any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
-def remove_if_empty(folder: Path) -> None:
+def remove_if_empty(folder: Path, and_above: bool = True) -> None:
     """What Hydra made for a run that was refused before anything was written: its folder, and the one around it."""
-    for path in (folder, folder.parent):
-        if path.is_dir() and path.absolute() != Path.cwd() and not any(path.iterdir()):
-            path.rmdir()
+    for path in (folder, folder.parent) if and_above else (folder,):
+        if path.absolute() != Path.cwd():
+            with suppress(OSError):  # it is not empty, or gone
+                path.rmdir()
 
 
 def is_active(folder: Path | str) -> bool:
@@ -179,6 +219,10 @@ def is_active(folder: Path | str) -> bool:
             return False
     except Timeout:
         return True
+
+
+class Busy(ValueError):
+    """Another process is training this run now."""
 
 
 class Run:
@@ -219,8 +263,10 @@ class Run:
             record = as_record(self.folder, written)
         except ValueError as error:
             raise ValueError(f"{error}; move it away, or resume=false puts the folder aside and starts over") from None
-        if record["identity"] not in (self.identity, identity(self.config, written["config"])):
-            changed = differences(written["config"], self.config)
+        with reading(self.folder):
+            is_ours = record["identity"] in (self.identity, identity(self.config, written["config"]))
+            changed = [] if is_ours else differences(written["config"], self.config)
+        if not is_ours:
             raise ValueError(
                 f"resume=true: {self.folder} holds a run of another config ({'; '.join(changed[:5])}"
                 f"{', ...' if len(changed) > 5 else ''}); choose another folder or resume=false. "
@@ -235,21 +281,26 @@ class Run:
         Without a record it leaves no lock, and no folder that holds nothing else.
 
         Raises:
-            ValueError: another process holds it.
+            Busy: another process holds it.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            # not at once: is_active holds the lock for a moment to see whether it is free
-            with FileLock(self.folder / ".lock").acquire(timeout=2):
-                try:
-                    yield
-                finally:
-                    if not (self.folder / RECORD).exists():
-                        (self.folder / ".lock").unlink()
-                        if not any(self.folder.iterdir()):
-                            self.folder.rmdir()
-        except Timeout:
-            raise ValueError(f"run={str(self.folder)!r}: another process is training this run now") from None
+        with self._lock():
+            try:
+                yield
+            finally:
+                if not (self.folder / RECORD).exists():
+                    (self.folder / ".lock").unlink(missing_ok=True)
+                    remove_if_empty(self.folder, and_above=False)
+
+    def _lock(self) -> AbstractContextManager[Any]:
+        while True:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                # not at once: is_active holds the lock for a moment to see whether it is free
+                return FileLock(self.folder / ".lock").acquire(timeout=2)
+            except FileNotFoundError:  # a command that was refused has taken its empty folder away meanwhile
+                continue
+            except Timeout:
+                raise Busy(f"run={str(self.folder)!r}: another process is training this run now") from None
 
     def put_aside(self) -> None:
         """Move what the folder holds to ``.replaced/`` beside it: a run is only ever replaced, never lost."""
@@ -287,7 +338,7 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "versions": {package: importlib.metadata.version(package) for package in packages}
-        | {"torch": torch.__version__},
+        | {"torch": str(torch.__version__)},
         "git": _git_state(),
         "platform": platform.platform(terse=True),
         "cpu": _cpu_name(),

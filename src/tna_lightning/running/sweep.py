@@ -32,9 +32,18 @@ from omegaconf import DictConfig, OmegaConf
 from tna_lightning.files import write_text
 from tna_lightning.running import config as configuration
 from tna_lightning.running.config import explain
-from tna_lightning.running.console import leave, was_interrupted
+from tna_lightning.running.console import BUSY, leave, was_interrupted
 from tna_lightning.running.processes import begin_sweep, end_with_sweep, environment_of_child, training_command
-from tna_lightning.running.record import LAST_CHECKPOINT, RECORD, Run, is_active, now, read_record, remove_if_empty
+from tna_lightning.running.record import (
+    LAST_CHECKPOINT,
+    RECORD,
+    Busy,
+    Run,
+    is_active,
+    now,
+    read_record,
+    remove_if_empty,
+)
 
 LOG = "output.log"
 
@@ -128,20 +137,21 @@ def _train_in_a_process(config: dict[str, Any], folder: Path, number: int, overr
         ):
             status = child.wait()
         outcome = dataclasses.replace(outcome, seconds=time.monotonic() - started)
+        if status == BUSY:
+            return dataclasses.replace(outcome, status="busy")
         after = read_record(folder) if (folder / RECORD).exists() else {"status": "failed"}
         if status == 0 and after["status"] == "done":
             return outcome.judged("done", after)
-        if after["status"] == "running" and is_active(folder):
-            return dataclasses.replace(outcome, status="busy")
         if status == 2:
-            reason = (folder / LOG).read_text().splitlines()[-1].removeprefix("error: ")
-            if not (folder / RECORD).exists():  # refused before it began; the report shall know
-                Run(folder, config).write(status="failed", finished=now(), error=reason)
+            reason = _last_error((folder / LOG).read_text(errors="replace"))
+            _note_refusal(config, folder, reason)
         elif status < 0:
             reason = f"killed by {signal.Signals(-status).name}"
         else:
             reason = str(after.get("error") or f"exit status {status}").splitlines()[0]
         return dataclasses.replace(outcome, error=f"{reason}; see {folder / LOG}")
+    except Busy:
+        return dataclasses.replace(outcome, status="busy")
     except (ValueError, OSError) as error:
         return dataclasses.replace(outcome, seconds=time.monotonic() - started, error=str(error).splitlines()[0])
     finally:
@@ -157,10 +167,27 @@ def _check(config: Mapping[str, Any], folder: Path) -> None:
     try:
         configuration.check(config)
     except ValueError as error:
-        if not (folder / RECORD).exists():
-            run = Run(folder, config)
-            run.write(status="failed", finished=now(), error=f"{type(error).__name__}: {error}")
+        _note_refusal(config, folder, f"{type(error).__name__}: {error}")
         raise
+
+
+def _note_refusal(config: Mapping[str, Any], folder: Path, reason: str) -> None:
+    """Where a run was refused before it began, and has no record: the report shall know of it.
+
+    Raises:
+        Busy: another process is beginning this run.
+    """
+    run = Run(folder, config)
+    with run.claimed():
+        if not (folder / RECORD).exists():
+            run.write(status="failed", finished=now(), error=reason)
+
+
+def _last_error(output: str) -> str:
+    """The reason in a job's output, to which another process that was given the same job may have added its own."""
+    lines = output.splitlines()
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (errors or lines or ["it says nothing"])[-1]
 
 
 def _start(config: Mapping[str, Any], folder: Path, before: Mapping[str, Any] | None) -> str:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from tna_lightning.running.config import check, register_resolvers, resolved, write_config
 from tna_lightning.running.console import leave
-from tna_lightning.running.processes import environment_of_child, training_command
+from tna_lightning.running.processes import Terminated, environment_of_child, interrupts_later, training_command
 from tna_lightning.running.record import CONFIG, RECORD, Run, remove_if_empty
 
 register_resolvers()  # here, since a launcher's worker imports this module and nothing else of ours
@@ -34,7 +34,11 @@ def job(cfg: DictConfig) -> float | None:
         return sweep_job(config, folder)
     try:
         _single_run(config, folder)
-    except (Exception, KeyboardInterrupt) as error:  # here, since Hydra would announce it in a line of its own
+    except (
+        Exception,
+        KeyboardInterrupt,
+        Terminated,
+    ) as error:  # here, since Hydra would announce it in a line of its own
         leave(error)
     finally:
         remove_if_empty(folder)
@@ -44,16 +48,18 @@ def job(cfg: DictConfig) -> float | None:
 def _single_run(config: dict[str, Any], folder: Path) -> None:
     check(config)  # before torch and Lightning are imported, which takes seconds
     if config["trainer"]["devices"] == 1:
-        from tna_lightning.running.train import run_and_report
+        with interrupts_later():
+            from tna_lightning.running.train import run_and_report
 
         run_and_report(config, folder)
         return
-    if config["resume"]:
-        Run(folder, config).previous()  # refuses another run's folder before anything is written to it
+    # refuses another run's folder before anything is written to it
+    before = Run(folder, config).previous() if config["resume"] else None
     was_there = any((folder / name).exists() for name in (CONFIG, RECORD))
-    write_config(config, folder)
+    if before is None or before["status"] != "done":
+        write_config(config, folder)
     status = subprocess.run(training_command(folder), check=False, env=environment_of_child()).returncode
     if not (was_there or (folder / RECORD).exists()):  # refused
         (folder / CONFIG).unlink()
     if status:
-        sys.exit(status)
+        sys.exit(status if status > 0 else 128 - status)  # as shells say that a signal has ended a process

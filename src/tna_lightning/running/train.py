@@ -9,8 +9,9 @@ import dataclasses
 import logging
 import math
 import sys
-import zipfile
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+from lightning.pytorch.trainer.connectors import checkpoint_connector
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
@@ -48,8 +51,15 @@ from tna_lightning.running.factory import (
 )
 from tna_lightning.running.neuron_trial import try_network
 from tna_lightning.running.pictures import plot_curves, plot_inspection
-from tna_lightning.running.processes import end_with_parent
-from tna_lightning.running.record import LAST_CHECKPOINT, NETWORK, Run, now
+from tna_lightning.running.processes import Terminated, end_together, end_with_parent, interrupts_later
+from tna_lightning.running.record import (
+    LAST_CHECKPOINT,
+    NETWORK,
+    Run,
+    now,
+    reading,
+    refuse_damaged_record,
+)
 from tna_lightning.running.trainer import build_trainer
 from tna_lightning.running.weights import digest, load_weights, weights_file
 
@@ -71,27 +81,33 @@ def train(config: Mapping[str, Any], folder: Path | str) -> dict[str, Any]:
     run = Run(folder, config)
     if _rank() != 0:  # a further process of a run on several devices: the first one keeps the records
         return _done_before(run) or _train(run, _prepare(run))
+    if previous := _done_before(run):  # nothing is written, and the folder may be one that nobody can write to
+        return _done_already(run, previous)
     with run.claimed():
-        if previous := _done_before(run):
-            log.info("done already, on %s: %s (resume=false trains it again)", previous["finished"], run.folder)
-            for line in _changed_since(previous, config):
-                log.warning(line)
-            return previous
+        if previous := _done_before(run):  # by another process, meanwhile
+            return _done_already(run, previous)
         prepared = None
         try:
             prepared = _prepare(run)
-            _begin(run)
+            _begin(run, prepared)
             return run.write(**_train(run, prepared), status="done", finished=now())
         except BaseException as error:
             if prepared is None:
                 if isinstance(error, BAD_INPUT):
                     raise
-                _begin(run)
+                _begin(run, None)
+            with interrupts_later():  # Ctrl-C twice must not leave a record that says running
+                if was_interrupted(error):
+                    run.write(status="interrupted", finished=now(), error="KeyboardInterrupt")
+                elif isinstance(error, SIGTERMException | Terminated):
+                    run.write(status="interrupted", finished=now(), error="SIGTERM")
+                else:
+                    status = "failed" if isinstance(error, Exception) else "interrupted"
+                    run.write(status=status, finished=now(), error=f"{type(error).__name__}: {error}")
             if was_interrupted(error):
-                run.write(status="interrupted", finished=now(), error="KeyboardInterrupt")
                 raise KeyboardInterrupt from None
-            status = "failed" if isinstance(error, Exception) else "interrupted"
-            run.write(status=status, finished=now(), error=f"{type(error).__name__}: {error}")
+            if isinstance(error, SIGTERMException):
+                raise Terminated from None
             raise
 
 
@@ -99,6 +115,15 @@ def _done_before(run: Run) -> dict[str, Any] | None:
     """The record of a run that is not to be repeated; every process of a run on several devices finds the same."""
     previous = run.previous() if run.config["resume"] else None
     return previous if previous is not None and previous["status"] == "done" else None
+
+
+def _done_already(run: Run, previous: dict[str, Any]) -> dict[str, Any]:
+    with reading(run.folder):
+        refuse_damaged_record(run.folder, previous)
+        log.info("done already, on %s: %s (resume=false trains it again)", previous["finished"], run.folder)
+        for line in _changed_since(previous, run.config):
+            log.warning(line)
+    return previous
 
 
 def _sources(config: Mapping[str, Any]) -> dict[str, dict[str, str]]:
@@ -125,13 +150,58 @@ def _changed_since(previous: Mapping[str, Any], config: Mapping[str, Any]) -> It
         yield f"cost={config['cost']}: the energies above were counted with {previous['config'].get('cost')}"
 
 
-def _begin(run: Run) -> None:
+def _began_with(run: Run, datamodule: Any) -> dict[str, Any]:
+    """What a training is given from outside of its config, which every checkpoint remembers."""
+    # data of one's own are in the identity by their content
+    about = datamodule.describe() if isinstance(datamodule, BatchedDataModule) else {}
+    data = {key: about[key] for key in ("split_hash", "images_sha256", "frames_key") if key in about}
+    return {"sources": _sources(run.config), "data": data, "environments": [run.record["environment"]]}
+
+
+def _going_on(began_with: Mapping[str, Any], today: dict[str, Any]) -> dict[str, Any]:
+    """What a training that goes on was given, and in which environments it has worked; says what has changed.
+
+    Raises:
+        ValueError: the data are not those that it began with.
+    """
+    for key, value in began_with["data"].items():
+        if today["data"].get(key, value) == value:
+            continue
+        if key == "frames_key":  # of the versions that make frames, too
+            log.warning("data: the frames are not those that this training began with")
+        else:
+            raise ValueError(
+                f"data: {key} is not what it was when this training began: other samples, or another split; give it "
+                "the former ones, or resume=false starts over"
+            )
+    for key, source in began_with["sources"].items():
+        if source["sha256"] != today["sources"].get(key, source)["sha256"]:
+            log.warning("%s: %s has changed since this training began, with what was there then", key, source["file"])
+    before, here = began_with["environments"], today["environments"]
+    changed = [
+        f"{key} {before[-1].get(key)} -> {value}"
+        for key, value in here[0].items()
+        if key in ("threads", "versions", "cpu") and before[-1].get(key) != value
+    ]
+    if changed:
+        log.warning("goes on elsewhere, not to the very same weights: %s", "; ".join(changed))
+    return {**began_with, "environments": before if before[-1] == here[0] else [*before, *here]}
+
+
+def _begin(run: Run, prepared: _Prepared | None) -> None:
     if not run.config["resume"]:
         run.put_aside()
     elif (earlier := run.previous()) is not None and "wandb_id" in earlier:
         run.record["wandb_id"] = earlier["wandb_id"]  # a run that goes on is the same one there
     write_config(run.config, run.folder)
-    run.write(sources=_sources(run.config))
+    if prepared is None:
+        run.write()
+        return
+    if prepared.ckpt_path is not None:
+        checkpoints.take_up(prepared.ckpt_path, prepared.best_path, run.folder / "checkpoints")
+    environments = prepared.began_with["environments"]
+    further = {"environments": environments} if len(environments) > 1 else {}
+    run.write(sources=prepared.began_with["sources"], **further)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,12 +216,16 @@ class _Prepared:
     kept: ModelCheckpoint
     logger: Any
     ckpt_path: Path | None
+    best_path: Path | None
+    began_with: dict[str, Any]
 
 
 def _prepare(run: Run) -> _Prepared:
     config = run.config
     require("matplotlib")  # for the pictures at the end
-    ckpt_path = _checkpoint(run)
+    ckpt_path, checkpoint = _checkpoint(run)
+    with under("ckpt_path"):
+        best_path = None if ckpt_path is None else checkpoints.best_beside(ckpt_path, checkpoint)
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
     datamodule = build_data(config)
     if _rank() == 0:
@@ -162,11 +236,16 @@ def _prepare(run: Run) -> _Prepared:
             with isolate_rng():  # which an operation of one's own may draw from
                 datamodule.try_augmentation()
     learner = build_learner(config, datamodule)
+    began_with: dict[str, Any] = {}
+    if _rank() == 0:  # who writes the checkpoints
+        began_with = _began_with(run, datamodule)
+        if before := checkpoint.get(ExactResume.KEY, {}).get("began_with"):  # version 0.1 did not save it
+            began_with = _going_on(before, began_with)
 
     kept, savers = checkpoints.savers(run.folder / "checkpoints", config["keep"])
     history = History(run.folder / "metrics.csv")
     cost: InferenceCost = build("cost", config["cost"])
-    callbacks: list[Callback] = [history, StopOnNonFiniteLoss(), ExactResume(run.identity), cost, *savers]
+    callbacks: list[Callback] = [history, StopOnNonFiniteLoss(), ExactResume(run.identity, began_with), cost, *savers]
     if config["logger"]:
         callbacks.append(LayerCurves())
     # the user's first: what they log at the end of an epoch is history, what they draw when a run goes on is undone
@@ -186,7 +265,7 @@ def _prepare(run: Run) -> _Prepared:
         logger = build("logger", config["logger"])
         with under(f"logger={run.record['choices'].get('logger', 'custom')}"):
             loggers.check(logger)
-    return _Prepared(datamodule, learner, trainer, history, cost, kept, logger, ckpt_path)
+    return _Prepared(datamodule, learner, trainer, history, cost, kept, logger, ckpt_path, best_path, dict(began_with))
 
 
 def _train(run: Run, prepared: _Prepared) -> dict[str, Any]:
@@ -205,7 +284,9 @@ def _train(run: Run, prepared: _Prepared) -> dict[str, Any]:
         )
     with loggers.opened(run, prepared.logger) as logger, quiet_lightning():
         trainer.logger = logger
-        trainer.fit(learner, datamodule=datamodule, ckpt_path=prepared.ckpt_path, weights_only=True)
+        end_together(trainer)
+        with _restored_from(prepared.ckpt_path):
+            trainer.fit(learner, datamodule=datamodule, ckpt_path=prepared.ckpt_path, weights_only=True)
         training = {  # before the test, which restores the callbacks of the kept epoch with its weights
             "epochs": len(history.rows),
             "stopped": _stopped_early(trainer, len(history.rows) - 1),
@@ -213,12 +294,14 @@ def _train(run: Run, prepared: _Prepared) -> dict[str, Any]:
             "train_images_per_s": history.train_samples / history.train_seconds,
             "history": history.columns(),
         }
-        results = _kept_epoch(history, prepared.kept)
         kept_path = prepared.kept.best_model_path
+        if not kept_path:
+            raise ValueError("keep='best': training ended before its first validation; keep=last keeps the last epoch")
         trainer.test(learner, datamodule=datamodule, ckpt_path=kept_path, weights_only=True, verbose=False)
         if not trainer.is_global_zero:
             return {}
 
+        results = _kept_epoch(history.rows[-1])  # as of the checkpoint whose weights are kept
         results |= {name: float(value) for name, value in trainer.callback_metrics.items() if "test/" in name}
         expected = expected_inputs(learner.base, datamodule)
         save_network(run.folder / NETWORK, learner.base, network_spec(config, datamodule), inputs=expected)
@@ -306,8 +389,8 @@ def build_quantization(config: Mapping[str, Any]) -> Any:
     return WeightQuantization(next(iter(own.values())), list(own), own) if own else None
 
 
-def _checkpoint(run: Run) -> Path | None:
-    """Where training goes on from: what ``ckpt_path`` says, else the folder's last checkpoint, if there is one."""
+def _checkpoint(run: Run) -> tuple[Path | None, dict[str, Any]]:
+    """Where training goes on from, and what it holds: what ``ckpt_path`` says, else the folder's last."""
     asked, resume = run.config["ckpt_path"], run.config["resume"]
     if asked in (None, "last"):
         last = run.folder / LAST_CHECKPOINT
@@ -317,11 +400,38 @@ def _checkpoint(run: Run) -> Path | None:
     if asked is not None and not (path and path.is_file()):
         raise ValueError(f"ckpt_path={asked!r}: there is no checkpoint {path or ''}".rstrip())
     if path is None:
-        return None
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"ckpt_path={str(path)!r}: cut short or no checkpoint; resume=false starts over")
-    refuse_another_run(torch.load(path, map_location="meta", weights_only=True), path, run.identity)
-    return path
+        return None, {}
+    if not resume and path.resolve().is_relative_to(run.folder.resolve()):
+        raise ValueError(f"ckpt_path={asked!r}: resume=false puts it aside with all that is in {run.folder}")
+    try:
+        content = checkpoints.read_checkpoint(path)
+    except ValueError as error:
+        raise ValueError(f"ckpt_path={error}; resume=false starts over") from error
+    if ExactResume.KEY not in content or History().state_key not in content["callbacks"]:
+        raise ValueError(f"ckpt_path={str(path)!r}: is no checkpoint of a run")
+    refuse_another_run(content, path, run.identity)
+    return path, content
+
+
+@contextmanager
+def _restored_from(path: Path | None) -> Iterator[None]:
+    """What fails while a checkpoint's entries are given to their owners, as one line: they are not what they should be.
+
+    Raises:
+        ValueError: it is so.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        codes = (frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__))
+        restores = any(
+            code.co_filename == checkpoint_connector.__file__ and code.co_name.lstrip("_").startswith("restore")
+            for code in codes
+        )
+        if path is None or not restores:
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ValueError(f"ckpt_path={str(path)!r}: training cannot go on from there ({reason})") from error
 
 
 def _by_scheme(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -332,14 +442,8 @@ def _by_scheme(report: Mapping[str, Any]) -> dict[str, Any]:
     return {key: report[key] for key in ("weights", "quantized_share")} | {"schemes": schemes}
 
 
-def _kept_epoch(history: History, kept: ModelCheckpoint) -> dict[str, Any]:
+def _kept_epoch(row: Mapping[str, Any]) -> dict[str, Any]:
     """Validation results of the epoch whose weights are kept, and its number."""
-    row = history.rows[-1]
-    if kept.monitor is not None:  # max takes the first of several equals, as ModelCheckpoint does
-        rows = [row for row in history.rows if "val/acc" in row]
-        if not rows:
-            raise ValueError("keep='best': training ended before its first validation; keep=last keeps the last epoch")
-        row = max(rows, key=lambda row: row["val/acc"] or 0.0)
     return {name: value for name, value in row.items() if name.startswith("val/")} | {"kept_epoch": row["epoch"]}
 
 
@@ -391,7 +495,7 @@ def main(arguments: Sequence[str]) -> None:
     logging.getLogger("tna_lightning").setLevel(logging.INFO)
     try:
         run_and_report(read_config(folder), folder)
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, Terminated) as error:
         leave(error)
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 from tna_lightning.models import SpikingNeuron
 from tna_lightning.quantization.packing import decoded_state
 from tna_lightning.quantization.parametrized import plain_state_dict
+from tna_lightning.running.checkpoints import open_checkpoint
 from tna_lightning.running.record import NETWORK, finished_record
 
 NEURON_CONSTANTS = ("beta", "threshold")
@@ -115,8 +114,8 @@ def _named(key: str, source: Path | str, error: ValueError) -> str:
 def checkpoint_weights(path: Path) -> dict[str, Tensor]:
     """The base network's full-precision state in a checkpoint of :class:`tna_lightning.learner.TwinLearner`."""
     try:
-        checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True)
-        state = {name: value for name, value in checkpoint["state_dict"].items() if name.startswith("base.")}
-    except (RuntimeError, KeyError, EOFError, OSError, TypeError, AttributeError, pickle.UnpicklingError):
-        raise ValueError(f"path={str(path)!r}: cut short, or no checkpoint of a TwinLearner") from None
+        state = open_checkpoint(path)["state_dict"]
+        state = {name: value.clone() for name, value in state.items() if name.startswith("base.")}
+    except (ValueError, AttributeError):
+        raise ValueError(f"path={str(path)!r}: cut short, changed, or no checkpoint of a TwinLearner") from None
     return plain_state_dict({name.removeprefix("base."): value for name, value in state.items()})
