@@ -22,10 +22,10 @@ import dv_processing as dv
 import numpy as np
 import tonic
 
+from tna_lightning.data.arrays import FrameSpec
 from tna_lightning.data.camera import EventCamera
 from tna_lightning.data.cifar10dvs import CLASS_NAMES
 from tna_lightning.data.frame_cache import open_cache
-from tna_lightning.data.frames import FrameSpec
 from tna_lightning.data.recordings import Recording, RecordingFiles, find_recordings
 
 ROUNDS = 5
@@ -63,7 +63,7 @@ def tonic_pass(folder: Path, cache: Path) -> int:
 
 def our_pass(folder: Path, cache: Path) -> int:
     source = RecordingFiles(find_recordings(folder, CLASS_NAMES)[0], (128, 128))
-    frames = open_cache(cache, "benchmark", source, FrameSpec(10, "time", (48, 48)), workers=1).frames
+    frames = open_cache(cache, "benchmark", source, FrameSpec(10, "time", (48, 48)), workers=1).arrays
     return int(frames.sum())
 
 

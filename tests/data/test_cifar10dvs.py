@@ -11,11 +11,12 @@ import torch
 from test_recordings import HEADER, aedat2, random_events, write_aedat4
 
 from tna_lightning.data import CIFAR10DVSDataModule, cifar10dvs
+from tna_lightning.data.array_cache import BadSample
 from tna_lightning.data.augment import NDA, Cutout, Flip
 from tna_lightning.data.cifar import CLASSES
 from tna_lightning.data.frames import FrameSpec, to_frames
 from tna_lightning.data.loading import split_hash
-from tna_lightning.data.recordings import BadRecording, RecordingFiles, find_recordings
+from tna_lightning.data.recordings import RecordingFiles, find_recordings
 
 NAMES = CLASSES["cifar10"]
 
@@ -150,7 +151,7 @@ def test_bad_recordings_stop_with_their_name_or_are_left_out(release, kind):
     clean = module(release)
     clean.setup("fit")
     (release / "dog" / "cifar10_dog_3.aedat").write_bytes(content)
-    with pytest.raises(BadRecording, match=rf"dog/cifar10_dog_3\.aedat: {message}"):
+    with pytest.raises(BadSample, match=rf"dog/cifar10_dog_3\.aedat: {message}"):
         module(release).setup("fit")
     data = module(release, skip_bad=True)
     with pytest.warns(UserWarning, match=rf"1 bad recording\(s\) left out:\n.*cifar10_dog_3\.aedat: {message}"):
@@ -169,9 +170,7 @@ def test_a_coordinate_outside_the_sensor_is_named(tmp_path):
             if (name, number) == ("frog", 1):
                 x = x + 100
             write_aedat4(tmp_path / name / f"r_{number}.aedat4", t, x, y, p, sensor=(346, 260))
-    with pytest.raises(
-        BadRecording, match=r"frog/r_1\.aedat4: event \d+ at x=\d+, y=\d+ is outside the 128x128 sensor"
-    ):
+    with pytest.raises(BadSample, match=r"frog/r_1\.aedat4: event \d+ at x=\d+, y=\d+ is outside the 128x128 sensor"):
         module(tmp_path, test_fraction=0.5).setup("fit")
 
 
@@ -182,7 +181,7 @@ def test_a_folder_of_no_class_stops_or_is_left_out(release):
     write_release(release / "more", per_class=1)
     (release / "more" / "airplane").rename(release / "airplane")
     with pytest.raises(
-        BadRecording, match="aeroplane: holds recordings of no class; the classes are airplane, automobile"
+        BadSample, match="aeroplane: holds recordings of no class; the classes are airplane, automobile"
     ):
         module(release).setup("fit")
     with pytest.warns(UserWarning, match=r"1 folder\(s\) left out:\n.*aeroplane"):

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tna_lightning.data import frame_cache
+from tna_lightning.data import array_cache
+from tna_lightning.data.array_cache import BadSample
 from tna_lightning.data.frame_cache import cache_key, open_cache
 from tna_lightning.data.frames import FrameSpec, to_frames
 from tna_lightning.data.recordings import BadRecording, Recording
@@ -58,8 +59,8 @@ def the_folder(root):
 
 def test_frames_and_statistics_are_those_of_the_recordings(tmp_path):
     cache = open_cache(tmp_path, "random", Source(), SPEC)
-    assert cache.frames.dtype == np.uint8
-    np.testing.assert_array_equal(cache.frames, expected_frames(Source()))
+    assert cache.arrays.dtype == np.uint8
+    np.testing.assert_array_equal(cache.arrays, expected_frames(Source()))
     on = [int(Source().load(index).p.sum()) for index in range(12)]
     assert [stats.on_events for stats in cache.stats] == on
     assert {(stats.events, stats.duration_us) for stats in cache.stats} == {(300, 299)}
@@ -70,12 +71,12 @@ def test_a_second_opening_reads_no_recording(tmp_path):
     log = tmp_path / "log"
     cache = open_cache(tmp_path, "random", Source(log=log), SPEC)
     assert not log.exists()
-    np.testing.assert_array_equal(cache.frames, expected_frames(Source()))
+    np.testing.assert_array_equal(cache.arrays, expected_frames(Source()))
 
 
 def test_changing_the_frames_in_memory_leaves_the_file_alone(tmp_path):
-    open_cache(tmp_path, "random", Source(), SPEC).frames[:] = 9
-    np.testing.assert_array_equal(open_cache(tmp_path, "random", Source(), SPEC).frames, expected_frames(Source()))
+    open_cache(tmp_path, "random", Source(), SPEC).arrays[:] = 9
+    np.testing.assert_array_equal(open_cache(tmp_path, "random", Source(), SPEC).arrays, expected_frames(Source()))
 
 
 def test_the_key_holds_all_that_shapes_a_frame():
@@ -95,10 +96,10 @@ def test_the_key_holds_all_that_shapes_a_frame():
 
 
 def test_worker_processes_build_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr(frame_cache, "SECONDS_WORTH_A_POOL", 0.0)
+    monkeypatch.setattr(array_cache, "SECONDS_WORTH_A_POOL", 0.0)
     source = Source(count=40, seconds=0.06)  # more than a second in all: this process begins, two workers go on
     cache = open_cache(tmp_path, "random", source, SPEC, workers=2)
-    np.testing.assert_array_equal(cache.frames, expected_frames(Source(count=40)))
+    np.testing.assert_array_equal(cache.arrays, expected_frames(Source(count=40)))
     assert [stats.events for stats in cache.stats] == [300] * 40
 
 
@@ -115,7 +116,7 @@ class OnlyHere:
 
 
 def test_a_worker_that_dies_while_it_starts_ends_the_build(tmp_path, monkeypatch):
-    monkeypatch.setattr(frame_cache, "SECONDS_WORTH_A_POOL", 0.0)
+    monkeypatch.setattr(array_cache, "SECONDS_WORTH_A_POOL", 0.0)
     source = DiesInWorkers(count=5, seconds=0.4)
     with pytest.raises(ChildProcessError, match="a process that builds frames died: memory may be short"):
         open_cache(tmp_path, "random", source, SPEC, workers=2)
@@ -137,7 +138,7 @@ def test_any_changed_byte_is_noticed(tmp_path_factory, where, flip, file):
     path.write_bytes(content)
     with pytest.warns(UserWarning, match="damaged cache of frames, built again"):
         cache = open_cache(root, "random", Source(count=2), SPEC)
-    np.testing.assert_array_equal(cache.frames, expected_frames(Source(count=2)))
+    np.testing.assert_array_equal(cache.arrays, expected_frames(Source(count=2)))
 
 
 @pytest.mark.parametrize("file", ["frames.npy", "header.json"])
@@ -151,13 +152,13 @@ def test_half_a_cache_is_built_again(tmp_path, file, damage):
         path.write_bytes(path.read_bytes()[:-7])
     with pytest.warns(UserWarning, match="damaged cache of frames, built again"):
         cache = open_cache(tmp_path, "random", Source(), SPEC)
-    np.testing.assert_array_equal(cache.frames, expected_frames(Source()))
+    np.testing.assert_array_equal(cache.arrays, expected_frames(Source()))
 
 
 def seal(folder, header):
     """Write a header, of frames as they are, as if it had been built."""
     header["frames_sha256"] = hashlib.sha256((folder / "frames.npy").read_bytes()).hexdigest()
-    sealed = {"sha256": frame_cache._digest(header), "header": header}
+    sealed = {"sha256": array_cache.key_of(header), "header": header}
     (folder / "header.json").write_text(json.dumps(sealed))
 
 
@@ -184,7 +185,7 @@ def test_a_cache_that_was_sealed_anew_is_looked_into(tmp_path, change):
     seal(folder, header)
     with pytest.warns(UserWarning, match="damaged cache of frames, built again"):
         cache = open_cache(tmp_path, "random", Source(), SPEC)
-    np.testing.assert_array_equal(cache.frames, expected_frames(Source()))
+    np.testing.assert_array_equal(cache.arrays, expected_frames(Source()))
 
 
 def test_a_file_where_a_folder_belongs_is_named(tmp_path):
@@ -206,8 +207,8 @@ def test_a_root_that_cannot_be_written_to_names_the_setting(tmp_path, monkeypatc
         raise OSError(errno.EROFS, "Read-only file system")
 
     built = open_cache(tmp_path, "random", Source(), SPEC)
-    monkeypatch.setattr(frame_cache.FileLock, "acquire", read_only)
-    np.testing.assert_array_equal(open_cache(tmp_path, "random", Source(), SPEC).frames, built.frames)
+    monkeypatch.setattr(array_cache.FileLock, "acquire", read_only)
+    np.testing.assert_array_equal(open_cache(tmp_path, "random", Source(), SPEC).arrays, built.arrays)
     with pytest.raises(ValueError, match=r"cannot be written there .Read-only file system.; .* frames_root=FOLDER"):
         open_cache(tmp_path, "random", Source(events=5), SPEC)
 
@@ -229,9 +230,7 @@ def test_recordings_without_anything_in_their_frames_are_bad_and_lopsided_ones_a
     by_time = FrameSpec(4, "time", (8, 8))
     whole = list(range(0, 1000, 10))
     for slicing in ("time", "count"):
-        with pytest.raises(
-            BadRecording, match=r"^class/1: too short, its 3 event.s. in 2 us give 4 frames without any"
-        ):
+        with pytest.raises(BadSample, match=r"^class/1: too short, its 3 event.s. in 2 us give 4 frames without any"):
             open_cache(tmp_path, "timed", Timed(whole, [5, 6, 7]), FrameSpec(4, slicing, (8, 8)))
     with pytest.warns(UserWarning, match=r"^1 recording.s. have all their events in one of 4 frames.*\n  class/1$"):
         cache = open_cache(tmp_path, "lopsided", Timed(whole, [*whole, 4_000_000_000]), by_time)
@@ -256,7 +255,7 @@ open_cache(Path({str(tmp_path)!r}), "random", Dies(), SPEC)
     assert subprocess.run([sys.executable, "-c", script], check=False, capture_output=True).returncode == 9
     assert the_folder(tmp_path).name.endswith(".building")
     cache = open_cache(tmp_path, "random", Source(), SPEC)
-    np.testing.assert_array_equal(cache.frames, expected_frames(Source()))
+    np.testing.assert_array_equal(cache.arrays, expected_frames(Source()))
     assert not the_folder(tmp_path).name.endswith(".building")
 
 
@@ -269,8 +268,8 @@ from pathlib import Path
 from test_frame_cache import SPEC, Source, open_cache, np, expected_frames
 
 cache = open_cache(Path({str(tmp_path / "caches")!r}), "random", Source(log={str(log)!r}, seconds=0.05), SPEC)
-np.testing.assert_array_equal(cache.frames, expected_frames(Source()))
-print("read", int(cache.frames.sum()))
+np.testing.assert_array_equal(cache.arrays, expected_frames(Source()))
+print("read", int(cache.arrays.sum()))
 """
     processes = [
         subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -283,7 +282,7 @@ print("read", int(cache.frames.sum()))
 
 
 def test_a_bad_recording_stops_the_build_and_is_named(tmp_path):
-    with pytest.raises(BadRecording, match=r"class/4\.aedat: holds no events; skip_bad=true leaves bad recordings out"):
+    with pytest.raises(BadSample, match=r"class/4\.aedat: holds no events; skip_bad=true leaves bad recordings out"):
         open_cache(tmp_path, "random", Source(bad=(4, 9)), SPEC)
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
@@ -294,10 +293,10 @@ def test_bad_recordings_can_be_left_out_and_are_counted_and_named(tmp_path):
         with pytest.warns(UserWarning, match=r"2 bad recording\(s\) left out:\n  class/4.aedat: .*\n  class/9.aedat: "):
             cache = open_cache(tmp_path, "random", source, SPEC, skip_bad=True)
         assert cache.usable.tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 10, 11]
-        np.testing.assert_array_equal(cache.frames[cache.usable], expected_frames(Source())[cache.usable])
-    with pytest.raises(BadRecording, match=r"class/4.*leaves 2 bad recording\(s\) out"):
+        np.testing.assert_array_equal(cache.arrays[cache.usable], expected_frames(Source())[cache.usable])
+    with pytest.raises(BadSample, match=r"class/4.*leaves 2 bad recording\(s\) out"):
         open_cache(tmp_path, "random", source, SPEC)
-    with pytest.raises(BadRecording, match="none of 2 recordings can be used"):
+    with pytest.raises(BadSample, match="none of 2 recordings can be used"):
         open_cache(tmp_path, "random", Source(count=2, bad=(0, 1)), SPEC, skip_bad=True)
 
 
@@ -310,7 +309,7 @@ def test_saturation_is_clipped_and_reported(tmp_path):
 
     with pytest.warns(UserWarning, match=r"6 of 768 cells counted more than 255 events .* lost 792 events"):
         cache = open_cache(tmp_path, "bright", Bright(count=2), SPEC)
-    assert cache.frames[1, :, 1, 0, 0].tolist() == [255] * 3
+    assert cache.arrays[1, :, 1, 0, 0].tolist() == [255] * 3
     assert [(stats.saturated, stats.clipped) for stats in cache.stats] == [(3, 3 * 3), (3, 3 * 261)]
 
 
@@ -318,7 +317,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing_behind(tmp_path, monkeypatch
     def no_space(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(frame_cache.os, "posix_fallocate", no_space)
+    monkeypatch.setattr(array_cache.os, "posix_fallocate", no_space)
     with pytest.raises(OSError, match="No space left"):
         open_cache(tmp_path, "random", Source(), SPEC)
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]

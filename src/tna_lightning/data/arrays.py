@@ -52,10 +52,8 @@ class ArraysDataModule(ImageDataModule):
     def class_names(self) -> list[str]:
         """The given names, or the labels' numbers, for which the file is read."""
         if self.classes is None:
-            if self._samples is None:
-                self.setup("fit")
-            assert self._samples is not None
-            return [str(label) for label in range(int(self._samples[1].max()) + 1)]
+            self.setup("fit")
+        assert self.classes is not None
         return self.classes
 
     def load(self) -> tuple[Tensor, Tensor, Tensor]:  # noqa: D102
@@ -79,7 +77,9 @@ class ArraysDataModule(ImageDataModule):
         if len(shapes) > 1:
             raise ValueError(f"training and test images differ in shape: {sorted(shapes)}")
         images, labels = (torch.cat([part[index] for part in parts]) for index in (0, 1))
-        if self.classes is not None and labels.max() >= len(self.classes):
+        if self.classes is None:
+            self.classes = [str(label) for label in range(int(labels.max()) + 1)]
+        if labels.max() >= len(self.classes):
             raise ValueError(f"labels go up to {labels.max()}, and classes names {len(self.classes)}")
         if len(labels.unique()) < 2:
             raise ValueError("all labels are the same, there is nothing to tell apart")

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tna_lightning.data.array_cache import ArrayCache
 from tna_lightning.data.batch import Batch, Inputs
-from tna_lightning.data.frame_cache import FrameCache, cache_key, open_cache
+from tna_lightning.data.frame_cache import cache_key, open_cache
 from tna_lightning.data.frames import FrameSpec, pixels_per_cell
 from tna_lightning.data.loading import BatchSet, stratified_split
 from tna_lightning.data.module import BatchedDataModule
@@ -84,7 +85,7 @@ class EventDataModule(BatchedDataModule):
         self.val_fraction = val_fraction
         self.skip_bad = skip_bad
         self.build_workers = build_workers
-        self.cache: FrameCache | None = None
+        self.cache: ArrayCache | None = None
 
     @property
     def in_channels(self) -> int:
@@ -120,7 +121,7 @@ class EventDataModule(BatchedDataModule):
         labels = torch.tensor(source.labels)
         usable = torch.zeros(len(labels), dtype=torch.bool)
         usable[torch.from_numpy(cache.usable)] = True
-        frames = torch.from_numpy(cache.frames)
+        frames = torch.from_numpy(cache.arrays)
         self.train_set, self.val_set, self.test_set = (
             BatchSet(frames, labels, indices[usable[indices]]) for indices in self._split(source.names, labels)
         )

@@ -86,14 +86,14 @@ class ImageDataModule(BatchedDataModule):
         self.train_set, self.val_set, self.test_set = (BatchSet(images, labels, subset) for subset in self._subsets)
 
     def _check(self, images: Tensor, labels: Tensor, test: Tensor) -> None:
-        shape = "N", str(self.in_channels), "H", "W"
+        shape = "N", "C" if self.mean is None else str(len(self.mean)), "H", "W"
         for name, values, dtype, wanted in (
             ("images", images, torch.uint8, shape),
             ("labels", labels, torch.int64, shape[:1]),
             ("test indices", test, torch.int64, shape[:1]),
         ):
             is_right = isinstance(values, Tensor) and values.dtype == dtype and values.ndim == len(wanted)
-            if not is_right or (name == "images" and values.shape[1] != self.in_channels):
+            if not is_right or (name == "images" and shape[1] not in ("C", str(values.shape[1]))):
                 got = f"{list(getattr(values, 'shape', []))} of {getattr(values, 'dtype', type(values).__name__)}"
                 hint = "; shares in [0, 1] become grey levels by mul(255).round().to(torch.uint8)"
                 raise ValueError(

@@ -26,6 +26,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from tna_lightning.data.aedat4 import DecodingError, decode
+from tna_lightning.data.array_cache import BadSample
 from tna_lightning.packages import require
 
 SUFFIXES = (".aedat", ".aedat4", ".npz")
@@ -37,7 +38,7 @@ FOLDERS = (
 MOST_BYTES = 1 << 26  # of a member of an archive, unpacked: 8 million events
 
 
-class BadRecording(ValueError):
+class BadRecording(BadSample):
     """A recording that cannot be used; the message starts with its name."""
 
 
