@@ -7,10 +7,12 @@ from dataclasses import astuple
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from tna_lightning.data import ArraysDataModule, IDXDataModule
+from tna_lightning.data import ArraysDataModule, IDXDataModule, ImageFolderDataModule, folder
 from tna_lightning.data.idx import FILES, SETS, read_idx
 from tna_lightning.data.images import measure
+from tna_lightning.running.own import digest_of, own_digests
 
 GREY = np.random.default_rng(0).integers(0, 256, (40, 6, 5), dtype=np.uint8)
 LABELS = np.arange(40, dtype=np.uint8) % 10
@@ -205,3 +207,150 @@ def test_a_file_that_is_no_npz_is_refused(tmp_path):
             ArraysDataModule(tmp_path / name).setup("fit")
     with pytest.raises(FileNotFoundError, match=r"file=.*is not there"):
         ArraysDataModule(tmp_path / "none.npz").setup("fit")
+
+
+# ---- folders of pictures ---------------------------------------------------------------------------------------------
+
+
+def paint(path, size=(9, 7), mode="RGB", seed=0, **save):
+    shape = (size[1], size[0], *([3] if mode == "RGB" else []))
+    pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).convert(mode).save(path, **save)
+    return pixels
+
+
+def folder_of(root, parts=(".",), per_class=5):
+    for part in parts:
+        for label, name in enumerate(("cat", "dog")):
+            for number in range(per_class):
+                paint(root / part / name / f"{number}.png", seed=10 * label + number + (part == "test") * 100)
+
+
+def test_a_folder_a_class_gives_a_fifth_to_the_test(tmp_path):
+    folder_of(tmp_path)
+    (tmp_path / "cat" / ".DS_Store").write_text("hidden")
+    data = ImageFolderDataModule(tmp_path, size=(7, 9), val_fraction=0.25)
+    data.setup("fit")
+    assert data.class_names == ["cat", "dog"]
+    assert astuple(data.inputs) == (3, 7, 9, None, 2)
+    assert [len(part) for part in (data.train_set, data.val_set, data.test_set)] == [6, 2, 2]
+    assert data.train_set.targets.tolist() == [0] * 5 + [1] * 5
+    held = data.train_set.inputs
+    for number in range(5):  # as painted: the size is theirs
+        expected = np.random.default_rng(10 + number).integers(0, 256, (7, 9, 3), dtype=np.uint8)
+        assert torch.equal(held[5 + number], torch.from_numpy(expected).permute(2, 0, 1))
+    training = torch.cat([data.train_set.subset, data.val_set.subset])
+    share = held[training].double().transpose(0, 1).flatten(1) / 255
+    assert data.mean == pytest.approx(share.mean(1).tolist(), abs=1e-12)
+    assert data.std == pytest.approx(share.std(1, correction=0).tolist(), abs=1e-9)
+    assert data.describe()["split"] == "a fifth of each class, seed 0"
+    other = ImageFolderDataModule(tmp_path, size=(7, 9), seed=1)
+    other.setup("fit")
+    assert torch.equal(other.test_set.subset, data.test_set.subset)
+
+
+def test_train_and_test_folders_are_taken_as_they_are(tmp_path):
+    folder_of(tmp_path, ("train", "test"), per_class=2)
+    data = ImageFolderDataModule(tmp_path, size=4, grey=True)
+    data.setup("fit")
+    assert data.test_set.subset.tolist() == [4, 5, 6, 7]
+    assert data.test_set.targets[data.test_set.subset].tolist() == [0, 0, 1, 1]
+    assert data.train_set.inputs.shape == (8, 1, 4, 4)
+    assert data.describe()["split"] == "train and test folders"
+
+
+def test_pictures_of_mixed_kinds_and_sizes_are_scaled_alike(tmp_path):
+    folder_of(tmp_path, per_class=1)
+    for name, size, mode in (("wide.jpg", (40, 10), "RGB"), ("tall.webp", (10, 40), "RGB"), ("grey.gif", (8, 8), "L")):
+        paint(tmp_path / "cat" / "more" / name, size, mode)
+    paint(tmp_path / "dog" / "alpha.PNG", mode="RGBA")
+    deep = np.full((8, 8), 200 << 8, dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / "dog" / "deep.png")
+    turned = Image.new("RGB", (8, 4))
+    turned.paste((255, 255, 255), (0, 0, 4, 4))  # its left half is white; turned by a quarter it is the upper one
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "dog" / "turned.png", exif=exif)
+    (tmp_path / "dog" / "notes.txt").write_text("mine")
+    data = ImageFolderDataModule(tmp_path, size=8)
+    with pytest.warns(UserWarning, match=r"left out, no pictures by their names: notes.txt"):
+        data.setup("fit")
+    assert len(data.train_set.inputs) == 8
+    names = [name for name, _ in data._find().pictures]
+    by_name = dict(zip(names, data.train_set.inputs, strict=True))
+    assert (by_name["dog/deep.png"] == 200).all()
+    upright = by_name["dog/turned.png"].float()
+    assert upright[:, :3].mean() > 250
+    assert upright[:, -3:].mean() < 5
+
+
+def test_what_is_no_picture_is_named_and_may_be_left_out(tmp_path):
+    folder_of(tmp_path)
+    (tmp_path / "dog" / "broken.jpg").write_bytes((tmp_path / "dog" / "0.png").read_bytes()[:60])
+    (tmp_path / "cat" / "page.png").write_text("<html>not found</html>")
+    with pytest.raises(ValueError, match=r"root='.*': .*page.png: is damaged or no picture .*skip_bad=true leaves"):
+        ImageFolderDataModule(tmp_path, size=4).setup("fit")
+    data = ImageFolderDataModule(tmp_path, size=4, skip_bad=True, val_fraction=0.2)
+    with pytest.warns(UserWarning, match=r"2 bad picture\(s\) left out"):
+        data.setup("fit")
+    used = torch.cat([data.train_set.subset, data.val_set.subset, data.test_set.subset]).tolist()
+    names = [name for name, _ in data._find().pictures]
+    assert sorted(names[index] for index in used) == sorted(
+        name for name in names if name not in ("dog/broken.jpg", "cat/page.png")
+    )
+    assert len(data.describe()["bad_pictures"]) == 2
+
+
+def test_pictures_are_read_once_and_again_when_they_change(tmp_path, monkeypatch):
+    folder_of(tmp_path)
+    ImageFolderDataModule(tmp_path, size=4).setup("fit")
+    monkeypatch.setattr(folder, "read_picture", None)  # would fail
+    again = ImageFolderDataModule(tmp_path, size=4, seed=3)
+    again.setup("fit")
+    before = again.train_set.inputs[0].clone()
+    monkeypatch.undo()
+    paint(tmp_path / "cat" / "0.png", seed=77)
+    changed = ImageFolderDataModule(tmp_path, size=4)
+    changed.setup("fit")
+    assert not torch.equal(changed.train_set.inputs[0], before)
+    assert own_digests({"data": {"_target_": "tna_lightning.data.ImageFolderDataModule", "root": str(tmp_path)}}) == {
+        "data.root": digest_of(tmp_path)
+    }
+
+
+def test_tiny_imagenet_is_read_as_its_archive_unpacks(tmp_path):
+    for name in ("n01", "n02"):
+        for number in range(3):
+            paint(tmp_path / "train" / name / "images" / f"{name}_{number}.JPEG")
+        (tmp_path / "train" / name / f"{name}_boxes.txt").write_text("boxes")
+    lines = []
+    for number in range(2):
+        paint(tmp_path / "val" / "images" / f"val_{number}.JPEG")
+        lines.append(f"val_{number}.JPEG\tn0{2 - number}\t0\t0\t62\t62")
+    (tmp_path / "val" / "val_annotations.txt").write_text("\n".join(lines) + "\n")
+    paint(tmp_path / "test" / "images" / "test_0.JPEG")  # without labels
+    data = ImageFolderDataModule(tmp_path, size=8)
+    data.setup("fit")
+    assert data.class_names == ["n01", "n02"]
+    assert data.test_set.targets[data.test_set.subset].tolist() == [1, 0]
+    assert len(data.train_set) + len(data.val_set) == 6
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([], "holds no folders of classes"),
+        (["cat/0.png"], r"holds one class alone \(cat\)"),
+        (["cat/0.png", "dog/notes.txt"], r"dog: holds no pictures \(\.png, "),
+        (["train/cat/0.png", "train/dog/0.png"], "has a folder train, and none called test beside it"),
+        (["train/cat/0.png", "train/dog/0.png", "test/bird/0.png"], "test has the class bird, which train does not"),
+    ],
+)
+def test_folders_that_are_not_as_they_should_be_are_named(tmp_path, files, message):
+    for name in files:
+        paint(tmp_path / name) if name.endswith("png") else (tmp_path / name).parent.mkdir(parents=True)
+    with pytest.raises((ValueError, FileNotFoundError), match=rf"^root='.*': .*{message}"):
+        ImageFolderDataModule(tmp_path).setup("fit")
+    with pytest.raises(FileNotFoundError, match="is no folder"):
+        ImageFolderDataModule(tmp_path / "none").setup("fit")

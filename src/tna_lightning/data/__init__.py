@@ -21,6 +21,7 @@ _MODULES = {
     "EventDataModule": "events",
     "IDXDataModule": "idx",
     "ImageDataModule": "images",
+    "ImageFolderDataModule": "folder",
     "Inputs": "batch",
 }
 

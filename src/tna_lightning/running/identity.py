@@ -21,6 +21,7 @@ NOT_IDENTITY = (
     "data.root",
     "data.file",  # by its content, see own.py
     "data.frames_root",
+    "data.cache_root",
     "data.download",
     "cost",
     "trainer.enable_progress_bar",

@@ -15,6 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+BY_CONTENT = {"ArraysDataModule": "file", "ImageFolderDataModule": "root"}
+"""The setting that says where data of one's own lie, of the package's data modules that take any."""
+
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -22,16 +25,17 @@ def own_digests(config: Mapping[str, Any]) -> dict[str, str]:
     """SHA-256 (hex) of each Python file and of each data file or folder of the user's own, by module or setting.
 
     Python files are those behind a ``_target_`` outside of this package and of all installed ones, with what of that
-    kind they import. Data are ``data.file``, and the files and folders that the settings of a data set of one's own
-    name; of a folder the relative names and contents of all files count, hidden ones left out.
+    kind they import. Data are the files and folders that the settings of a data set of one's own name, and that of
+    :data:`BY_CONTENT`; of a folder the relative names and contents of all files count, hidden ones left out.
     """
     modules: dict[str, Path] = {}
     for target in targets_in(config):
         _collect(target.rpartition(".")[0], modules)
     digests = {f"code.{name}": _digest_of_file(path) for name, path in sorted(modules.items())}
     data = config.get("data") or {}
-    names = list(data) if str(data.get("_target_")).rpartition(".")[0] in modules else ["file"]
-    for name in names:
+    target = str(data.get("_target_"))
+    names = list(data) if target.rpartition(".")[0] in modules else [BY_CONTENT.get(target.rpartition(".")[2])]
+    for name in filter(None, names):
         value = data.get(name)
         if isinstance(value, str) and not name.startswith("_") and Path(value).exists():
             digests[f"data.{name}"] = digest_of(Path(value))

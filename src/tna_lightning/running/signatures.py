@@ -56,6 +56,7 @@ SOURCES = {
         name: Source(f"tna_lightning.data.{name}", without=("augment",))
         for name in ("ArraysDataModule", "CIFARDataModule", "DigitsDataModule", "IDXDataModule", "CIFAR10DVSDataModule")
     },
+    "ImageFolderDataModule": Source("tna_lightning.data.ImageFolderDataModule", without=("augment",)),
     **{  # what they leave out, a blank picture, is no choice
         name: Source(f"tna_lightning.data.{name}", without=("augment", "camera", "skip_bad"))
         for name in ("DigitsDVSDataModule", "CIFAR10SimDVSDataModule")
