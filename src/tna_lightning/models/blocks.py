@@ -10,9 +10,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules import activation
 
+from tna_lightning.models.checkpointing import checkpointed
 from tna_lightning.models.neurons import SpikingNeuron
 from tna_lightning.models.over_time import OverTime, has_weights_over_time
 from tna_lightning.models.settings import parameters_of
@@ -147,6 +149,10 @@ class Network(nn.Module):
         time_steps: T of a static image, at least 1.
         pool_size: pixels left along each side by the average pool.
 
+    Attributes:
+        checkpoint_stages: keep nothing but the input of each of the body's `stages` for the backward pass, and compute
+            the rest again there: same gradients, less memory, more time; False at first.
+
     Raises:
         ValueError: `time_steps` below 1, or an input whose dimensions or channels do not fit.
     """
@@ -164,6 +170,7 @@ class Network(nn.Module):
         if not (isinstance(time_steps, int) and time_steps >= 1):
             raise ValueError(f"time_steps={time_steps!r}: must be a whole number of at least 1")
         self.time_steps = time_steps
+        self.checkpoint_stages = False
         self.in_channels = stem.conv.in_channels
         self.stem = stem
         self.body = nn.Sequential(*body)
@@ -183,8 +190,23 @@ class Network(nn.Module):
         current = self.stem(x)
         if static and is_spiking(self):
             current = current.expand(self.time_steps, -1, -1, -1, -1)
-        features = self.head(self.pool(self.body(current)))
+        if self.checkpoint_stages and self.training and torch.is_grad_enabled():
+            for stage in self.stages():
+                current = checkpointed(stage, current)
+        else:
+            current = self.body(current)
+        features = self.head(self.pool(current))
         return self.classifier(features.flatten(2))
+
+    def stages(self) -> list[list[nn.Module]]:
+        """The layers of the body in parts, each of which ends with a residual block or with pooling."""
+        stages: list[list[nn.Module]] = [[]]
+        for layer in self.body:
+            stages[-1].append(layer)
+            is_block = not isinstance(layer, PerStep) and any(True for _ in layer.children())
+            if is_block or (isinstance(layer, PerStep) and isinstance(layer[-1], tuple(POOLS.values()))):
+                stages.append([])
+        return [stage for stage in stages if stage]
 
 
 def is_spiking(network: nn.Module) -> bool:

@@ -28,7 +28,8 @@ from tna_lightning.running.versions import MOVED
 
 # the nodes and settings of a config; what else stands in one, nothing reads
 SETTINGS = (
-    *("seed", "epochs", "keep", "compile", "channels_last", "output_dir", "study", "resume", "init_from", "ckpt_path"),
+    *("seed", "epochs", "keep", "compile", "channels_last", "checkpoint_stages", "output_dir", "study", "resume"),
+    *("init_from", "ckpt_path"),
     *("data", "augment", "model", "neuron", "quant", "objective", "companion", "companions", "optimizer", "schedule"),
     *("trainer", "callbacks", "logger", "cost"),
 )
@@ -164,8 +165,11 @@ def check(config: Mapping[str, Any]) -> None:
         raise ValueError(f"keep={config['keep']!r}: allowed are best, last")
     if config["compile"] not in ("none", "neurons", "network"):
         raise ValueError(f"compile={config['compile']!r}: allowed are none, neurons, network")
-    if not isinstance(config["channels_last"], bool):
-        raise ValueError(f"channels_last={config['channels_last']!r}: allowed are true, false")
+    for key in ("channels_last", "checkpoint_stages"):
+        if not isinstance(config[key], bool):
+            raise ValueError(f"{key}={config[key]!r}: allowed are true, false")
+    if config["checkpoint_stages"] and config["compile"] == "network":
+        raise ValueError("checkpoint_stages=true: not with compile=network, which chooses itself what is kept")
     for key in config["trainer"]:
         if key in NOT_FOR_TRAINER:
             raise ValueError(f"trainer.{key}: is not for you to set; {NOT_FOR_TRAINER[key]}")

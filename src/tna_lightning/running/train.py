@@ -40,6 +40,7 @@ from tna_lightning.running.factory import (
     build_data,
     build_network,
     check_time_steps,
+    checkpoint_network,
     compile_network,
     inputs_of,
     network_spec,
@@ -269,8 +270,10 @@ def build_learner(config: Mapping[str, Any], datamodule: Any) -> TwinLearner:
         try_neurons(networks[name], inputs, prefix=prefix)
         if node["weights"] not in ("random", "pretrained"):
             load_weights(f"{prefix}weights", networks[name], node["weights"], neurons="same")
-    for network in (base, *networks.values()):
+    for name, network in {"base": base, **networks}.items():
         compile_network(network, config["compile"])
+        if config["checkpoint_stages"]:
+            checkpoint_network(network, "" if name == "base" else companion_prefix(name))
     optimizer, schedule = build("optimizer", config["optimizer"]), build("schedule", config["schedule"])
     with under("optimizer"):  # both are called when training starts: their errors are wanted now
         tried = optimizer([{"name": "tried", "params": [nn.Parameter(torch.zeros(1))]}])
