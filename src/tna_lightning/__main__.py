@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from tna_lightning.packages import quick_imports
 from tna_lightning.running.console import errors_from_hydra, leave
 
 
@@ -17,10 +18,11 @@ def main() -> None:
     for flag in {"-m", "--multirun"} & set(sys.argv[1:]):  # Hydra takes settings on one side of it alone
         sys.argv.remove(flag)
         sys.argv.insert(1, flag)
-    import hydra
+    with quick_imports():
+        import hydra
 
-    from tna_lightning.running.home import home
-    from tna_lightning.running.task import job
+        from tna_lightning.running.home import home
+        from tna_lightning.running.task import job
 
     app = hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="config")(job)
     try:

@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from tna_lightning.packages import quick_imports
 from tna_lightning.running.config import check, register_resolvers, resolved, write_config
 from tna_lightning.running.console import leave
 from tna_lightning.running.processes import environment_of_child, training_command
@@ -43,7 +44,8 @@ def job(cfg: DictConfig) -> float | None:
 
 def _single_run(config: dict[str, Any], folder: Path) -> None:
     if config["trainer"].get("devices") == 1:
-        from tna_lightning.running.train import run_and_report
+        with quick_imports():
+            from tna_lightning.running.train import run_and_report
 
         run_and_report(config, folder)
         return

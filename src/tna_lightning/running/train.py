@@ -1,6 +1,6 @@
 """The composition root: a config becomes data, networks, learner, callbacks and trainer, and ends as a run record.
 
-``python -m tna_lightning.running.train FOLDER`` trains the ``config.yaml`` that stands in a run's folder.
+``python -m tna_lightning.running.start FOLDER`` trains the ``config.yaml`` that stands in a run's folder.
 """
 
 from __future__ import annotations
@@ -381,7 +381,7 @@ def run_and_report(config: Mapping[str, Any], folder: Path) -> None:
 def main(arguments: Sequence[str]) -> None:
     """Train the config that stands in a run's folder."""
     if len(arguments) != 1:
-        sys.exit("usage: python -m tna_lightning.running.train FOLDER   (a run's folder, with its config.yaml)")
+        sys.exit("usage: python -m tna_lightning.running.start FOLDER   (a run's folder, with its config.yaml)")
     end_with_parent()
     folder = Path(arguments[0])
     logging.basicConfig(stream=sys.stdout, format="%(message)s")
@@ -390,7 +390,3 @@ def main(arguments: Sequence[str]) -> None:
         run_and_report(read_config(folder), folder)
     except (Exception, KeyboardInterrupt) as error:
         leave(error)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
