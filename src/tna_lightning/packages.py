@@ -23,9 +23,9 @@ class MissingPackage(ImportError):
 def quick_imports() -> Iterator[None]:
     """For what is imported in here, no garbage collector: for a command that owns its process.
 
-    Importing torch and Lightning makes 670,000 objects that stay. The collector goes through all of them again and again
-    meanwhile, a fourth of the time that the imports take, and at each full collection later; so what is there at the
-    end is kept from it.
+    Importing torch and Lightning makes 670,000 objects that stay. The collector goes through all of them again and
+    again meanwhile, a fourth of the time that the imports take, and at each full collection later; so what is there
+    at the end is kept from it.
     """
     was_enabled = gc.isenabled()
     gc.disable()
