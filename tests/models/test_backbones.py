@@ -352,6 +352,55 @@ def test_build_gives_the_network_described():
     assert torch.equal(network.eval()(images), same.eval()(images))
 
 
+@pytest.mark.parametrize("is_static", [True, False])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_long_sequence_in_chunks_is_the_whole_sequence(backbone, is_static, monkeypatch):
+    network = settled(backbone, width=0.1, time_steps=19).double()
+    nn.utils.parametrizations.weight_norm(network.stem.conv)  # its weight is computed, by a module within the layer
+    x = torch.randn(2, *([] if is_static else [19]), 3, 16, 16, dtype=torch.float64)
+    lengths = []
+    handle = network.pool[0].register_forward_pre_hook(lambda module, inputs: lengths.append(len(inputs[0]) // 2))
+    with torch.no_grad():
+        whole = network(x)  # a hook wants it so
+    handle.remove()
+    assert lengths == [19]
+    monkeypatch.setattr(LIF, "forward", lambda *_: pytest.fail("the whole sequence at once"))
+    if backbone == "resnet19":  # its head has seen pooled features alone
+        monkeypatch.undo()
+    with torch.inference_mode():
+        torch.testing.assert_close(network(x), whole)
+    assert not any("forward" in vars(module) for module in network.modules())
+
+
+class Backwards(nn.Module):
+    def forward(self, x):
+        return x.flip(0)
+
+
+class BackwardsLIF(LIF):
+    def forward(self, current):
+        return super().forward(current.flip(0))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda network: network.train(),
+        lambda network: network.body.append(Backwards()),
+        lambda network: network.body.append(BackwardsLIF()),  # it inherits a chunk that is not its own
+        lambda network: models.over_time.weigh_over_time(network.body[1].conv),
+    ],
+    ids=["training", "layer", "neuron", "weights"],
+)
+def test_what_may_mix_time_is_not_cut_into_chunks(change):
+    network = settled("convnet", width=0.1, time_steps=19)
+    assert not network._goes_in_chunks(19)  # gradients are wanted
+    with torch.no_grad():
+        assert [network._goes_in_chunks(time_steps) for time_steps in (16, 17)] == [False, True]
+        change(network)
+        assert not network._goes_in_chunks(19)
+
+
 class Counting(nn.Module):
     """Changes a buffer in each forward, and computes with it."""
 

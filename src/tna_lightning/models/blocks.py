@@ -15,11 +15,15 @@ from torch import Tensor, nn
 from torch.nn.modules import activation
 
 from tna_lightning.models.checkpointing import checkpointed
+from tna_lightning.models.chunks import are_causal, in_chunks
 from tna_lightning.models.neurons import SpikingNeuron
 from tna_lightning.models.over_time import OverTime, has_weights_over_time
 from tna_lightning.models.settings import parameters_of
 
 NeuronFactory = Callable[..., nn.Module]
+
+LONG = 16  # T of a sequence that evaluation still takes as a whole
+CHUNK = 4  # time steps at once of a longer one
 
 POOLS: dict[str, type[nn.AvgPool2d] | type[nn.MaxPool2d]] = {"avg": nn.AvgPool2d, "max": nn.MaxPool2d}
 
@@ -185,6 +189,8 @@ class Network(nn.Module):
             raise ValueError(f"x={list(x.shape)}: must be images {allowed}")
         static = x.ndim == 4
         x = x.unsqueeze(0) if static else x.transpose(0, 1)
+        if self._goes_in_chunks(self.time_steps if static else len(x)):
+            return self._in_chunks(x, static)
         if static and has_weights_over_time(self.stem):
             x = x.expand(self.time_steps, -1, -1, -1, -1)
         current = self.stem(x)
@@ -197,6 +203,25 @@ class Network(nn.Module):
             current = self.body(current)
         features = self.head(self.pool(current))
         return self.classifier(features.flatten(2))
+
+    def _goes_in_chunks(self, time_steps: int) -> bool:
+        """Whether chunks of time pass one after another, which needs no more memory for more of them."""
+        is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if time_steps <= LONG or self.training or torch.is_grad_enabled() or is_traced:
+            return False
+        modules = [module for part in (self.stem, self.body, self.pool) for module in part.modules()]
+        inside = {layer for module in modules if isinstance(module, PerStep) for layer in module}
+        of_weights = {child for layer in inside for child in layer.modules()} - inside  # which compute these alone
+        without_time = {type(layer) for layer in inside if not isinstance(layer, OverTime)}
+        without_time |= {nn.Sequential, PerStep, ConvNorm, BasicBlock, nn.Identity}
+        return are_causal((module for module in modules if module not in of_weights), without_time)
+
+    def _in_chunks(self, x: Tensor, static: bool) -> Tensor:
+        with in_chunks(self.body):
+            currents = self.stem(x).expand(self.time_steps, -1, -1, -1, -1) if static else x
+            parts = currents.split(CHUNK)
+            features = [self.pool(self.body(part if static else self.stem(part))) for part in parts]
+        return self.classifier(self.head(torch.cat(features)).flatten(2))
 
     def stages(self) -> list[list[nn.Module]]:
         """The layers of the body in parts, each of which ends with a residual block or with pooling."""
