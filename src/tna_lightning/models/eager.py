@@ -113,12 +113,15 @@ def _block_gradients(
             if beta_sum is not None:
                 beta_sum.add_(torch.mul(kept, trajectory[t], out=product))
             torch.mul(kept, beta, out=carried)
-        shifted = torch.sub(trajectory[t], threshold, out=membranes[t])
-        through_spike = backward(surrogate, shifted, grad.to(shifted.dtype))
-        is_own = output.dtype != shifted.dtype
-        room = own_gradient if is_own else output
-        gradient = room.copy_(through_spike) if gradient is None else torch.add(through_spike, carried, out=room)
-        if is_own:
+        room = output if output.dtype == beta.dtype else own_gradient
+        # a gradient that begins with the last step is computed where it stays
+        shifted = torch.sub(trajectory[t], threshold, out=room if gradient is None else membranes[t])
+        through_spike = backward(surrogate, shifted, grad.to(beta.dtype))
+        if gradient is not None:
+            gradient = torch.add(through_spike, carried, out=room)
+        else:
+            gradient = through_spike if through_spike is room else room.copy_(through_spike)
+        if room is not output:
             output.copy_(gradient)
         if threshold_sum is not None:
             threshold_sum.sub_(through_spike)
