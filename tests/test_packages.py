@@ -1,6 +1,7 @@
 """What is imported is declared, what may be absent is named in one line, and plain torch needs no Lightning."""
 
 import ast
+import gc
 import importlib.metadata
 import logging
 import re
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tna_lightning.packages import MissingPackage, quiet, require
+from tna_lightning.packages import MissingPackage, quick_imports, quiet, require
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "tna_lightning"
@@ -25,6 +26,22 @@ OF_LIGHTNING = [
     "tna_lightning.data.simulated",
     "tna_lightning.quantization.callback",
 ]
+
+
+def test_the_collector_rests_during_quick_imports_and_works_again_after_them():
+    frozen = gc.get_freeze_count()
+    try:
+        with quick_imports():
+            assert not gc.isenabled()
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > frozen
+        gc.disable()
+        with quick_imports():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.unfreeze()
+        gc.enable()
 
 
 def imported():

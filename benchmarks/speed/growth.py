@@ -13,6 +13,7 @@ POINTS: dict[str, tuple[str, tuple[float, ...]]] = {
     "growth_batch": ("batch", (4, 8, 16, 32)),
     "growth_width": ("width", (0.125, 0.25, 0.5)),
 }
+CHECKPOINTED = ", checkpointed"
 NAMES = {"time_steps": "T=", "batch": "batch ", "width": "width "}
 
 
@@ -34,12 +35,13 @@ def points(comparison: str, settings: Settings) -> tuple[float, ...]:
 
 
 def contestants(comparison: str, settings: Settings) -> Mapping[str, Callable[[], Run]]:
-    """The training step at each point, neurons compiled."""
+    """The training step at each point, neurons compiled; with T, each with its stages checkpointed too."""
     field = POINTS[comparison][0]
     return {
-        f"{NAMES[field]}{value:g}": lambda value=value: step(
-            replace(size_for(settings), **{field: value}), settings, compiled="neurons"
+        f"{NAMES[field]}{value:g}{CHECKPOINTED if checkpointed else ''}": lambda value=value, way=checkpointed: step(
+            replace(size_for(settings), **{field: value}), settings, compiled="neurons", checkpointed=way
         )
+        for checkpointed in ((False, True) if field == "time_steps" else (False,))
         for value in points(comparison, settings)
     }
 
@@ -53,7 +55,10 @@ def _comparison(name: str) -> Comparison:
         ],
         sizes=lambda settings: f"A training step, neurons compiled; but for what varies: {size_for(settings)}.",
         contestants=lambda settings: contestants(name, settings),
-        ratios=(Ratio(f"{last} over {first}", (last,), (first,)),),
+        ratios=(
+            Ratio(f"{last} over {first}", (last,), (first,)),
+            *([Ratio(f"{last}{CHECKPOINTED}", (last + CHECKPOINTED,), (last,))] if field == "time_steps" else []),
+        ),
     )
 
 

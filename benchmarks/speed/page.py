@@ -44,6 +44,9 @@ class Limit:
 HELP_COMMAND = "python -m tna_lightning --help"
 LIMITS = (
     Limit("neuron layer over ReLU layer", "neuron_layer", "ours over ReLU", "<=", 1.2, 1.3),
+    Limit("neuron layer over ReLU layer, eager", "neuron_layer", "ours, eager over ReLU", "<=", 4, None),
+    Limit("snntorch over ours, neuron layer, eager", "neuron_layer", "snntorch over ours, eager", ">=", 3, None),
+    Limit("spikingjelly over ours, the same", "neuron_layer", "spikingjelly over ours, eager", ">=", 3, None),
     Limit(
         "training step over the ReLU network, both with the network compiled",
         "training_step", "ours over ReLU, both with the network compiled", "<=", 1.12, 1.12,

@@ -91,6 +91,7 @@ def step(
     neuron: NeuronFactory = our_neuron,
     compiled: str = "none",
     channels_last: bool = False,
+    checkpointed: bool = False,
 ) -> Step:
     """A training step.
 
@@ -100,12 +101,14 @@ def step(
         neuron: our neuron, another library's or `nn.ReLU`.
         compiled: "none", "neurons" or "network".
         channels_last: memory format of images and weights.
+        checkpointed: whether activations are computed again in the backward pass, stage by stage.
     """
     images = size.batch * (size.time_steps if neuron is nn.ReLU else 1)
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(images, 3, 32, 32, generator=generator).to(settings.device)
     target = torch.randint(10, (images,), generator=generator).to(settings.device)
     built = network(size, neuron).to(settings.device)
+    built.checkpoint_stages = checkpointed
     if channels_last:
         x, built = x.contiguous(memory_format=torch.channels_last), built.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if neuron is SnntorchStep:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 
+from tna_lightning.packages import quick_imports
 from tna_lightning.running.console import errors_from_hydra, leave
 from tna_lightning.running.processes import Terminated, interrupts_later
 
@@ -31,7 +32,7 @@ def main() -> None:
         sys.argv.remove(flag)
         sys.argv.insert(1, flag)
     try:
-        with interrupts_later():
+        with interrupts_later(), quick_imports():
             import hydra
 
             from tna_lightning.running.task import job

@@ -352,6 +352,119 @@ def test_build_gives_the_network_described():
     assert torch.equal(network.eval()(images), same.eval()(images))
 
 
+@pytest.mark.parametrize("is_static", [True, False])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_long_sequence_in_chunks_is_the_whole_sequence(backbone, is_static, monkeypatch):
+    network = settled(backbone, width=0.1, time_steps=19).double()
+    nn.utils.parametrizations.weight_norm(network.stem.conv)  # its weight is computed, by a module within the layer
+    x = torch.randn(2, *([] if is_static else [19]), 3, 16, 16, dtype=torch.float64)
+    lengths = []
+    handle = network.pool[0].register_forward_pre_hook(lambda module, inputs: lengths.append(len(inputs[0]) // 2))
+    with torch.no_grad():
+        whole = network(x)  # a hook wants it so
+    handle.remove()
+    assert lengths == [19]
+    monkeypatch.setattr(LIF, "forward", lambda *_: pytest.fail("the whole sequence at once"))
+    if backbone == "resnet19":  # its head has seen pooled features alone
+        monkeypatch.undo()
+    with torch.inference_mode():
+        torch.testing.assert_close(network(x), whole)
+    assert not any("forward" in vars(module) for module in network.modules())
+
+
+class Backwards(nn.Module):
+    def forward(self, x):
+        return x.flip(0)
+
+
+class BackwardsLIF(LIF):
+    def forward(self, current):
+        return super().forward(current.flip(0))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda network: network.train(),
+        lambda network: network.body.append(Backwards()),
+        lambda network: network.body.append(BackwardsLIF()),  # it inherits a chunk that is not its own
+        lambda network: models.over_time.weigh_over_time(network.body[1].conv),
+    ],
+    ids=["training", "layer", "neuron", "weights"],
+)
+def test_what_may_mix_time_is_not_cut_into_chunks(change):
+    network = settled("convnet", width=0.1, time_steps=19)
+    assert not network._goes_in_chunks(19)  # gradients are wanted
+    with torch.no_grad():
+        assert [network._goes_in_chunks(time_steps) for time_steps in (16, 17)] == [False, True]
+        change(network)
+        assert not network._goes_in_chunks(19)
+
+
+class Counting(nn.Module):
+    """Changes a buffer in each forward, and computes with it."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.ones(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return x * self.calls
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_checkpointed_stages_change_nothing(backbone):
+    """Nor do random numbers, of dropout and of the stochastic surrogate, and buffers that a forward changes."""
+    torch.manual_seed(0)
+    network = composed(backbone, width=0.1)
+    for module in network.modules():
+        if isinstance(module, LIF):
+            module.surrogate = models.surrogates.StochasticSpikeOperator()
+    network.body.insert(1, nn.Dropout(0.1))
+    network.body.insert(1, Counting())
+    checkpointed = copy.deepcopy(network)
+    checkpointed.checkpoint_stages = True
+    images, results = torch.randn(2, 3, 16, 16), []
+    for net in (network, checkpointed):
+        torch.manual_seed(1)
+        for _ in range(2):
+            logits = net(images)
+            logits.square().mean().backward()
+        results.append([logits, *(parameter.grad for parameter in net.parameters()), *net.buffers(), torch.rand(3)])
+    assert all(torch.equal(result, other) for result, other in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("make", "sizes"),
+    [
+        (resnet18, [2, 1, 1, 1, 1, 1, 1, 1]),  # the stem's neuron with the first block
+        (vgg11, [2, 3, 5, 5, 5]),  # up to each pooling
+        (lambda *settings, **_: convnet(*settings), [4, 3]),
+    ],
+)
+def test_a_stage_ends_with_a_block_or_with_pooling(make, sizes):
+    network = make(3, 10, LIF, width=0.1)
+    assert [len(stage) for stage in network.stages()] == sizes
+    assert [layer for stage in network.stages() for layer in stage] == list(network.body)
+
+
+def test_of_checkpointed_stages_the_inputs_are_kept():
+    network = resnet8(3, 10, LIF, width=0.25, time_steps=4)
+    images, kept = torch.randn(2, 3, 16, 16), []
+
+    def pack(tensor):
+        kept.append(tensor.numel())
+        return tensor
+
+    # the stem's current; spikes, convolution, norm, twice, and the residual; for two convolutions that see the spikes
+    for network.checkpoint_stages, expected in ((False, 1 + 6 + 2), (True, 2)):
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            network(images)
+        assert kept.count(4 * 2 * 4 * 16 * 16) == expected
+
+
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("neuron", NEURONS)
 def test_build_reads_what_the_configuration_holds(backbone, neuron):

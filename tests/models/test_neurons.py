@@ -1,4 +1,7 @@
-"""LIF against snntorch's Leaky and against hand counts; eager here, compiled in test_compiled.py."""
+"""LIF against snntorch's Leaky and against hand counts; eager here, compiled in test_compiled.py.
+
+On a CPU the eager loop runs in blocks; that they change no bit is tested against the plain loop.
+"""
 
 import copy
 import logging
@@ -10,8 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from snntorch import surrogate as reference
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from tna_lightning.models import LIF, compile_neurons, fused, surrogates
+from tna_lightning.models import LIF, compile_neurons, eager, fused, surrogates
 from tna_lightning.models.surrogates import SURROGATES, get_surrogate
 
 RESETS = ["zero", "subtract", "none"]
@@ -114,6 +118,96 @@ def test_parameters_that_training_moved_out_of_range_equal_leaky(reset, beta, th
         neuron.threshold.data.fill_(threshold)
     assert_equal_neurons(ours, theirs, torch.randn(5, 2, 7))
     assert (ours.beta.grad == 0) == (not 0 <= beta <= 1)
+
+
+PLAIN_DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+def assert_same_bits(results, expected):
+    for result, other in zip(results, expected, strict=True):
+        assert (result.dtype, result.shape) == (other.dtype, other.shape)
+        torch.testing.assert_close(result, other, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of 64 neurons, so that a few hundred need several and leave a rest."""
+    monkeypatch.setattr(eager, "_NEURONS", (64, 64))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("dtype", PLAIN_DTYPES, ids=str)
+@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("surrogate", [ours for ours, _ in REFERENCES.values() if not ours.is_random], ids=str)
+def test_blocks_change_no_bit(surrogate, reset, dtype):
+    """Of spikes, and of the gradients of current, beta and threshold; one value for all or one for each neuron."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    current, grad_spikes = (2 * torch.randn(2, 4, 200)).to(dtype)
+    for beta, threshold in [(0.7, 0.9), (0.7, -0.1), torch.rand(2, 200) + 0.2]:
+        inputs = current, torch.as_tensor(beta, dtype=wide), torch.as_tensor(threshold, dtype=wide)
+        results = []
+        for module in (eager, fused):
+            gradients = module.time_loop_gradients(*inputs, grad_spikes, reset, surrogate, True, True)
+            results.append([module.time_loop(*inputs, reset), *gradients])
+        if not isinstance(surrogate, surrogates.Sigmoid | surrogates.SpikeRateEscape):
+            assert_same_bits(*results)
+            continue
+        for result, other in zip(*results, strict=True):  # exp rounds otherwise where a vector register is not full
+            torch.testing.assert_close(result, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("reset", RESETS)
+def test_blocks_change_nothing_of_what_is_not_finite(reset):
+    current, grad_spikes = torch.randn(2, 5, 200)
+    for number in (torch.inf, -torch.inf, torch.nan):
+        current[torch.rand(5, 200) < 0.1] = number
+    inputs, surrogate = (current, torch.tensor(0.7), torch.tensor(1.0)), get_surrogate("straight_through_estimator")
+    assert torch.equal(eager.time_loop(*inputs, reset), fused.time_loop(*inputs, reset))
+    results = [
+        module.time_loop_gradients(*inputs, grad_spikes, reset, surrogate, False, False)[0] for module in (eager, fused)
+    ]
+    assert_same_bits(*[[result] for result in results])
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_surrogate_that_derives_from_another_keeps_its_own_formula():
+    class Flat(surrogates.ATan):
+        def derivative(self, shifted):
+            return torch.full_like(shifted, 0.25)
+
+    current = torch.randn(1, 1, 200, requires_grad=True)
+    LIF(surrogate=Flat())(current).sum().backward()
+    assert torch.equal(current.grad, torch.full((1, 1, 200), 0.25))
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_blocks_need_no_memory_beside_what_they_return_but_one_block():
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor) and not function.is_view and not function._schema.is_mutable:
+                allocated.append(result.numel())
+            return result
+
+    allocated = []
+    current, grad_spikes = torch.randn(2, 4, 500)
+    tensors = current, torch.tensor(0.5), torch.tensor(1.0)
+    with Sizes():
+        eager.time_loop(*tensors, "zero")
+    assert sum(allocated) == 4 * 500 + 2 * 64
+    allocated.clear()
+    with Sizes():
+        eager.time_loop_gradients(*tensors, grad_spikes, "zero", surrogates.ATan(), False, False)
+    assert sum(allocated) == 4 * 500 + (2 * 4 + 3) * 64
+
+
+def test_a_second_derivative_is_refused():
+    current = torch.randn(3, 2, 5, requires_grad=True)
+    (gradient,) = torch.autograd.grad(LIF()(current).square().sum(), current, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        gradient.sum().backward()
 
 
 @pytest.mark.parametrize("learned", [False, True])

@@ -10,7 +10,13 @@ from torch import nn
 from tna_lightning.data import Inputs
 from tna_lightning.models import LIF, SpikingNeuron, build
 from tna_lightning.running import factory
-from tna_lightning.running.factory import build_network, check_time_steps, compile_network, network_spec
+from tna_lightning.running.factory import (
+    build_network,
+    check_time_steps,
+    checkpoint_network,
+    compile_network,
+    network_spec,
+)
 from tna_lightning.running.neuron_trial import try_network
 
 IMAGES = Inputs(channels=2, height=8, width=6, time_steps=None, num_classes=3)
@@ -177,6 +183,11 @@ def test_a_module_that_is_no_neuron_is_refused_by_name(prefix):
     spec = network_spec(config_of(Memoryless), SimpleNamespace(inputs=IMAGES))
     with pytest.raises(ValueError, match=rf"^{prefix}neuron=Memoryless: must derive from tna_lightning\.models\.Spik"):
         build_network(spec, prefix=prefix)
+
+
+def test_a_network_without_stages_cannot_checkpoint_them():
+    with pytest.raises(ValueError, match=r"^checkpoint_stages=true: companion\.model must be .*Network.* a Linear"):
+        checkpoint_network(nn.Linear(2, 3), prefix="companion.")
 
 
 @pytest.mark.parametrize("inputs", [IMAGES, EVENTS])

@@ -265,6 +265,8 @@ def test_a_teacher_of_another_shape_is_refused(done_run, tmp_path):
         (["companion.weights=null"], "error: companion.weights=None: random, pretrained or a run's path"),
         (["ckpt_path=last"], "error: ckpt_path='last': there is no checkpoint"),
         (["channels_last=maybe"], "error: channels_last='maybe': allowed are true, false"),
+        (["checkpoint_stages=1"], "error: checkpoint_stages=1: allowed are true, false"),
+        (["checkpoint_stages=true", "compile=network"], "error: checkpoint_stages=true: not with compile=network"),
         (["companion.device=cuda:77"], "error: companion.device='cuda:77': here are cpu"),
         (["trainer=ddp", "companion.device=cpu"], "error: companion.device='cpu': needs trainer.devices=1"),
         (["companion.precision=low"], "error: companion.precision='low': allowed are full, base and a quantizer"),

@@ -1,7 +1,7 @@
 """Children that may be killed, starved and fed with damaged files, and what becomes of them.
 
 A child is forked from a process that has imported everything, so that a trial costs what it tries and not the imports.
-It does what a door does (`python -m tna_lightning.running.train FOLDER`), with its output in a file.
+It does what a door does (`python -m tna_lightning.running.start FOLDER`), with its output in a file.
 """
 
 import contextlib

@@ -1,6 +1,7 @@
 """Spiking neurons and the networks made of them: plain torch, time first, no state between forward passes.
 
-Read `neurons.py` (the time loop), `surrogates.py`, `blocks.py` (what networks share), then one file per family.
+Read `neurons.py` (its time loop in `fused.py` and `eager.py`), `surrogates.py`, `blocks.py` (what networks share), then
+one file per family.
 """
 
 from tna_lightning.models import surrogates

@@ -10,14 +10,20 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules import activation
 
+from tna_lightning.models.checkpointing import checkpointed
+from tna_lightning.models.chunks import are_causal, in_chunks
 from tna_lightning.models.neurons import SpikingNeuron
 from tna_lightning.models.over_time import OverTime, has_weights_over_time
 from tna_lightning.models.settings import parameters_of
 
 NeuronFactory = Callable[..., nn.Module]
+
+LONG = 16  # T of a sequence that evaluation still takes as a whole
+CHUNK = 4  # time steps at once of a longer one
 
 POOLS: dict[str, type[nn.AvgPool2d] | type[nn.MaxPool2d]] = {"avg": nn.AvgPool2d, "max": nn.MaxPool2d}
 
@@ -147,6 +153,10 @@ class Network(nn.Module):
         time_steps: T of a static image, at least 1.
         pool_size: pixels left along each side by the average pool.
 
+    Attributes:
+        checkpoint_stages: keep nothing but the input of each of the body's `stages` for the backward pass, and compute
+            the rest again there: same gradients, less memory, more time; False at first.
+
     Raises:
         ValueError: `time_steps` below 1, or an input whose dimensions or channels do not fit, or of whole numbers.
     """
@@ -164,6 +174,7 @@ class Network(nn.Module):
         if not (isinstance(time_steps, int) and time_steps >= 1):
             raise ValueError(f"time_steps={time_steps!r}: must be a whole number of at least 1")
         self.time_steps = time_steps
+        self.checkpoint_stages = False
         self.in_channels = stem.conv.in_channels
         self.stem = stem
         self.body = nn.Sequential(*body)
@@ -183,13 +194,49 @@ class Network(nn.Module):
             raise ValueError(f"x={list(x.shape)}: must be images {allowed}")
         static = x.ndim == 4
         x = x.unsqueeze(0) if static else x.transpose(0, 1)
+        if self._goes_in_chunks(self.time_steps if static else len(x)):
+            return self._in_chunks(x, static)
         if static and has_weights_over_time(self.stem):
             x = x.expand(self.time_steps, -1, -1, -1, -1)
         current = self.stem(x)
         if static and is_spiking(self):
             current = current.expand(self.time_steps, -1, -1, -1, -1)
-        features = self.head(self.pool(self.body(current)))
+        if self.checkpoint_stages and self.training and torch.is_grad_enabled():
+            for stage in self.stages():
+                current = checkpointed(stage, current)
+        else:
+            current = self.body(current)
+        features = self.head(self.pool(current))
         return self.classifier(features.flatten(2))
+
+    def _goes_in_chunks(self, time_steps: int) -> bool:
+        """Whether chunks of time pass one after another, which needs no more memory for more of them."""
+        is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if time_steps <= LONG or self.training or torch.is_grad_enabled() or is_traced:
+            return False
+        modules = [module for part in (self.stem, self.body, self.pool) for module in part.modules()]
+        inside = {layer for module in modules if isinstance(module, PerStep) for layer in module}
+        of_weights = {child for layer in inside for child in layer.modules()} - inside  # which compute these alone
+        without_time = {type(layer) for layer in inside if not isinstance(layer, OverTime)}
+        without_time |= {nn.Sequential, PerStep, ConvNorm, BasicBlock, nn.Identity}
+        return are_causal((module for module in modules if module not in of_weights), without_time)
+
+    def _in_chunks(self, x: Tensor, static: bool) -> Tensor:
+        with in_chunks(self.body):
+            currents = self.stem(x).expand(self.time_steps, -1, -1, -1, -1) if static else x
+            parts = currents.split(CHUNK)
+            features = [self.pool(self.body(part if static else self.stem(part))) for part in parts]
+        return self.classifier(self.head(torch.cat(features)).flatten(2))
+
+    def stages(self) -> list[list[nn.Module]]:
+        """The layers of the body in parts, each of which ends with a residual block or with pooling."""
+        stages: list[list[nn.Module]] = [[]]
+        for layer in self.body:
+            stages[-1].append(layer)
+            is_block = not isinstance(layer, PerStep) and any(True for _ in layer.children())
+            if is_block or (isinstance(layer, PerStep) and isinstance(layer[-1], tuple(POOLS.values()))):
+                stages.append([])
+        return [stage for stage in stages if stage]
 
 
 def is_spiking(network: nn.Module) -> bool:

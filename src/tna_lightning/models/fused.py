@@ -1,4 +1,6 @@
-"""The time loop of the LIF neuron, eager or compiled: what runs behind `neurons.LIF`, where its equations stand.
+"""The time loop of the LIF neuron, plain or compiled: what runs behind `neurons.LIF`, where its equations stand.
+
+On a CPU, uncompiled, `eager.py` runs in its place.
 
 Shapes: T time steps, B batch, N neurons of one step. A current `[T, B, ...]` gives spikes of the same shape, dtype and
 memory layout.
@@ -22,6 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from tna_lightning.models import eager
 from tna_lightning.models.surrogates import Surrogate
 
 log = logging.getLogger(__name__)
@@ -49,12 +52,20 @@ def lif(
         zero, one = (torch.full((), value, dtype=current.dtype, device=current.device) for value in (0.0, 1.0))
         return _stack([torch.where(step, one, zero) for step in fired[1:]])
     if torch.compiler.is_compiling():  # the whole network: its compiler sees to layout and fusing
-        return _TimeLoop.apply(current, beta, threshold, None, reset, surrogate, False)
-    compiled = compiled and has_compiler(current.device.type)
+        return _TimeLoop.apply(current, beta, threshold, None, reset, surrogate, "plain")
+    way = _way(current, compiled)
     order = [0, *sorted(range(1, current.ndim), key=current.stride, reverse=True)]  # as it lies in memory
     beta, threshold = (_flatten_parameter(parameter, current.shape, order) for parameter in (beta, threshold))
-    spikes = _TimeLoop.apply(current, beta, threshold, order, reset, surrogate, compiled)
+    spikes = _TimeLoop.apply(current, beta, threshold, order, reset, surrogate, way)
     return _unflatten(spikes, current.shape, order)
+
+
+def _way(current: Tensor, compiled: bool) -> str:
+    """How the loops run: "compiled", in "blocks" (`eager.py`), or as they stand here, "plain"."""
+    device = current.device.type
+    if compiled and current.numel() < _TOO_MANY and has_compiler(device):
+        return "compiled"
+    return "blocks" if device == "cpu" and not torch.jit.is_tracing() else "plain"
 
 
 def time_loop(current: Tensor, beta: Tensor, threshold: Tensor, reset: str) -> Tensor:
@@ -126,8 +137,15 @@ def time_chunk(
 
     `membrane` is U of the step before, from which that step's spike follows; None at the beginning.
     """
-    membranes, fired = _trajectory(current, beta, threshold, reset, membrane)
-    return _stack([step.to(current.dtype) for step in fired[1:]]), membranes[-1]
+    if _way(current, compiled=False) == "plain":
+        membranes, fired = _trajectory(current, beta, threshold, reset, membrane)
+        return _stack([step.to(current.dtype) for step in fired[1:]]), membranes[-1]
+    order = list(range(current.ndim))
+    beta, threshold = (_flatten_parameter(parameter, current.shape, order) for parameter in (beta, threshold))
+    last = torch.empty(current.shape[1:], dtype=eager.membrane_dtype(current))
+    before = None if membrane is None else membrane.flatten()
+    spikes = eager.time_loop(_flatten(current, order), beta, threshold, reset, before, last.view(-1))
+    return spikes.view(current.shape), last
 
 
 def _trajectory(
@@ -140,7 +158,7 @@ def _trajectory(
     U > theta is U - theta > 0 in IEEE arithmetic; from the difference Inductor computes a spike again where it would
     store and transpose masks otherwise, which takes longer than the loop (benchmarks/results).
     """
-    dtype = torch.float64 if current.dtype == torch.float64 else torch.float32
+    dtype = eager.membrane_dtype(current)
     if membrane is None:
         membrane = torch.zeros_like(current[0], dtype=dtype)
     membranes: list[Tensor] = []
@@ -157,7 +175,7 @@ def _trajectory(
 
 
 class _TimeLoop(torch.autograd.Function):
-    """`time_loop` forward, `time_loop_gradients` backward, each eager or compiled as one function.
+    """`time_loop` forward, `time_loop_gradients` backward, in one of three ways (`_way`).
 
     The current is all that is kept in between, in its own dtype: membranes and spikes follow from it exactly, and
     computing them again costs a fused loop no memory traffic, where bits for spikes alone would not give the membrane.
@@ -175,22 +193,23 @@ class _TimeLoop(torch.autograd.Function):
         order: list[int] | None,
         reset: str,
         surrogate: Surrogate,
-        compiled: bool,
+        way: str,
     ) -> Tensor:
         ctx.save_for_backward(current, beta, threshold)
-        ctx.settings = order, reset, surrogate, compiled
+        ctx.settings = order, reset, surrogate, way
         flat = current if order is None else _flatten(current, order)
-        return _call(compiled, time_loop, (flat, beta, threshold), (reset,))
+        return _call(way, time_loop, (flat, beta, threshold), (reset,))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_spikes: Tensor) -> tuple[Tensor | None, ...]:
         current, beta, threshold = ctx.saved_tensors
-        order, reset, surrogate, compiled = ctx.settings
+        order, reset, surrogate, way = ctx.settings
         _, learn_beta, learn_threshold, *_ = ctx.needs_input_grad
         flat = current if order is None else _flatten(current, order)
         settings = reset, surrogate, learn_beta, learn_threshold
-        gradients = _call(compiled, time_loop_gradients, (flat, beta, threshold, grad_spikes), settings)
+        way = "plain" if surrogate.is_random else way  # which draws for all neurons of a step at once
+        gradients = _call(way, time_loop_gradients, (flat, beta, threshold, grad_spikes), settings)
         grad_current, grad_beta, grad_threshold = gradients
         if order is not None:
             grad_current = _unflatten(grad_current, current.shape, order)
@@ -218,9 +237,17 @@ def _unflatten(flat: Tensor, shape: torch.Size, order: list[int]) -> Tensor:
     return flat.view([shape[dim] for dim in order]).permute([order.index(dim) for dim in range(len(order))])
 
 
-def _call(compiled: bool, function: Callable[..., Any], tensors: tuple[Tensor, ...], settings: tuple[Any, ...]) -> Any:
-    """`function(*tensors, *settings)`, compiled or not; compiled, the tensors are of shape `[T, N]`, `[N]` or `[1]`."""
-    if not compiled or tensors[0].numel() >= _TOO_MANY:
+_IN_BLOCKS: dict[Callable[..., Any], Callable[..., Any]] = {
+    time_loop: eager.time_loop,
+    time_loop_gradients: eager.time_loop_gradients,
+}
+
+
+def _call(way: str, function: Callable[..., Any], tensors: tuple[Tensor, ...], settings: tuple[Any, ...]) -> Any:
+    """`function(*tensors, *settings)` in that way; tensors are `[T, N]`, `[N]` or `[]`, for "plain" of any shape."""
+    if way == "blocks":
+        return _IN_BLOCKS[function](*tensors, *settings)
+    if way == "plain":
         return function(*tensors, *settings)
     # of a float64 without dimensions, tracing would make a symbol for its value, which the compiler refuses
     tensors = tuple(tensor.view(1) if tensor.ndim == 0 else tensor for tensor in tensors)

@@ -29,7 +29,8 @@ from tna_lightning.running.versions import MOVED
 
 # the nodes and settings of a config; what else stands in one, nothing reads
 SETTINGS = (
-    *("seed", "epochs", "keep", "compile", "channels_last", "output_dir", "study", "resume", "init_from", "ckpt_path"),
+    *("seed", "epochs", "keep", "compile", "channels_last", "checkpoint_stages", "output_dir", "study", "resume"),
+    *("init_from", "ckpt_path"),
     *("data", "augment", "model", "neuron", "quant", "objective", "companion", "companions", "optimizer", "schedule"),
     *("trainer", "callbacks", "logger", "cost"),
 )
@@ -248,9 +249,11 @@ def _check_plain_settings(config: Mapping[str, Any]) -> None:
     for key, allowed in (("keep", ("best", "last")), ("compile", ("none", "neurons", "network"))):
         if config[key] not in allowed:
             raise ValueError(f"{key}={config[key]!r}: allowed are {', '.join(allowed)}")
-    for key in ("channels_last", "resume"):
+    for key in ("channels_last", "checkpoint_stages", "resume"):
         if not isinstance(config[key], bool):
             raise ValueError(f"{key}={config[key]!r}: allowed are true, false")
+    if config["checkpoint_stages"] and config["compile"] == "network":
+        raise ValueError("checkpoint_stages=true: not with compile=network, which chooses itself what is kept")
     for key, what in (
         ("init_from", "the path of a run, of its .safetensors or of a .ckpt"),
         ("ckpt_path", "the path of a checkpoint, or last"),

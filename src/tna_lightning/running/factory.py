@@ -21,7 +21,7 @@ from torch import nn
 from tna_lightning.data.batch import Inputs
 from tna_lightning.data.images import ImageDataModule
 from tna_lightning.data.module import BatchedDataModule
-from tna_lightning.models import compile_neurons, is_spiking
+from tna_lightning.models import Network, compile_neurons, is_spiking
 from tna_lightning.models.blocks import check_unit, with_hints
 from tna_lightning.models.fused import has_compiler
 from tna_lightning.models.settings import parameters_of, takers
@@ -266,6 +266,20 @@ def build_network(spec: Mapping[str, Any], prefix: str = "", channels_last: bool
     elif channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's annotations
     return network
+
+
+def checkpoint_network(network: nn.Module, prefix: str = "") -> None:
+    """Let a network keep the inputs of its stages alone for the backward pass (``checkpoint_stages=true``).
+
+    Raises:
+        ValueError: it has no stages.
+    """
+    if not isinstance(network, Network):
+        raise ValueError(
+            f"checkpoint_stages=true: {prefix}model must be a tna_lightning.models.Network, which has stages, "
+            f"and is a {type(network).__name__}"
+        )
+    network.checkpoint_stages = True
 
 
 def compile_network(network: nn.Module, how: str) -> None:

@@ -28,7 +28,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 def training_command(folder: Path) -> list[str]:
     """What trains the ``config.yaml`` of a run's folder in a process of its own."""
-    return [sys.executable, "-m", "tna_lightning.running.train", str(folder)]
+    return [sys.executable, "-m", "tna_lightning.running.start", str(folder)]
 
 
 def environment_of_child() -> dict[str, str]:

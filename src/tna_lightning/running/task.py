@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from tna_lightning.packages import quick_imports
 from tna_lightning.running.config import check, register_resolvers, resolved, write_config
 from tna_lightning.running.console import leave
 from tna_lightning.running.processes import Terminated, environment_of_child, interrupts_later, training_command
@@ -48,7 +49,7 @@ def job(cfg: DictConfig) -> float | None:
 def _single_run(config: dict[str, Any], folder: Path) -> None:
     check(config)  # before torch and Lightning are imported, which takes seconds
     if config["trainer"]["devices"] == 1:
-        with interrupts_later():
+        with interrupts_later(), quick_imports():
             from tna_lightning.running.train import run_and_report
 
         run_and_report(config, folder)

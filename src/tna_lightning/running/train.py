@@ -1,6 +1,6 @@
 """The composition root: a config becomes data, networks, learner, callbacks and trainer, and ends as a run record.
 
-``python -m tna_lightning.running.train FOLDER`` trains the ``config.yaml`` that stands in a run's folder.
+``python -m tna_lightning.running.start FOLDER`` trains the ``config.yaml`` that stands in a run's folder.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from tna_lightning.running.factory import (
     build_data,
     build_network,
     check_time_steps,
+    checkpoint_network,
     compile_network,
     expected_inputs,
     inputs_of,
@@ -351,8 +352,10 @@ def build_learner(config: Mapping[str, Any], datamodule: Any) -> TwinLearner:
         try_network(networks[name], inputs, prefix=prefix)
         if node["weights"] not in ("random", "pretrained"):
             load_weights(f"{prefix}weights", networks[name], node["weights"], neurons="same")
-    for network in (base, *networks.values()):
+    for name, network in {"base": base, **networks}.items():
         compile_network(network, config["compile"])
+        if config["checkpoint_stages"]:
+            checkpoint_network(network, "" if name == "base" else companion_prefix(name))
     optimizer, schedule = build("optimizer", config["optimizer"]), build("schedule", config["schedule"])
     with under("optimizer"):  # both are called when training starts: their errors are wanted now
         tried = optimizer([{"name": "tried", "params": [nn.Parameter(torch.zeros(1))]}])
@@ -488,7 +491,7 @@ def run_and_report(config: Mapping[str, Any], folder: Path) -> None:
 def main(arguments: Sequence[str]) -> None:
     """Train the config that stands in a run's folder."""
     if len(arguments) != 1:
-        sys.exit("usage: python -m tna_lightning.running.train FOLDER   (a run's folder, with its config.yaml)")
+        sys.exit("usage: python -m tna_lightning.running.start FOLDER   (a run's folder, with its config.yaml)")
     end_with_parent()
     folder = Path(arguments[0])
     logging.basicConfig(stream=sys.stdout, format="%(message)s")
@@ -497,7 +500,3 @@ def main(arguments: Sequence[str]) -> None:
         run_and_report(read_config(folder), folder)
     except (Exception, KeyboardInterrupt, Terminated) as error:
         leave(error)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

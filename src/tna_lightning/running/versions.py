@@ -16,6 +16,7 @@ from typing import Any
 # settings of the base and of a companion: `neuron.per` for `companion.neuron.per` too.
 ADDED: dict[str, Any] = {
     "callbacks": {},
+    "checkpoint_stages": False,
     "companions": {},
     "companion.device": None,
     "companion.precision": "full",
