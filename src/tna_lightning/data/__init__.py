@@ -20,6 +20,7 @@ _MODULES = {
     "EventDataModule": "events",
     "ImageDataModule": "images",
     "Inputs": "batch",
+    "Normalization": "batch",
 }
 
 __all__ = list(_MODULES)

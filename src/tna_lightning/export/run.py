@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from tna_lightning.data.batch import Batch
+from tna_lightning.data.batch import Batch, Normalization
+from tna_lightning.export.c import export_c
 from tna_lightning.export.nir import export_nir
 from tna_lightning.export.onnx import export_onnx
 from tna_lightning.export.packed import export_packed
@@ -19,7 +20,12 @@ from tna_lightning.running.factory import build_network, data_to_test, network_s
 from tna_lightning.running.record import NETWORK, finished_record
 
 OURS = ("tna_lightning.models.", "torch.nn.ReLU")  # what load_packed builds from a file
-SUFFIXES = {"packed": "safetensors", "onnx": "onnx", "nir": "nir"}
+NAMES = {
+    "packed": "network-exported.safetensors",
+    "onnx": "network-exported.onnx",
+    "nir": "network-exported.nir",
+    "c": "network-exported-c",
+}
 
 
 def export(
@@ -29,19 +35,23 @@ def export(
     fold: bool = False,
     num_images: int | None = None,
     data_root: str | None = None,
+    is_checked: bool = True,
 ) -> tuple[Path, dict[str, int]]:
     """Export the kept network of a finished run.
 
     Args:
         folder: the run's folder.
-        format: ``"packed"``, ``"onnx"`` or ``"nir"``.
-        output: the file, which must not be there yet; by default ``network-exported`` in the run's folder, replaced.
-        fold: fold batch norm into scales and biases (NIR always does).
+        format: ``"packed"``, ``"onnx"``, ``"nir"`` or ``"c"``.
+        output: the file (of C the folder), which must not be there yet; by default ``network-exported`` in the run's
+            folder, replaced.
+        fold: fold batch norm into scales and biases (NIR and C always do).
         num_images: check with so many images of the test set; by default all.
         data_root: where the data are, if not where they were in training.
+        is_checked: run it beside the network; only C can be written without, where there is no compiler.
 
     Returns:
-        The file and the counts of :func:`check`.
+        The file or folder and the counts of :func:`check`; of C also ``table_bytes`` and ``ram_bytes``, and without a
+        check nothing else.
 
     Raises:
         ValueError: no finished run, no such format, a format that cannot say what the network does, a file that is
@@ -49,19 +59,23 @@ def export(
         ExportMismatch: the check failed; nothing is left at ``output``.
     """
 
-    if format not in SUFFIXES:
-        raise ValueError(f"format={format!r}: must be one of {', '.join(SUFFIXES)}")
+    if format not in NAMES:
+        raise ValueError(f"format={format!r}: must be one of {', '.join(NAMES)}")
+    if not is_checked and format != "c":
+        raise ValueError(f"no-check: must be left out with format={format!r}, whose file is always checked")
     if num_images is not None and num_images < 1:
         raise ValueError(f"images={num_images!r}: must be at least 1")
     config = finished_record(folder)["config"]
     if output is not None:
-        _check_output(output)
+        _check_output(output, "folder" if format == "c" else "file")
     datamodule = data_to_test(config, data_root)
     datamodule.prepare_data()
     datamodule.setup("test")
     spec = network_spec(config, datamodule)
     network = load_packed(Path(folder) / NETWORK, build_network(spec))
-    path = Path(output) if output is not None else Path(folder) / f"network-exported.{SUFFIXES[format]}"
+    path = Path(output) if output is not None else Path(folder) / NAMES[format]
+    if format == "c":
+        return path, _export_c(network, path, datamodule, num_images, is_checked)
     batches = _first_images(datamodule, num_images)
     if format == "packed":
         # a network of the user's own cannot be built from the file alone, and is given to whoever reads it
@@ -73,18 +87,38 @@ def export(
     return path, export_nir(network, path, batches)
 
 
-def _check_output(output: Path | str) -> None:
+def _export_c(
+    network: nn.Module, path: Path, datamodule: Any, num_images: int | None, is_checked: bool
+) -> dict[str, int]:
+    normalization = getattr(datamodule, "normalization", None)
+    if not isinstance(normalization, Normalization):
+        raise ValueError(
+            f"data={type(datamodule).__name__}: must say what it does to uint8 inputs, in a property normalization "
+            "(tna_lightning.data.Normalization)"
+        )
+    raw = (x.cpu() for x in _first_raw(datamodule, num_images))
+    names, prepare = datamodule.class_names, lambda x: datamodule.prepare(x).cpu()
+    written = export_c(network, path, raw, normalization, names, prepare, is_checked)
+    return {**(written.counts or {}), "table_bytes": written.table_bytes, "ram_bytes": written.ram_bytes}
+
+
+def _check_output(output: Path | str, kind: str) -> None:
     path = Path(output)
-    if path.is_dir():
+    if path.is_dir() and kind == "file":
         raise ValueError(f"output={str(output)!r}: is a folder; name a file in it")
     if path.exists():  # the run's own record and network among them
-        raise ValueError(f"output={str(output)!r}: is there already; remove it, or name another file")
+        raise ValueError(f"output={str(output)!r}: is there already; remove it, or name another {kind}")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise ValueError(f"output={str(output)!r}: there is no folder {path.parent} to write to")
 
 
 def _first_images(datamodule: Any, count: int | None) -> Iterator[Tensor]:
     """The test inputs as networks take them, on the CPU."""
+    return (datamodule.prepare(x).cpu() for x in _first_raw(datamodule, count))
+
+
+def _first_raw(datamodule: Any, count: int | None) -> Iterator[Tensor]:
+    """The test inputs as they were loaded."""
     seen = 0
     for batch in datamodule.test_dataloader():
         x = Batch.of(batch).x
@@ -93,4 +127,4 @@ def _first_images(datamodule: Any, count: int | None) -> Iterator[Tensor]:
         if len(x) == 0:
             return
         seen += len(x)
-        yield datamodule.prepare(x).cpu()
+        yield x

@@ -186,6 +186,7 @@ def compiler_version() -> str:
 def _processor() -> str:
     """What ``-march=native`` depends on."""
     info = Path("/proc/cpuinfo")
-    flags = sorted(set(re.findall(r"^(?:flags|Features)\s*:.*$", info.read_text(), re.MULTILINE))) if info.is_file() else ""
+    flags = (
+        sorted(set(re.findall(r"^(?:flags|Features)\s*:.*$", info.read_text(), re.MULTILINE))) if info.is_file() else ""
+    )
     return f"{platform.machine()} {platform.processor()} {flags}"
-

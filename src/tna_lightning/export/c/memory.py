@@ -72,8 +72,6 @@ def plan_memory(program: Program) -> Memory:
     )
 
 
-
-
 def _maps_of(layer: Neurons | Pool) -> list[Map]:
     if isinstance(layer, Pool):
         return [layer.source]

@@ -23,7 +23,7 @@ LARGEST_SUM = 2**31 - 1
 
 @dataclass(frozen=True, eq=False)
 class Map:
-    """Spikes, or small whole numbers: values ``[C, H, W]`` of 0 to ``largest``, each a multiple of ``1 / denominator``."""
+    """Spikes, or small whole numbers: 0 to ``largest``, ``[C, H, W]``, that stand for so many ``1 / denominator``."""
 
     name: str
     channels: int
@@ -141,7 +141,7 @@ def to_program(network: nn.Module, inputs: tuple[int, int, int]) -> Program:
     Raises:
         ValueError: there is no kernel for a module; the message names it.
     """
-    if type(network).forward is not Network.forward:
+    if not isinstance(network, Network) or type(network).forward is not Network.forward:
         kind = type(network).__name__
         raise ValueError(f"network: there is no C code for {kind}, only for tna_lightning.models.Network")
     refuse_weights_over_time(network, "there is no C kernel for a weight that differs by time step")
@@ -188,7 +188,9 @@ class _Builder:
                 self.pending = residual + self.pending
             else:
                 if self.here.largest > 1 or self.here.name == PIXELS:
-                    raise ValueError(f"network.{name}.shortcut: there is no C kernel for a shortcut of what is no spikes")
+                    raise ValueError(
+                        f"network.{name}.shortcut: there is no C kernel for a shortcut of what is no spikes"
+                    )
                 self.pending, self.identity = residual, self.here
             self.walk(f"{name}.neuron2", module.neuron2)
         elif isinstance(module, LIF):
@@ -218,9 +220,7 @@ class _Builder:
 
     def add_convolution(self, name: str, conv: nn.Conv2d) -> None:
         if conv.padding_mode != "zeros" or isinstance(conv.padding, str) or conv.groups != 1:
-            raise ValueError(
-                f"network.{name}: C convolutions pad with zeros, by numbers of pixels, and have one group"
-            )
+            raise ValueError(f"network.{name}: C convolutions pad with zeros, by numbers of pixels, and have one group")
         kernel, stride, padding, dilation = (
             _pair(value) for value in (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
         )
@@ -280,7 +280,7 @@ class _Builder:
             codes,
             bits,
             values,
-            _float32(scale / (source.denominator)),
+            _float32(scale / source.denominator),
             None if negative_scale is None else _float32(negative_scale / source.denominator),
             _float32(bias),
         )
@@ -294,8 +294,9 @@ class _Builder:
             raise ValueError(f"network.{name}: there is no C kernel for pooling of what is no spikes")
         sizes = (source.height, source.width)
         if isinstance(pool, nn.AdaptiveAvgPool2d):
-            wanted = [pool.output_size] * 2 if isinstance(pool.output_size, int) else pool.output_size
-            outs = [size if want is None else int(want) for size, want in zip(sizes, wanted, strict=True)]
+            wanted: Any = pool.output_size
+            asked = [wanted] * 2 if isinstance(wanted, int) else list(wanted)
+            outs = [size if out is None else out for size, out in zip(sizes, asked, strict=True)]
             rows, columns = (
                 [(place * size // out, -(-(place + 1) * size // out)) for place in range(out)]
                 for size, out in zip(sizes, outs, strict=True)

@@ -93,8 +93,12 @@ def _state(program: Program, memory: Memory, events: bool) -> list[tuple[int, in
         (memory.fired, 1, "uint8_t fired", ""),
     ]
     return [
-        (count, size, f"{declaration}{'' if declaration.endswith('steps') else f'[{count}]'};"
-         + (f" /* {comment} */" if comment else ""))
+        (
+            count,
+            size,
+            f"{declaration}{'' if declaration.endswith('steps') else f'[{count}]'};"
+            + (f" /* {comment} */" if comment else ""),
+        )
         for count, size, declaration, comment in fields
         if count
     ]
@@ -116,8 +120,8 @@ def _header(
         "/* A spiking network, written by tna_lightning.export.",
         "",
         f"   {note}",
-        f"   Constant tables: {table_bytes:,} bytes. State: {ram_bytes:,} bytes, all of it in one struct of the caller's.",
-        "   Two structs may run at the same time. */",
+        f"   Constant tables: {table_bytes:,} bytes. State: {ram_bytes:,} bytes, in one struct of the caller's; two structs",
+        "   may run at the same time. */",
         "",
         f"#ifndef {upper}_H",
         f"#define {upper}_H",
@@ -137,7 +141,7 @@ def _header(
         f"struct {name} {{",
         *(f"    {declaration}" for _, _, declaration in state),
         "#ifdef TNA_TRACE",
-        "    uint64_t *trace; /* where not NULL, the spikes of every layer of neurons are written there, one after another */",
+        "    uint64_t *trace; /* where it is not NULL, the spikes of every layer of neurons go there */",
         "#endif",
         "};",
         "",
@@ -214,7 +218,10 @@ class _Writer:
             [*c.padding, *c.dilation],
         ]
         fields = [*(", ".join(map(str, row)) for row in numbers)]
-        fields += [f"{bits}, {row_words}, {digits}, {digit_values}, {per_row}", f"{weights}, {scale}, {bias}, {negative}"]
+        fields += [
+            f"{bits}, {row_words}, {digits}, {digit_values}, {per_row}",
+            f"{weights}, {scale}, {bias}, {negative}",
+        ]
         self.structure("tna_convolution", name, fields, c.name)
 
     def add_layer(self, number: int, layer: Neurons | Pool) -> None:
@@ -271,7 +278,7 @@ class _Writer:
         name, upper = self.name, self.name.upper()
         channels, height, width = self.program.inputs
         classes = _lines(map(_string, class_names))
-        scratch = "network->rows, network->values, network->currents, network->more_currents"
+        fields = ("lists", "counts", "rows", "values", "currents", "more_currents", "sums", "lanes", "fired")
         return "\n".join(
             [
                 f"/* See {name}.h. */",
@@ -299,8 +306,9 @@ class _Writer:
                 "",
                 f"static struct tna_scratch scratch_of(struct {name} *network)",
                 "{",
-                f"    const struct tna_scratch scratch = {{network->lists, network->counts, {scratch},",
-                "                                        network->sums, network->lanes, network->fired};",
+                "    const struct tna_scratch scratch = {",
+                *(f"        network->{each}," for each in fields),
+                "    };",
                 "    return scratch;",
                 "}",
                 "",
@@ -323,7 +331,8 @@ class _Writer:
                 f"void {name}_step(struct {name} *network, const uint8_t *frame)",
                 "{",
                 "    const struct tna_scratch all = scratch_of(network), *scratch = &all;",
-                f"    tna_pixel_layer(&layer0_convolution, &{name}_input, frame, {self.first});",
+                f"    tna_pixel_layer(&layer0_convolution, &{name}_input, frame,",
+                f"                    {self.first});",
                 "    run_layers(network, scratch);",
                 "}",
                 "",
@@ -352,7 +361,8 @@ class _Writer:
             f"    {name}_reset(network);",
             f"    tna_pixel_currents(&layer0_convolution, &{name}_input, image, network->first_currents, scratch);",
             f"    for (unsigned step = 0; step < {upper}_STEPS; step++) {{",
-            f"        tna_current_layer(network->first_currents, {self.first});",
+            "        tna_current_layer(network->first_currents,",
+            f"                          {self.first});",
             "        run_layers(network, scratch);",
             "    }",
             f"    return {name}_read(network, logits);",

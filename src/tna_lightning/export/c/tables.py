@@ -2,8 +2,8 @@
 
 A row holds ``digits`` times C_out lanes, filled up to whole words of 64 bits: the first digit of every output channel,
 then the second, and so on. Its words come in groups of four, then of two and one. In a group of ``g`` words the lane
-``8 (j g + w) + i`` is bit ``8 i + j`` of word ``w``: so the kernels' transposition of eight words of counters leaves the
-numbers in order.
+``8 (j g + w) + i`` is bit ``8 i + j`` of word ``w``: so the kernels, when they transpose eight words of counters, have
+the numbers in order.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ def bit_table(codes: np.ndarray, bits: int) -> BitTable:
 
     One bit is -1 or +1, two bits are planes of +1 and of -1; more are digits in two's complement.
     """
+    digits: list[np.ndarray]
+    values: tuple[int, ...]
     if bits == 1:
         digits, values, per_row = [codes > 0], (2,), -1
     elif bits == 2:
