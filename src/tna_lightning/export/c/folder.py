@@ -101,15 +101,14 @@ def export_c(
 def spikes_of_c(loaded: CNetwork, program: Program, x: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Logits ``[B, K]`` of C code for uint8 inputs, and the spikes ``[T, B, C, H, W]`` of each layer of neurons."""
     outs = [layer.out for layer in program.layers if isinstance(layer, Neurons)]
-    ends = np.cumsum([0, *(out.words for out in outs)])
     logits, spikes = [], []
     for one in x.numpy():
-        answer, trace = loaded.trace(one[None], int(ends[-1]))
+        answer, layers = loaded.trace(one[None], [out.words for out in outs])
         logits.append(answer)
         spikes.append(
             [
-                unpack_spikes(part.reshape(len(trace), out.height, out.width, -1), out.channels).transpose(0, 3, 1, 2)
-                for out, part in zip(outs, np.split(trace, ends[1:-1], axis=1), strict=True)
+                unpack_spikes(words.reshape(len(words), out.height, out.width, -1), out.channels).transpose(0, 3, 1, 2)
+                for out, words in zip(outs, layers, strict=True)
             ]
         )
     together = [torch.from_numpy(np.stack(layer, axis=1)) for layer in zip(*spikes, strict=True)]

@@ -28,7 +28,7 @@ class CNetwork:
     """A network that :func:`~tna_lightning.export.c.export_c` has written, on this processor.
 
     ``network(pixels)`` maps uint8 images ``[B, C, H, W]``, or event frames ``[B, T, C, H, W]`` of any T, to float32
-    logits ``[B, K]``, their mean over time. An image network also takes frames.
+    logits ``[B, K]``, their mean over time.
 
     Attributes:
         channels, height, width: of an image or frame.
@@ -56,7 +56,7 @@ class CNetwork:
         """Logits ``[B, K]``.
 
         Args:
-            pixels: uint8 ``[B, C, H, W]`` or ``[B, T, C, H, W]``, as they were before any normalisation.
+            pixels: uint8, as they were before any normalisation.
             threads: that share the inputs; by default one a core.
 
         Raises:
@@ -74,31 +74,32 @@ class CNetwork:
                     done.result()
         return logits
 
-    def trace(self, pixels: np.ndarray, words: int) -> tuple[np.ndarray, np.ndarray]:
-        """Logits of one input, ``[1, K]``, and the words in which every layer's spikes of every step lie.
+    def trace(self, pixels: np.ndarray, words: list[int]) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Logits of one input, ``[1, K]``, and the words uint64 ``[T, words]`` of each layer's spikes.
 
         Args:
             pixels: one image or one sequence of frames.
-            words: of all layers at one step.
+            words: of each layer at one step.
         """
         pixels, steps = self._checked(pixels)
         logits = np.empty((1, self.num_classes), dtype=np.float32)
-        trace = np.empty((steps or self.time_steps or 0, words), dtype=np.uint64)
+        calls, at_once = (steps, 1) if self.time_steps is None else (1, self.time_steps)
+        trace = np.empty((calls, at_once * sum(words)), dtype=np.uint64)
         self._call(pixels[:1], steps, logits, trace)
-        return logits, trace
+        layers = np.split(trace, at_once * np.cumsum(words)[:-1], axis=1)
+        return logits, [layer.reshape(calls * at_once, -1) for layer in layers]
 
     def _checked(self, pixels: np.ndarray) -> tuple[np.ndarray, int]:
         """The inputs as they lie in memory, and their T, 0 for images."""
         frame = (self.channels, self.height, self.width)
-        wanted = "[B, T, {}, {}, {}]".format(*frame)
-        if self.time_steps is not None:
-            wanted = "[B, {}, {}, {}] or ".format(*frame) + wanted
-        is_images = pixels.ndim == 4 and self.time_steps is not None
-        if pixels.shape[-3:] != frame or not (is_images or (pixels.ndim == 5 and pixels.shape[1] > 0)):
+        is_events = self.time_steps is None
+        fits = pixels.ndim == 4 + is_events and pixels.shape[-3:] == frame
+        if not fits or (is_events and pixels.shape[1] == 0):
+            wanted = f"[B, {'T, ' * is_events}{', '.join(map(str, frame))}]"
             raise ValueError(f"pixels={list(pixels.shape)}: must be {wanted}")
         if pixels.dtype != np.uint8:
             raise ValueError(f"pixels={pixels.dtype}: must be uint8, as they were before any normalisation")
-        return np.ascontiguousarray(pixels), 0 if is_images else pixels.shape[1]
+        return np.ascontiguousarray(pixels), pixels.shape[1] if is_events else 0
 
     def _call(self, pixels: np.ndarray, steps: int, logits: np.ndarray, trace: np.ndarray | None) -> None:
         where = None if trace is None else trace.ctypes.data

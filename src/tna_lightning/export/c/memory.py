@@ -12,18 +12,18 @@ class Memory:
     """Elements of each array of a network's state.
 
     Attributes:
+        steps: that a layer runs at once: all T of an image, one of event frames.
         places: the first word of each map, by name.
-        map_words: uint64 words of all maps.
+        map_words: uint64 words of all maps of one step.
         membranes: the first membrane of each layer of neurons, by name.
-        num_membranes: float32 numbers of all membranes.
-        first_currents: float32 currents of the layer that sees pixels, kept for all steps of an image.
+        num_membranes: float32 numbers of all membranes, which are kept between event frames.
     """
 
+    steps: int
     places: dict[str, int]
     map_words: int
     membranes: dict[str, int]
     num_membranes: int
-    first_currents: int
     lists: int
     counts: int
     rows: int
@@ -33,8 +33,13 @@ class Memory:
     fired: int
 
 
-def plan_memory(program: Program) -> Memory:
-    """Place the maps, and size what layers need while they run."""
+def plan_memory(program: Program, events: bool) -> Memory:
+    """Place the maps, and size what layers need while they run.
+
+    Event frames come one by one, so all membranes are kept. All steps of an image pass a layer pixel by pixel, which
+    needs the spikes of every step, and membranes of one pixel.
+    """
+    steps = 1 if events else program.time_steps
     used_by = [_maps_of(layer) for layer in program.layers] + [[program.readout.source]]
     last_use = {seen.name: step for step, maps in enumerate(used_by) for seen in maps}
     places: dict[str, int] = {}
@@ -57,13 +62,13 @@ def plan_memory(program: Program) -> Memory:
     of_pixels = [c for layer in neurons for c in layer.sources if c.source.name == PIXELS]
     every = of_spikes + of_pixels
     return Memory(
+        steps,
         places,
         map_words,
         membranes,
         num_membranes,
-        first_currents=_size(neurons[0].out),
-        lists=max(sum(_lists(c) * c.source.channels for c in group) for group in groups),
-        counts=max(sum(_lists(c) for c in group) for group in groups),
+        lists=steps * max(sum(_lists(c) * c.source.channels for c in group) for group in groups),
+        counts=steps * max(sum(_lists(c) for c in group) for group in groups),
         rows=max([c.source.planes * (c.num_rows + 7) for c in of_spikes] + [c.num_rows for c in of_pixels]),
         values=max(c.num_rows for c in of_pixels),
         channels=max(c.out_channels for c in every),

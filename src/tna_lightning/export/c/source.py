@@ -49,8 +49,8 @@ def write_source(
         note: a line on how it was checked.
         name: of the files, and in front of every public name.
     """
-    memory = plan_memory(program)
-    writer = _Writer(program, memory, name)
+    memory = plan_memory(program, events)
+    writer = _Writer(program, memory, name, events)
     inputs = [
         "NULL" if values is None else writer.table("float", f"input_{what}", values)
         for what, values in _input_tables(program, normalization).items()
@@ -61,7 +61,7 @@ def write_source(
     state = _state(program, memory, events)
     ram_bytes = -(-sum(count * size for count, size, _ in state) // 8) * 8
     header = _header(program, state, class_names, events, note, name, writer.table_bytes, ram_bytes)
-    return Source(header, writer.code(class_names, inputs, events), writer.table_bytes, ram_bytes)
+    return Source(header, writer.code(class_names, inputs), writer.table_bytes, ram_bytes)
 
 
 def _input_tables(program: Program, normalization: Normalization) -> dict[str, np.ndarray | None]:
@@ -77,15 +77,15 @@ def _input_tables(program: Program, normalization: Normalization) -> dict[str, n
 def _state(program: Program, memory: Memory, events: bool) -> list[tuple[int, int, str]]:
     """Elements, bytes of one, and declaration of each field of the state, without the size; the widest first."""
     fields = [
-        (memory.map_words, 8, "uint64_t maps", "spikes of the layers, which share their places"),
-        (memory.num_membranes, 4, "float membranes", ""),
-        (0 if events else memory.first_currents, 4, "float first_currents", "of an image, the same at every step"),
+        (memory.steps * memory.map_words, 8, "uint64_t maps", "spikes of the layers, which share their places"),
+        (memory.num_membranes if events else 0, 4, "float membranes", ""),
         (program.num_classes, 4, "float logits", "summed over the steps"),
-        (1, 4, "uint32_t steps", ""),
+        (1 if events else 0, 4, "uint32_t steps", ""),
         (memory.rows, 4, "uint32_t rows", "from here on: only while a layer runs"),
         (memory.values, 4, "float values", ""),
         (memory.channels, 4, "float currents", ""),
         (memory.channels, 4, "float more_currents", ""),
+        (memory.channels, 4, "float membrane", ""),
         (memory.channels, 4, "int32_t sums", ""),
         (memory.lists, 2, "uint16_t lists", ""),
         (memory.counts, 2, "uint16_t counts", ""),
@@ -148,20 +148,23 @@ def _header(
         f"/* Names of the classes; what becomes of pixels, uint8 [{channels}][{height}][{width}]. */",
         f"extern const char *const {name}_class_names[{upper}_CLASSES];",
         f"extern const struct tna_input {name}_input;",
-        "",
-        "/* Forget what came before. */",
-        f"void {name}_reset(struct {name} *network);",
-        "",
-        "/* One time step. */",
-        f"void {name}_step(struct {name} *network, const uint8_t *frame);",
-        "",
-        "/* Logits, their mean over the steps since the reset; gives the class. */",
-        f"unsigned {name}_read(const struct {name} *network, float *logits);",
     ]
-    if not events:
+    if events:
         lines += [
             "",
-            f"/* The logits of an image, seen for {upper}_STEPS steps; gives the class. */",
+            "/* Forget what came before. */",
+            f"void {name}_reset(struct {name} *network);",
+            "",
+            "/* One time step. */",
+            f"void {name}_step(struct {name} *network, const uint8_t *frame);",
+            "",
+            "/* Logits, their mean over the steps since the reset; gives the class. */",
+            f"unsigned {name}_read(const struct {name} *network, float *logits);",
+        ]
+    else:
+        lines += [
+            "",
+            f"/* The logits of an image, their mean over {upper}_STEPS steps; gives the class. */",
             f"unsigned {name}_run(struct {name} *network, const uint8_t *image, float *logits);",
         ]
     return "\n".join([*lines, "", "#endif", ""])
@@ -174,9 +177,9 @@ class _Writer:
     program: Program
     memory: Memory
     name: str
+    events: bool
     tables: list[str] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
-    first: str = ""
     table_bytes: int = 0
     shared: dict[bytes, str] = field(default_factory=dict)
 
@@ -239,18 +242,20 @@ class _Writer:
             sizes = [words_of(source.channels), source.width, source.planes, layer.out.planes]
             sizes += [layer.out.height, layer.out.width, multiple]
             self.structure("tna_pool", name, [", ".join(map(str, sizes)), ", ".join(tables)], layer.name)
-            self.calls.append(f"tna_{layer.kind}_pool(&{name}, {self.place(source.name)}, {out});")
+            self.calls.append(f"tna_{layer.kind}_pool(&{name}, {self.place(source.name)}, {out}, scratch);")
             return
-        channels, pixels = layer.out.channels, layer.out.height * layer.out.width
         beta = self.table("float", f"{name}_beta", layer.beta)
         threshold = self.table("float", f"{name}_threshold", layer.threshold)
-        fields = [f"{channels}, {pixels}, {_RESETS[layer.reset]}, {beta}, {threshold}"]
+        fields = [f"{layer.out.channels}, {_RESETS[layer.reset]}, {beta}, {threshold}"]
         self.structure("tna_neurons", f"{name}_neurons", fields, layer.name)
-        membrane = f"network->membranes + {self.memory.membranes[layer.name]}"
+        membranes = f"network->membranes + {self.memory.membranes[layer.name]}" if self.events else "NULL"
         for place, convolution in enumerate(layer.sources):
             self.add_convolution(f"{name}_{'shortcut' if place else 'convolution'}", convolution)
         if layer.sources[0].source.name == PIXELS:
-            self.first = f"&{name}_neurons, {membrane}, {out}, scratch"
+            self.calls.append(
+                f"tna_pixel_layer(&{name}_convolution, &{self.name}_input, pixels, &{name}_neurons, {membranes},\n"
+                f"                    {out}, scratch);"
+            )
         else:
             sources = [f"{{&{name}_convolution, {self.place(layer.sources[0].source.name)}}}"]
             if len(layer.sources) > 1:
@@ -258,7 +263,7 @@ class _Writer:
             identity = "NULL" if layer.identity is None else self.place(layer.identity.name)
             self.calls.append(
                 f"const struct tna_source {name}_sources[] = {{{', '.join(sources)}}};\n"
-                f"    tna_spiking_layer({name}_sources, {len(sources)}, {identity}, &{name}_neurons, {membrane},\n"
+                f"    tna_spiking_layer({name}_sources, {len(sources)}, {identity}, &{name}_neurons, {membranes},\n"
                 f"                      {out}, scratch);"
             )
         place, words = self.memory.places[layer.out.name], layer.out.words
@@ -273,12 +278,24 @@ class _Writer:
         body = ",\n".join(f"    {each}" for each in fields)
         self.tables.append(f"static const struct {kind} {name} = {{ /* {comment} */\n{body},\n}};\n")
 
-    def code(self, class_names: Sequence[str], inputs: list[str], events: bool) -> str:
+    def code(self, class_names: Sequence[str], inputs: list[str]) -> str:
         """The text of ``NAME.c``."""
         name, upper = self.name, self.name.upper()
         channels, height, width = self.program.inputs
         classes = _lines(map(_string, class_names))
-        fields = ("lists", "counts", "rows", "values", "currents", "more_currents", "sums", "lanes", "fired")
+        memory = self.memory
+        fields = (
+            "lists",
+            "counts",
+            "rows",
+            "values",
+            "currents",
+            "more_currents",
+            "membrane",
+            "sums",
+            "lanes",
+            "fired",
+        )
         return "\n".join(
             [
                 f"/* See {name}.h. */",
@@ -289,12 +306,8 @@ class _Writer:
                 "",
                 "#ifdef TNA_TRACE",
                 "#define TRACE(place, words) \\",
-                "    do { \\",
-                "        if (network->trace) { \\",
-                "            memcpy(network->trace, network->maps + (place), (words) * sizeof(uint64_t)); \\",
-                "            network->trace += (words); \\",
-                "        } \\",
-                "    } while (0)",
+                "    for (size_t step = 0; network->trace && step < scratch->steps; step++, network->trace += words) \\",
+                "        memcpy(network->trace, network->maps + step * scratch->step_words + place, 8 * words)",
                 "#else",
                 "#define TRACE(place, words) ((void)0)",
                 "#endif",
@@ -304,70 +317,69 @@ class _Writer:
                 "",
                 f"const char *const {name}_class_names[{upper}_CLASSES] = {{\n{classes}\n}};",
                 "",
-                f"static struct tna_scratch scratch_of(struct {name} *network)",
+                f"static void run_layers(struct {name} *network, const uint8_t *pixels)",
                 "{",
-                "    const struct tna_scratch scratch = {",
+                "    const struct tna_scratch all = {",
+                f"        {memory.steps},",
+                f"        {memory.map_words},",
                 *(f"        network->{each}," for each in fields),
                 "    };",
-                "    return scratch;",
-                "}",
-                "",
-                "/* All layers behind the first one. */",
-                f"static void run_layers(struct {name} *network, const struct tna_scratch *scratch)",
-                "{",
+                "    const struct tna_scratch *scratch = &all;",
                 *(f"    {call}" for call in self.calls),
                 f"    const struct tna_source source = {{&readout, {self.place(self.program.readout.source.name)}}};",
                 "    tna_readout(&source, network->logits, scratch);",
-                "    network->steps++;",
                 "}",
                 "",
-                f"void {name}_reset(struct {name} *network)",
-                "{",
-                "    memset(network->membranes, 0, sizeof network->membranes);",
-                "    memset(network->logits, 0, sizeof network->logits);",
-                "    network->steps = 0;",
-                "}",
-                "",
-                f"void {name}_step(struct {name} *network, const uint8_t *frame)",
-                "{",
-                "    const struct tna_scratch all = scratch_of(network), *scratch = &all;",
-                f"    tna_pixel_layer(&layer0_convolution, &{name}_input, frame,",
-                f"                    {self.first});",
-                "    run_layers(network, scratch);",
-                "}",
-                "",
-                f"unsigned {name}_read(const struct {name} *network, float *logits)",
-                "{",
-                "    unsigned best = 0;",
-                f"    for (unsigned k = 0; k < {upper}_CLASSES; k++) {{",
-                "        logits[k] = network->steps ? network->logits[k] / (float)network->steps : 0.0f;",
-                "        if (logits[k] > logits[best])",
-                "            best = k;",
-                "    }",
-                "    return best;",
-                "}",
-                *(() if events else self._run_image()),
+                *(self.event_calls() if self.events else self.image_calls()),
                 "",
             ]
         )
 
-    def _run_image(self) -> list[str]:
+    def event_calls(self) -> list[str]:
+        """The calls of a network whose inputs are event frames."""
+        name = self.name
+        return [
+            f"void {name}_reset(struct {name} *network)",
+            "{",
+            "    memset(network->membranes, 0, sizeof network->membranes);",
+            "    memset(network->logits, 0, sizeof network->logits);",
+            "    network->steps = 0;",
+            "}",
+            "",
+            f"void {name}_step(struct {name} *network, const uint8_t *frame)",
+            "{",
+            "    run_layers(network, frame);",
+            "    network->steps++;",
+            "}",
+            "",
+            f"unsigned {name}_read(const struct {name} *network, float *logits)",
+            "{",
+            *_mean_and_class(self.name, "network->steps ? network->logits[k] / (float)network->steps : 0.0f"),
+        ]
+
+    def image_calls(self) -> list[str]:
+        """The call of a network whose inputs are images."""
         name, upper = self.name, self.name.upper()
         return [
-            "",
             f"unsigned {name}_run(struct {name} *network, const uint8_t *image, float *logits)",
             "{",
-            "    const struct tna_scratch all = scratch_of(network), *scratch = &all;",
-            f"    {name}_reset(network);",
-            f"    tna_pixel_currents(&layer0_convolution, &{name}_input, image, network->first_currents, scratch);",
-            f"    for (unsigned step = 0; step < {upper}_STEPS; step++) {{",
-            "        tna_current_layer(network->first_currents,",
-            f"                          {self.first});",
-            "        run_layers(network, scratch);",
-            "    }",
-            f"    return {name}_read(network, logits);",
-            "}",
+            "    memset(network->logits, 0, sizeof network->logits);",
+            "    run_layers(network, image);",
+            *_mean_and_class(self.name, f"network->logits[k] / {upper}_STEPS"),
         ]
+
+
+def _mean_and_class(name: str, mean: str) -> list[str]:
+    return [
+        "    unsigned best = 0;",
+        f"    for (unsigned k = 0; k < {name.upper()}_CLASSES; k++) {{",
+        f"        logits[k] = {mean};",
+        "        if (logits[k] > logits[best])",
+        "            best = k;",
+        "    }",
+        "    return best;",
+        "}",
+    ]
 
 
 def _lines(values: Iterable[str]) -> str:

@@ -35,8 +35,8 @@ const char *CALL(_bind_class_name)(size_t index)
     return CALL(_class_names)[index];
 }
 
-/* Logits [count][K] of images [count][C][H][W], with 0 steps, or of frames [count][steps][C][H][W]. Spikes go to `trace`,
-   where that is not NULL. Gives 0 if there is no memory. */
+/* Logits [count][K] of images [count][C][H][W], or of event frames [count][steps][C][H][W]. Spikes go to `trace`, where
+   that is not NULL. Gives 0 if there is no memory. */
 int CALL(_bind_run)(const uint8_t *inputs, size_t count, size_t steps, float *logits, uint64_t *trace)
 {
     const struct tna_input *input = &CALL(_input);
@@ -46,16 +46,15 @@ int CALL(_bind_run)(const uint8_t *inputs, size_t count, size_t steps, float *lo
         return 0;
     network->trace = trace;
     for (size_t i = 0; i < count; i++, logits += CONSTANT(_CLASSES)) {
-#if !CONSTANT(_EVENTS)
-        if (steps == 0) {
-            CALL(_run)(network, inputs + i * size, logits);
-            continue;
-        }
-#endif
+#if CONSTANT(_EVENTS)
         CALL(_reset)(network);
         for (size_t step = 0; step < steps; step++)
             CALL(_step)(network, inputs + (i * steps + step) * size);
         CALL(_read)(network, logits);
+#else
+        (void)steps;
+        CALL(_run)(network, inputs + i * size, logits);
+#endif
     }
     free(network);
     return 1;

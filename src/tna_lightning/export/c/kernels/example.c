@@ -1,5 +1,5 @@
 /* Classes and logits of inputs in a file of numpy's (numpy.save): uint8, images [N, C, H, W] or event frames
-   [N, T, C, H, W].
+   [N, T, C, H, W], whichever the network was made for.
 
        ./example inputs.npy */
 
@@ -70,13 +70,13 @@ static const char *read_header(FILE *file, struct array *array)
 
 static const char *check_shape(const struct array *array)
 {
-    const int is_image = !NETWORK_EVENTS && array->dimensions == 4, last = array->dimensions - 1;
-    if (!is_image && array->dimensions != 5)
-        return NETWORK_EVENTS ? "must be [N, T, C, H, W]" : "must be [N, C, H, W] or [N, T, C, H, W]";
+    const int last = array->dimensions - 1;
+    if (array->dimensions != 4 + NETWORK_EVENTS)
+        return NETWORK_EVENTS ? "must be [N, T, C, H, W]" : "must be [N, C, H, W]";
     if (array->shape[last - 2] != NETWORK_CHANNELS || array->shape[last - 1] != NETWORK_HEIGHT ||
         array->shape[last] != NETWORK_WIDTH)
         return "has another C, H or W than the network";
-    return is_image || array->shape[1] > 0 ? NULL : "has no time steps";
+    return array->shape[last - 3] > 0 || !NETWORK_EVENTS ? NULL : "has no time steps";
 }
 
 static const char *run(FILE *file, const struct array *array)
@@ -84,22 +84,20 @@ static const char *run(FILE *file, const struct array *array)
     static struct network network; /* may be too large for a stack */
     static unsigned char frame[FRAME];
     float logits[NETWORK_CLASSES];
-    const unsigned long steps = array->dimensions == 5 ? array->shape[1] : 1;
     for (unsigned long i = 0; i < array->shape[0]; i++) {
-        unsigned best = 0;
+#if NETWORK_EVENTS
         network_reset(&network);
-        for (unsigned long step = 0; step < steps; step++) {
+        for (unsigned long step = 0; step < array->shape[1]; step++) {
             if (fread(frame, 1, FRAME, file) != FRAME)
                 return "is cut short";
-#if !NETWORK_EVENTS
-            if (array->dimensions == 4) {
-                best = network_run(&network, frame, logits);
-                continue;
-            }
-#endif
             network_step(&network, frame);
-            best = network_read(&network, logits);
         }
+        const unsigned best = network_read(&network, logits);
+#else
+        if (fread(frame, 1, FRAME, file) != FRAME)
+            return "is cut short";
+        const unsigned best = network_run(&network, frame, logits);
+#endif
         printf("%lu: class %u (%s), logits", i, best, network_class_names[best]);
         for (unsigned k = 0; k < NETWORK_CLASSES; k++)
             printf(" %.6g", (double)logits[k]);

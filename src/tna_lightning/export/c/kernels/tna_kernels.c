@@ -189,8 +189,8 @@ TNA_DEFINE_COUNT(8, vector_8)
 
 /* ---- which rows to add ------------------------------------------------------------------------------------------ */
 
-/* The channels that spike in the rows of the input that a row of outputs can see, as lists, made once for all of them:
-   row y has slot y % span. */
+/* The channels that spike in the rows of the input that a row of outputs can see, as lists, made once for all of them,
+   [step][y % span][x][plane]. */
 struct reach {
     const struct tna_source *source;
     uint16_t *lists, *counts;
@@ -204,7 +204,7 @@ static struct reach reach_of(const struct tna_source *source, const struct reach
     struct reach reach = {source, scratch->lists, scratch->counts, 0, 0};
     if (before) {
         const struct tna_convolution *b = before->source->convolution;
-        const size_t num_lists = (size_t)before->span * b->in_width * b->in_planes;
+        const size_t num_lists = (size_t)scratch->steps * before->span * b->in_width * b->in_planes;
         reach.lists = before->lists + num_lists * b->in_channels;
         reach.counts = before->counts + num_lists;
     }
@@ -212,29 +212,39 @@ static struct reach reach_of(const struct tna_source *source, const struct reach
     return reach;
 }
 
-static void list_rows(struct reach *reach, uint32_t out_y)
+/* How many lists there are before those of a row of the input. */
+static size_t first_list(const struct reach *reach, uint32_t step, uint32_t y)
+{
+    const struct tna_convolution *c = reach->source->convolution;
+    return ((size_t)step * reach->span + y % reach->span) * c->in_width * c->in_planes;
+}
+
+static void list_rows(struct reach *reach, uint32_t out_y, const struct tna_scratch *scratch)
 {
     const struct tna_convolution *c = reach->source->convolution;
     const size_t words = words_of(c->in_channels), lists_per_row = (size_t)c->in_width * c->in_planes;
     const uint32_t begin = out_y * c->stride_height, end = begin + reach->span, padding = c->padding_height;
     if (begin > padding && reach->listed < begin - padding)
         reach->listed = begin - padding;
-    for (; reach->listed < c->in_height && reach->listed + padding < end; reach->listed++) {
-        const size_t slot = reach->listed % reach->span * lists_per_row;
-        const uint64_t *bits = reach->source->map + reach->listed * lists_per_row * words;
-        for (size_t i = slot; i < slot + lists_per_row; i++) {
-            uint16_t *list = reach->lists + i * c->in_channels;
-            uint16_t count = 0;
-            for (size_t word = 0; word < words; word++)
-                for (uint64_t rest = *bits++; rest; rest &= rest - 1)
-                    list[count++] = (uint16_t)(64 * word + first_bit(rest));
-            reach->counts[i] = count;
+    for (; reach->listed < c->in_height && reach->listed + padding < end; reach->listed++)
+        for (uint32_t step = 0; step < scratch->steps; step++) {
+            const size_t first = first_list(reach, step, reach->listed);
+            const uint64_t *bits =
+                reach->source->map + step * scratch->step_words + reach->listed * lists_per_row * words;
+            for (size_t i = first; i < first + lists_per_row; i++) {
+                uint16_t *list = reach->lists + i * c->in_channels;
+                uint16_t count = 0;
+                for (size_t word = 0; word < words; word++)
+                    for (uint64_t rest = *bits++; rest; rest &= rest - 1)
+                        list[count++] = (uint16_t)(64 * word + first_bit(rest));
+                reach->counts[i] = count;
+            }
         }
-    }
 }
 
 /* The rows of the table that one plane of the input adds to one output pixel. */
-static size_t gather_rows(const struct reach *reach, uint32_t out_y, uint32_t out_x, uint32_t plane, uint32_t *rows)
+static size_t gather_rows(const struct reach *reach, uint32_t step, uint32_t out_y, uint32_t out_x, uint32_t plane,
+                          uint32_t *rows)
 {
     const struct tna_convolution *c = reach->source->convolution;
     size_t num_rows = 0;
@@ -242,11 +252,12 @@ static size_t gather_rows(const struct reach *reach, uint32_t out_y, uint32_t ou
         const uint32_t y = out_y * c->stride_height + ky * c->dilation_height - c->padding_height;
         if (y >= c->in_height) /* above the first row, too: unsigned */
             continue;
+        const size_t row_lists = first_list(reach, step, y);
         for (uint32_t kx = 0; kx < c->kernel_width; kx++) {
             const uint32_t x = out_x * c->stride_width + kx * c->dilation_width - c->padding_width;
             if (x >= c->in_width)
                 continue;
-            const size_t i = ((size_t)(y % reach->span) * c->in_width + x) * c->in_planes + plane;
+            const size_t i = row_lists + x * c->in_planes + plane;
             const uint16_t *list = reach->lists + i * c->in_channels;
             const uint32_t first = (ky * c->kernel_width + kx) * c->in_channels, count = reach->counts[i];
             for (uint32_t k = 0; k < count; k++)
@@ -408,8 +419,8 @@ static void lanes_to_currents(const struct tna_convolution *c, const uint8_t *re
             currents[o] = (float)sums[o] * scale[o] + bias[o];
 }
 
-static void find_currents(const struct reach *reach, uint32_t out_y, uint32_t out_x, float *restrict currents,
-                          const struct tna_scratch *scratch)
+static void find_currents(const struct reach *reach, uint32_t step, uint32_t out_y, uint32_t out_x,
+                          float *restrict currents, const struct tna_scratch *scratch)
 {
     const struct tna_convolution *c = reach->source->convolution;
     const uint32_t zeros = c->kernel_height * c->kernel_width * c->in_channels; /* the last row of the table */
@@ -419,7 +430,7 @@ static void find_currents(const struct reach *reach, uint32_t out_y, uint32_t ou
             if (p + 1 < c->in_planes)
                 for (size_t o = 0; o < c->out_channels; o++)
                     currents[o] += currents[o];
-            add_weights(c, scratch->rows, NULL, gather_rows(reach, out_y, out_x, p, scratch->rows), currents);
+            add_weights(c, scratch->rows, NULL, gather_rows(reach, step, out_y, out_x, p, scratch->rows), currents);
         }
         for (size_t o = 0; o < c->out_channels; o++)
             currents[o] = currents[o] * c->scale[o] + c->bias[o];
@@ -429,7 +440,7 @@ static void find_currents(const struct reach *reach, uint32_t out_y, uint32_t ou
     size_t num_rows[TNA_DEPTH];
     uint32_t *next = scratch->rows, most = 0, sum = 0;
     for (uint32_t p = 0; p < c->in_planes; p++) {
-        size_t count = gather_rows(reach, out_y, out_x, p, next);
+        size_t count = gather_rows(reach, step, out_y, out_x, p, next);
         sum += (uint32_t)count << p;
         for (; count % 8; count++)
             next[count] = zeros;
@@ -485,45 +496,55 @@ static void fire(const struct tna_neurons *neurons, const float *restrict curren
     }
 }
 
+/* The membranes of the neurons of a pixel: those that are kept, or others at rest. */
+static float *start(const struct tna_neurons *neurons, float *membranes, size_t pixel,
+                    const struct tna_scratch *scratch)
+{
+    if (membranes)
+        return membranes + pixel * neurons->channels;
+    memset(scratch->membrane, 0, neurons->channels * sizeof *scratch->membrane);
+    return scratch->membrane;
+}
+
 /* ---- layers ----------------------------------------------------------------------------------------------------- */
 
 void tna_spiking_layer(const struct tna_source *sources, size_t num_sources, const uint64_t *identity,
-                       const struct tna_neurons *neurons, float *membrane, uint64_t *out,
+                       const struct tna_neurons *neurons, float *membranes, uint64_t *out,
                        const struct tna_scratch *scratch)
 {
     const struct tna_convolution *c = sources[0].convolution;
     const size_t channels = c->out_channels, words = words_of(c->out_channels);
     struct reach first = reach_of(&sources[0], NULL, scratch);
     struct reach second = num_sources > 1 ? reach_of(&sources[1], &first, scratch) : first;
+    size_t pixel = 0;
     for (uint32_t y = 0; y < c->out_height; y++) {
-        list_rows(&first, y);
+        list_rows(&first, y, scratch);
         if (num_sources > 1)
-            list_rows(&second, y);
-        for (uint32_t x = 0; x < c->out_width; x++) {
-            float *restrict currents = scratch->currents;
-            find_currents(&first, y, x, currents, scratch);
-            if (num_sources > 1) {
-                const float *restrict more = scratch->more_currents;
-                find_currents(&second, y, x, scratch->more_currents, scratch);
-                for (size_t k = 0; k < channels; k++)
-                    currents[k] += more[k];
-            }
-            if (identity) {
-                for (size_t word = 0; word < words; word++)
-                    for (uint64_t rest = *identity++; rest; rest &= rest - 1)
+            list_rows(&second, y, scratch);
+        for (uint32_t x = 0; x < c->out_width; x++, pixel++) {
+            float *restrict currents = scratch->currents, *membrane = start(neurons, membranes, pixel, scratch);
+            for (uint32_t step = 0; step < scratch->steps; step++) {
+                const size_t place = step * scratch->step_words + pixel * words;
+                find_currents(&first, step, y, x, currents, scratch);
+                if (num_sources > 1) {
+                    const float *restrict more = scratch->more_currents;
+                    find_currents(&second, step, y, x, scratch->more_currents, scratch);
+                    for (size_t k = 0; k < channels; k++)
+                        currents[k] += more[k];
+                }
+                for (size_t word = 0; identity && word < words; word++)
+                    for (uint64_t rest = identity[place + word]; rest; rest &= rest - 1)
                         currents[64 * word + first_bit(rest)] += 1.0f;
+                fire(neurons, currents, membrane, out + place, scratch->fired);
             }
-            fire(neurons, currents, membrane, out, scratch->fired);
-            membrane += channels;
-            out += words;
         }
     }
 }
 
 static void find_pixel_currents(const struct tna_convolution *c, const struct tna_input *input, const uint8_t *pixels,
-                                uint32_t out_y, uint32_t out_x, float *restrict currents,
-                                const struct tna_scratch *scratch)
+                                uint32_t out_y, uint32_t out_x, const struct tna_scratch *scratch)
 {
+    float *restrict currents = scratch->currents;
     size_t num_rows = 0;
     for (uint32_t ky = 0; ky < c->kernel_height; ky++) {
         const uint32_t y = out_y * c->stride_height + ky * c->dilation_height - c->padding_height;
@@ -551,50 +572,36 @@ static void find_pixel_currents(const struct tna_convolution *c, const struct tn
         currents[o] = currents[o] * c->scale[o] + c->bias[o];
 }
 
-void tna_pixel_currents(const struct tna_convolution *convolution, const struct tna_input *input,
-                        const uint8_t *pixels, float *currents, const struct tna_scratch *scratch)
-{
-    for (uint32_t y = 0; y < convolution->out_height; y++)
-        for (uint32_t x = 0; x < convolution->out_width; x++) {
-            find_pixel_currents(convolution, input, pixels, y, x, currents, scratch);
-            currents += convolution->out_channels;
-        }
-}
-
 void tna_pixel_layer(const struct tna_convolution *convolution, const struct tna_input *input, const uint8_t *pixels,
-                     const struct tna_neurons *neurons, float *membrane, uint64_t *out,
+                     const struct tna_neurons *neurons, float *membranes, uint64_t *out,
                      const struct tna_scratch *scratch)
 {
+    const size_t words = words_of(neurons->channels);
+    size_t pixel = 0;
     for (uint32_t y = 0; y < convolution->out_height; y++)
-        for (uint32_t x = 0; x < convolution->out_width; x++) {
-            find_pixel_currents(convolution, input, pixels, y, x, scratch->currents, scratch);
-            fire(neurons, scratch->currents, membrane, out, scratch->fired);
-            membrane += neurons->channels;
-            out += words_of(neurons->channels);
+        for (uint32_t x = 0; x < convolution->out_width; x++, pixel++) {
+            float *membrane = start(neurons, membranes, pixel, scratch);
+            find_pixel_currents(convolution, input, pixels, y, x, scratch);
+            for (uint32_t step = 0; step < scratch->steps; step++)
+                fire(neurons, scratch->currents, membrane, out + step * scratch->step_words + pixel * words,
+                     scratch->fired);
         }
-}
-
-void tna_current_layer(const float *currents, const struct tna_neurons *neurons, float *membrane, uint64_t *out,
-                       const struct tna_scratch *scratch)
-{
-    for (size_t pixel = 0; pixel < neurons->pixels; pixel++) {
-        const size_t first = pixel * neurons->channels;
-        fire(neurons, currents + first, membrane + first, out + pixel * words_of(neurons->channels), scratch->fired);
-    }
 }
 
 void tna_readout(const struct tna_source *source, float *logits, const struct tna_scratch *scratch)
 {
     struct reach reach = reach_of(source, NULL, scratch);
-    list_rows(&reach, 0);
-    find_currents(&reach, 0, 0, scratch->currents, scratch);
-    for (size_t k = 0; k < source->convolution->out_channels; k++)
-        logits[k] += scratch->currents[k];
+    list_rows(&reach, 0, scratch);
+    for (uint32_t step = 0; step < scratch->steps; step++) {
+        find_currents(&reach, step, 0, 0, scratch->currents, scratch);
+        for (size_t k = 0; k < source->convolution->out_channels; k++)
+            logits[k] += scratch->currents[k];
+    }
 }
 
 /* ---- pooling ---------------------------------------------------------------------------------------------------- */
 
-void tna_average_pool(const struct tna_pool *pool, const uint64_t *in, uint64_t *out)
+static void average(const struct tna_pool *pool, const uint64_t *in, uint64_t *out)
 {
     for (uint32_t y = 0; y < pool->out_height; y++)
         for (uint32_t x = 0; x < pool->out_width; x++, out += pool->out_planes * pool->words) {
@@ -617,7 +624,7 @@ void tna_average_pool(const struct tna_pool *pool, const uint64_t *in, uint64_t 
         }
 }
 
-void tna_max_pool(const struct tna_pool *pool, const uint64_t *in, uint64_t *out)
+static void maximum(const struct tna_pool *pool, const uint64_t *in, uint64_t *out)
 {
     for (uint32_t y = 0; y < pool->out_height; y++)
         for (uint32_t x = 0; x < pool->out_width; x++, out += pool->words) {
@@ -627,4 +634,17 @@ void tna_max_pool(const struct tna_pool *pool, const uint64_t *in, uint64_t *out
                     for (uint32_t word = 0; word < pool->words; word++)
                         out[word] |= in[((size_t)in_y * pool->in_width + in_x) * pool->words + word];
         }
+}
+
+void tna_average_pool(const struct tna_pool *pool, const uint64_t *in, uint64_t *out,
+                      const struct tna_scratch *scratch)
+{
+    for (uint32_t step = 0; step < scratch->steps; step++)
+        average(pool, in + step * scratch->step_words, out + step * scratch->step_words);
+}
+
+void tna_max_pool(const struct tna_pool *pool, const uint64_t *in, uint64_t *out, const struct tna_scratch *scratch)
+{
+    for (uint32_t step = 0; step < scratch->steps; step++)
+        maximum(pool, in + step * scratch->step_words, out + step * scratch->step_words);
 }

@@ -42,7 +42,7 @@ struct tna_convolution {
 
 /* Leaky integrate-and-fire neurons: decay and threshold of each channel. */
 struct tna_neurons {
-    uint32_t channels, pixels;
+    uint32_t channels;
     enum tna_reset reset;
     const float *beta, *threshold;
 };
@@ -55,11 +55,15 @@ struct tna_pool {
     const uint16_t *row_begin, *row_end, *column_begin, *column_end;
 };
 
-/* Memory that a layer needs while it runs; how much, is computed at export. */
+/* What a layer works with: the steps that it runs at once, and memory, whose sizes are computed at export.
+
+   The spikes of step t lie t * step_words behind those of the first one. */
 struct tna_scratch {
+    uint32_t steps;
+    size_t step_words;
     uint16_t *lists, *counts; /* channels that spike, of the input rows in reach */
     uint32_t *rows;
-    float *values, *currents, *more_currents;
+    float *values, *currents, *more_currents, *membrane;
     int32_t *sums;
     uint8_t *lanes, *fired;
 };
@@ -69,29 +73,23 @@ struct tna_source {
     const uint64_t *map;
 };
 
-/* One step of a layer: the currents of one or two convolutions, and with `identity` those of the spikes of that map,
-   drive neurons, whose spikes are written to `out`. */
+/* A layer of neurons, driven by the currents of one or two convolutions, and with `identity` by those of the spikes of
+   that map. Their spikes are written to `out`. `membranes` are kept from call to call; where it is NULL, the neurons
+   start from rest. */
 void tna_spiking_layer(const struct tna_source *sources, size_t num_sources, const uint64_t *identity,
-                       const struct tna_neurons *neurons, float *membrane, uint64_t *out,
+                       const struct tna_neurons *neurons, float *membranes, uint64_t *out,
                        const struct tna_scratch *scratch);
 
-/* Currents of a convolution of pixels, [pixel][output channel]. */
-void tna_pixel_currents(const struct tna_convolution *convolution, const struct tna_input *input,
-                        const uint8_t *pixels, float *currents, const struct tna_scratch *scratch);
-
-/* One step of neurons that are driven by pixels: the first layer of event frames. */
+/* The first layer: neurons that are driven by pixels, the same at every step. */
 void tna_pixel_layer(const struct tna_convolution *convolution, const struct tna_input *input, const uint8_t *pixels,
-                     const struct tna_neurons *neurons, float *membrane, uint64_t *out,
+                     const struct tna_neurons *neurons, float *membranes, uint64_t *out,
                      const struct tna_scratch *scratch);
-
-/* One step of neurons that are driven by given currents: the first layer of an image. */
-void tna_current_layer(const float *currents, const struct tna_neurons *neurons, float *membrane, uint64_t *out,
-                       const struct tna_scratch *scratch);
 
 /* Add the currents of a layer with one output pixel to `logits`. */
 void tna_readout(const struct tna_source *source, float *logits, const struct tna_scratch *scratch);
 
-void tna_average_pool(const struct tna_pool *pool, const uint64_t *in, uint64_t *out);
-void tna_max_pool(const struct tna_pool *pool, const uint64_t *in, uint64_t *out);
+void tna_average_pool(const struct tna_pool *pool, const uint64_t *in, uint64_t *out,
+                      const struct tna_scratch *scratch);
+void tna_max_pool(const struct tna_pool *pool, const uint64_t *in, uint64_t *out, const struct tna_scratch *scratch);
 
 #endif
