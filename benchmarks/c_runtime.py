@@ -2,10 +2,10 @@
 
     python -m benchmarks.c_runtime --output benchmarks/results/c_runtime.json
 
-Networks: the demo's convnet (1 x 8 x 8 pixels, 10 classes), vgg11 and resnet19 for CIFAR-100 at full width; T = 4, every
-weight ternary (TWN per channel). Weights are as drawn. The statistics of batch norm are those of random images, and one
-bias for all its layers is set so that the asked share of the neurons fires (the mean over all layers; the record has
-each layer's). Times depend on that share alone, and the others' times not even on that.
+Networks: the demo's convnet (1 x 8 x 8 pixels, 10 classes), vgg11 and resnet19 for CIFAR-100 at full width; T = 4, all
+weights ternary (TWN per channel). Weights are as drawn. Batch norm has the statistics of random images, and one bias for
+all its layers is set so that the asked share of the neurons fires (the mean over all layers; the record has each
+layer's). Times depend on that share alone, and the others' times not even on that.
 
 Runs are interleaved in one process, each contender once a round, in changing order; warm, since each has run before.
 `ms` is processor time of the process, with its quartiles, which another process on the machine disturbs little;
@@ -167,7 +167,7 @@ def make_rivals(names: list[str], network: nn.Module, x: torch.Tensor, folder: P
 
 
 def interleave(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Seconds of each run in each round, of the processor and of the clock; the faster a run, the oftener it is timed."""
+    """Seconds of each run in each round, of the processor and of the clock; a fast one is repeated in a round."""
     order = random.Random(0)
     repeats = {}
     for name, run in runs.items():
