@@ -1,11 +1,11 @@
-"""Milliseconds an image of the kept network as C, beside torch and onnxruntime in float32 and int8: batch 1, one thread.
+"""Milliseconds an image of the kept network as C, beside torch and onnxruntime, float32 and int8: batch 1, one thread.
 
     python -m benchmarks.c_runtime --output benchmarks/results/c_runtime.json
 
-Networks: the demo's convnet (1 x 8 x 8 pixels, 10 classes), vgg11 and resnet19 for CIFAR-100 at full width; T = 4, all
-weights ternary (TWN per channel). Weights are as drawn. Batch norm has the statistics of random images, and one bias for
-all its layers is set so that the asked share of the neurons fires (the mean over all layers; the record has each
-layer's). Times depend on that share alone, and the others' times not even on that.
+Networks: the demo's convnet (1 x 8 x 8 pixels, 10 classes), vgg11 and resnet19 for CIFAR-100 at full width, T = 4,
+all weights ternary (TWN per channel). Weights are as drawn. Batch norm has the statistics of random images, and one
+bias for all its layers is set so that the asked share of the neurons fires (the mean over all layers; the record has
+each layer's). Times depend on that share alone, and the others' times not even on that.
 
 Runs are interleaved in one process, each contender once a round, in changing order; warm, since each has run before.
 `ms` is processor time of the process, with its quartiles, which another process on the machine disturbs little;
