@@ -326,6 +326,7 @@ def test_sanitizers_are_silent_and_plain_c_agrees_to_the_bit(sources, compiled, 
     run_all(sources, compiled, tmp_path, "-O1", "-DTNA_PLAIN", *sanitizers)
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
 def test_vectors_of_any_width_agree_to_the_bit(compiler, sources, compiled, tmp_path):
@@ -594,7 +595,7 @@ int main(int argc, char **argv)
         FILE *opened = fopen(argv[file], "rb");
         const size_t length = fread(seed, 1, sizeof seed, opened);
         fclose(opened);
-        for (unsigned round = 0; round < 1000; round++, runs++) {
+        for (unsigned round = 0; round < 700; round++, runs++) {
             size_t size = length;
             memcpy(mutated, seed, length);
             for (size_t changes = 1 + draw(4); changes > 0; changes--) {
@@ -640,8 +641,8 @@ def test_the_example_reads_what_numpy_writes_and_survives_anything(networks, com
     done = subprocess.run([program, tmp_path / "mutated", *seeds], capture_output=True, text=True, check=False)
     *messages, total = done.stderr.splitlines()
     assert done.returncode == 0, done.stderr[-2000:]
-    assert total == f"refused {len(messages)} of 3000"
-    assert 1500 < len(messages) < 3000
+    assert total == f"refused {len(messages)} of 2100"
+    assert 1000 < len(messages) < 2100
     assert all(message.startswith(f"error: {tmp_path / 'mutated'} ") for message in messages)
     assert len({message.partition("mutated ")[2] for message in messages}) >= 7
 
