@@ -16,7 +16,7 @@ from tna_lightning.export.onnx import export_onnx
 from tna_lightning.export.packed import export_packed
 from tna_lightning.quantization.folding import fold_batch_norm
 from tna_lightning.quantization.packing import load_packed
-from tna_lightning.running.factory import build_network, data_to_test, network_spec
+from tna_lightning.running.factory import build_network, data_to_test, inputs_of, network_spec
 from tna_lightning.running.record import NETWORK, finished_record
 
 OURS = ("tna_lightning.models.", "torch.nn.ReLU")  # what load_packed builds from a file
@@ -97,7 +97,8 @@ def _export_c(
             "(tna_lightning.data.Normalization)"
         )
     raw = (x.cpu() for x in _first_raw(datamodule, num_images))
-    names, prepare = datamodule.class_names, lambda x: datamodule.prepare(x).cpu()
+    numbers = [str(number) for number in range(inputs_of(datamodule).num_classes)]
+    names, prepare = getattr(datamodule, "class_names", numbers), lambda x: datamodule.prepare(x).cpu()
     written = export_c(network, path, raw, normalization, names, prepare, is_checked)
     return {**(written.counts or {}), "table_bytes": written.table_bytes, "ram_bytes": written.ram_bytes}
 

@@ -5,7 +5,8 @@
 #include <string.h>
 
 /* Words that are added at once. A compiler that knows vectors keeps several in a register; the sums are the same. */
-#if !defined(__GNUC__) || defined(TNA_PLAIN)
+#if defined(TNA_WIDEST) /* given, 1, 2, 4 or 8: for tests */
+#elif !defined(__GNUC__) || defined(TNA_PLAIN)
 #define TNA_WIDEST 1
 #elif defined(__AVX512F__)
 #define TNA_WIDEST 8
