@@ -271,31 +271,21 @@ static size_t gather_rows(const struct reach *reach, uint32_t step, uint32_t out
 
 /* ---- currents of one output pixel ------------------------------------------------------------------------------- */
 
+/* sums[o] += the weights of these rows, times a value each where there are values */
 static void add_weights(const struct tna_convolution *c, const uint32_t *rows, const float *values, size_t num_rows,
                         float *restrict sums)
 {
-    enum { TILE = 32 };
     const size_t channels = c->out_channels;
-    for (size_t first = 0; first < channels; first += TILE) {
-        const size_t width = channels - first < TILE ? channels - first : TILE;
-        float tile[TILE];
-        memcpy(tile, sums + first, width * sizeof *tile);
-        for (size_t i = 0; i < num_rows; i++) {
-            const float *weights = c->weights + rows[i] * channels + first;
-            if (values && width == TILE)
-                for (size_t k = 0; k < TILE; k++)
-                    tile[k] += values[i] * weights[k];
-            else if (values)
-                for (size_t k = 0; k < width; k++)
-                    tile[k] += values[i] * weights[k];
-            else if (width == TILE)
-                for (size_t k = 0; k < TILE; k++)
-                    tile[k] += weights[k];
-            else
-                for (size_t k = 0; k < width; k++)
-                    tile[k] += weights[k];
+    for (size_t i = 0; i < num_rows; i++) {
+        const float *restrict weights = c->weights + rows[i] * channels;
+        if (values) {
+            const float value = values[i];
+            for (size_t k = 0; k < channels; k++)
+                sums[k] += value * weights[k];
+        } else {
+            for (size_t k = 0; k < channels; k++)
+                sums[k] += weights[k];
         }
-        memcpy(sums + first, tile, width * sizeof *tile);
     }
 }
 
