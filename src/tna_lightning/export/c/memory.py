@@ -17,6 +17,7 @@ class Memory:
         map_words: uint64 words of all maps of one step.
         membranes: the first membrane of each layer of neurons, by name.
         num_membranes: float32 numbers of all membranes, which are kept between event frames.
+        lists, counts, rows, values, channels, lanes, fired: elements of what layers need while they run.
     """
 
     steps: int
@@ -41,12 +42,12 @@ def plan_memory(program: Program, events: bool) -> Memory:
     """
     steps = 1 if events else program.time_steps
     used_by = [_maps_of(layer) for layer in program.layers] + [[program.readout.source]]
-    last_use = {seen.name: step for step, maps in enumerate(used_by) for seen in maps}
+    last_use = {seen.name: number for number, maps in enumerate(used_by) for seen in maps}
     places: dict[str, int] = {}
     alive: list[Map] = []
     map_words = 0
-    for step, layer in enumerate(program.layers):
-        alive = [each for each in alive if last_use[each.name] >= step]
+    for number, layer in enumerate(program.layers):
+        alive = [each for each in alive if last_use[each.name] >= number]
         place = _first_gap(layer.out.words, [(places[each.name], each.words) for each in alive])
         places[layer.out.name] = place
         alive.append(layer.out)

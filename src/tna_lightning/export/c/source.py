@@ -58,9 +58,8 @@ def write_source(
     for number, layer in enumerate(program.layers):
         writer.add_layer(number, layer)
     writer.add_convolution("readout", program.readout)
-    state = _state(program, memory, events)
-    ram_bytes = -(-sum(count * size for count, size, _ in state) // 8) * 8
-    header = _header(program, state, class_names, events, note, name, writer.table_bytes, ram_bytes)
+    state, ram_bytes = _state(program, memory, events)
+    header = _header(program, state, events, note, name, writer.table_bytes, ram_bytes)
     return Source(header, writer.code(class_names, inputs), writer.table_bytes, ram_bytes)
 
 
@@ -74,40 +73,37 @@ def _input_tables(program: Program, normalization: Normalization) -> dict[str, n
     }
 
 
-def _state(program: Program, memory: Memory, events: bool) -> list[tuple[int, int, str]]:
-    """Elements, bytes of one, and declaration of each field of the state, without the size; the widest first."""
+_SIZES = {"uint64_t": 8, "float": 4, "int32_t": 4, "uint32_t": 4, "uint16_t": 2, "uint8_t": 1}
+
+
+def _state(program: Program, memory: Memory, events: bool) -> tuple[list[str], int]:
+    """The declarations in the struct of a network's state, the widest types first, and its bytes."""
+    kept = [("float", "membranes", memory.num_membranes, ""), ("uint32_t", "steps", 1, "since the reset")]
     fields = [
-        (memory.steps * memory.map_words, 8, "uint64_t maps", "spikes of the layers, which share their places"),
-        (memory.num_membranes if events else 0, 4, "float membranes", ""),
-        (program.num_classes, 4, "float logits", "summed over the steps"),
-        (1 if events else 0, 4, "uint32_t steps", ""),
-        (memory.rows, 4, "uint32_t rows", "from here on: only while a layer runs"),
-        (memory.values, 4, "float values", ""),
-        (memory.channels, 4, "float currents", ""),
-        (memory.channels, 4, "float more_currents", ""),
-        (memory.channels, 4, "float membrane", ""),
-        (memory.channels, 4, "int32_t sums", ""),
-        (memory.lists, 2, "uint16_t lists", ""),
-        (memory.counts, 2, "uint16_t counts", ""),
-        (memory.lanes, 1, "uint8_t lanes", ""),
-        (memory.fired, 1, "uint8_t fired", ""),
+        ("uint64_t", "maps", memory.steps * memory.map_words, "spikes of the layers, which share their places"),
+        *(kept if events else []),
+        ("float", "logits", program.num_classes, "summed over the steps"),
+        ("uint32_t", "rows", memory.rows, "from here on: only while a layer runs"),
+        ("float", "values", memory.values, ""),
+        ("float", "currents", memory.channels, ""),
+        ("float", "more_currents", memory.channels, ""),
+        ("float", "membrane", memory.channels, ""),
+        ("int32_t", "sums", memory.channels, ""),
+        ("uint16_t", "lists", memory.lists, ""),
+        ("uint16_t", "counts", memory.counts, ""),
+        ("uint8_t", "lanes", memory.lanes, ""),
+        ("uint8_t", "fired", memory.fired, ""),
     ]
-    return [
-        (
-            count,
-            size,
-            f"{declaration}{'' if declaration.endswith('steps') else f'[{count}]'};"
-            + (f" /* {comment} */" if comment else ""),
-        )
-        for count, size, declaration, comment in fields
-        if count
+    lines = [
+        f"{kind} {name}[{count}];{f' /* {comment} */' if comment else ''}" for kind, name, count, comment in fields
     ]
+    used = sum(_SIZES[kind] * count for kind, _, count, _ in fields)
+    return lines, -(-used // _SIZES["uint64_t"]) * _SIZES["uint64_t"]
 
 
 def _header(
     program: Program,
-    state: list[tuple[int, int, str]],
-    class_names: Sequence[str],
+    state: list[str],
     events: bool,
     note: str,
     name: str,
@@ -139,7 +135,7 @@ def _header(
     lines += [
         "",
         f"struct {name} {{",
-        *(f"    {declaration}" for _, _, declaration in state),
+        *(f"    {declaration}" for declaration in state),
         "#ifdef TNA_TRACE",
         "    uint64_t *trace; /* where it is not NULL, the spikes of every layer of neurons go there */",
         "#endif",
@@ -343,18 +339,18 @@ class _Writer:
             "{",
             "    memset(network->membranes, 0, sizeof network->membranes);",
             "    memset(network->logits, 0, sizeof network->logits);",
-            "    network->steps = 0;",
+            "    network->steps[0] = 0;",
             "}",
             "",
             f"void {name}_step(struct {name} *network, const uint8_t *frame)",
             "{",
             "    run_layers(network, frame);",
-            "    network->steps++;",
+            "    network->steps[0]++;",
             "}",
             "",
             f"unsigned {name}_read(const struct {name} *network, float *logits)",
             "{",
-            *_mean_and_class(self.name, "network->steps ? network->logits[k] / (float)network->steps : 0.0f"),
+            *_mean_and_class(self.name, "network->steps[0] ? network->logits[k] / (float)network->steps[0] : 0.0f"),
         ]
 
     def image_calls(self) -> list[str]:
