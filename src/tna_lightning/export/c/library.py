@@ -64,7 +64,7 @@ class CNetwork:
         """
         pixels, steps = self._checked(pixels)
         logits = np.empty((len(pixels), self.num_classes), dtype=np.float32)
-        threads = min(threads or len(os.sched_getaffinity(0)), len(pixels)) or 1
+        threads = min(threads or _cores(), len(pixels)) or 1
         if threads == 1:
             self._call(pixels, steps, logits, None)
         else:
@@ -191,3 +191,8 @@ def _processor() -> str:
         sorted(set(re.findall(r"^(?:flags|Features)\s*:.*$", info.read_text(), re.MULTILINE))) if info.is_file() else ""
     )
     return f"{platform.machine()} {platform.processor()} {flags}"
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
