@@ -21,6 +21,7 @@ from tna_lightning.export.c.tables import unpack_spikes
 from tna_lightning.export.checking import check, peek
 
 COPIED = ("tna_kernels.h", "tna_kernels.c", "example.c", "Makefile")
+CHECKED_AT_ONCE = 16  # inputs, whose spikes of every layer are held at the same time
 UNCHECKED = "Not checked against the network that it was made from."
 
 
@@ -90,7 +91,8 @@ def export_c(
             return written
         loaded = load_c(temporary)
         prepared = nn.Sequential(_Prepare(prepare or normalization), network)
-        counts = check(prepared, lambda x: spikes_of_c(loaded, program, x), batches)
+        few = (part for x in batches for part in x.split(CHECKED_AT_ONCE))
+        counts = check(prepared, lambda x: spikes_of_c(loaded, program, x), few)
         write(
             f"Checked on {counts['images']:,} inputs: {counts['predictions_differing']:,} predictions and "
             f"{counts['spikes_differing']:,} of {counts['spikes']:,} spikes differ from the network's."
