@@ -152,7 +152,8 @@ def make_rivals(names: list[str], network: nn.Module, x: torch.Tensor, folder: P
     if "torch" in names:
         runs["torch"] = lambda: kept(one)
     if "torch_compile" in names:
-        compiled = torch.compile(kept)
+        torch.compiler.reset()  # else the sizes of the network before make it write code for any size
+        compiled = torch.compile(kept, dynamic=False)
         runs["torch_compile"] = lambda: compiled(one)
     if {"onnxruntime", "onnxruntime_int8"} & set(names):
         path = folder / "network.onnx"
