@@ -330,6 +330,9 @@ def test_a_run_as_c_is_a_folder_that_evaluates_as_the_network(run_folder, tmp_pa
     )
     with pytest.raises(ValueError, match=r"^output=.*: is there already; remove it, or name another folder"):
         export(run_folder, "c", folder)
+    monkeypatch.setattr(DigitsDataModule, "normalization", None)  # a data module of one's own
+    with pytest.raises(ValueError, match=r"^data=DigitsDataModule: must say what it does to uint8 inputs"):
+        export(run_folder, "c", tmp_path / "other", is_checked=False)
     with pytest.raises(ValueError, match=r"^no-check: must be left out with format='nir'"):
         export(run_folder, "nir", is_checked=False)
 
