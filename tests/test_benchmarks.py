@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import platform
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the benchmarks are no part of the package
 
+from benchmarks import c_runtime  # noqa: E402
 from benchmarks.speed import machine, measure, page, profile_step, start_up, timing  # noqa: E402
 from benchmarks.speed.comparison import Comparison, Ratio, Settings  # noqa: E402
 from benchmarks.speed.registry import COMPARISONS  # noqa: E402
@@ -234,3 +237,18 @@ def test_unknown_comparisons_are_named():
     with pytest.raises(ValueError, match="neuron_layr: comparisons are neuron_layer, training_step"):
         page.names(["neuron_layr"])
     assert page.names(["profile", "help"]) == ["help", "profile"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("cc") is None or platform.machine() != "x86_64", reason="no C compiler for x86-64")
+def test_the_c_runtime_is_measured_at_toy_size(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    result = c_runtime.measure("toy", 0.2, ["torch"], rounds=2, folder=tmp_path / "toy", memory=True)
+    assert set(result["times"]) == {"c_native", "c_avx2", "c_plain", "torch"}
+    assert all(each["ms"] > 0 and len(each["quartiles_ms"]) == 2 for each in result["times"].values())
+    assert sum(result["rates"]) / len(result["rates"]) == pytest.approx(0.2, abs=0.05)
+    # three layers of neurons, two pools and the average before the classifier
+    kinds = [name.split()[-1] for name in result["layers_ms"]]
+    assert kinds == ["pixel", "spiking", "average", "spiking", "average", "average", "readout"]
+    assert sum(result["kinds_ms"].values()) == pytest.approx(sum(result["layers_ms"].values()), abs=1e-3)
+    assert 0.5 < result["peak_mib"]["c"] < result["peak_mib"]["torch"]

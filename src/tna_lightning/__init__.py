@@ -1,6 +1,6 @@
 """Twin Network Augmentation for spiking networks: train twins, keep a ternary SNN.
 
-The names below are imported when they are used, so that a packed network can be loaded without Lightning.
+The names below are imported when they are used, so that a kept network can be loaded without Lightning.
 """
 
 from importlib import import_module
@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "TwinLearner": "tna_lightning.learner",
     "WeightQuantization": "tna_lightning.quantization",
+    "load_c": "tna_lightning.export.c",
     "load_packed": "tna_lightning.quantization.packing",
     "record": "tna_lightning.models.recording",
     "save_network": "tna_lightning.quantization.packing",

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 
+from tna_lightning.data.batch import Batch
+from tna_lightning.export.c.library import CNetwork, load_c
 from tna_lightning.learner import TwinLearner
 from tna_lightning.objectives import Plain
 from tna_lightning.running.console import leave, quiet_lightning, title, warn_of_changes
@@ -18,26 +21,33 @@ from tna_lightning.running.train import device_name
 from tna_lightning.running.trust import kept_network, rebuilt, refuse_foreign
 
 
-def evaluate(folder: Path | str, data_root: str | None = None, *, trust: bool = False) -> dict[str, float]:
+def evaluate(
+    folder: Path | str, data_root: str | None = None, c: Path | str | None = None, *, trust: bool = False
+) -> dict[str, float]:
     """Test results of a finished run's kept network, by name (``test/acc``, ...), as shares in [0, 1].
 
     Args:
         folder: the run's folder.
         data_root: where the data are, if not where they were in training.
+        c: a folder that ``export --format c`` has written; its code is run in the network's place.
         trust: also import and call what the run's record names that is no part of this package: code of one's own.
 
     Raises:
         ValueError: no finished run, its data or its kept network are not what they were, or its record names code
             that is not trusted.
     """
-    return _evaluate(folder, data_root, trust)[0]
+    return _evaluate(folder, data_root, c, trust)[0]
 
 
-def _evaluate(folder: Path | str, data_root: str | None, trust: bool) -> tuple[dict[str, float], str]:
+def _evaluate(
+    folder: Path | str, data_root: str | None, c: Path | str | None, trust: bool
+) -> tuple[dict[str, float], str]:
     """The results, and the device that they were computed on."""
     record = finished_record(folder)
     config = record["config"]
     datamodule, spec = rebuilt(folder, data_root, trust)
+    if c is not None:
+        return _evaluate_c(load_c(c), datamodule), "cpu"
     network = kept_network(folder, spec, channels_last=config.get("channels_last", False))
     with quiet_lightning():
         with reading(folder):
@@ -81,19 +91,31 @@ def _compared(record: Mapping[str, Any], results: Mapping[str, float], device: s
     return "; ".join([*differing, *elsewhere]) if differing else "", not elsewhere and device == "cpu"
 
 
+def _evaluate_c(network: CNetwork, datamodule: Any) -> dict[str, float]:
+    datamodule.setup("test")
+    right = total = 0
+    for batch in map(Batch.of, datamodule.test_dataloader()):
+        classes = network(batch.x.cpu().numpy()).argmax(-1)
+        target = batch.target if batch.target.ndim == 1 else batch.target.argmax(-1)
+        right += int((torch.from_numpy(classes) == target.cpu()).sum())
+        total += len(classes)
+    return {"test/acc": right / total}
+
+
 def main() -> None:
     """The command line: status 1 where the same machine and versions give other results than the recorded ones."""
     parser = argparse.ArgumentParser(prog="python -m tna_lightning.evaluate", description=__doc__)
     parser.add_argument("run", help="a finished run's folder")
     parser.add_argument("--data-root", help="where the data are, if not where they were in training")
     parser.add_argument("--trust", action="store_true", help="call what the record names beside tna_lightning's own")
+    parser.add_argument("--c", metavar="FOLDER", help="run the C code that export --format c has written there")
     arguments = parser.parse_args()
     try:
         record = finished_record(arguments.run)
         if not arguments.trust:
             refuse_foreign(arguments.run, record["config"])
         warn_of_changes(record["config"])
-        results, device = _evaluate(arguments.run, arguments.data_root, arguments.trust)
+        results, device = _evaluate(arguments.run, arguments.data_root, arguments.c, arguments.trust)
         with reading(arguments.run):
             print(title(record))
             for name, value in results.items():

@@ -70,10 +70,12 @@ def test_counts_are_evened_out_over_unequal_cells(release):
     torch.testing.assert_close(prepared[..., 0, 0], x[..., 0, 0] * (128 / 48) ** 2 / 9)  # 3x3 pixels in the first cell
     torch.testing.assert_close(prepared[..., 2, 2], x[..., 2, 2] * (128 / 48) ** 2 / 4)  # 2x2 in the third
     assert torch.equal(data.prepare(prepared), prepared)
+    assert torch.equal(data.normalization(x), prepared)
     even = module(release, time_steps=2, size=64)
     even.setup("fit")
     x, _ = next(iter(even.test_dataloader()))
     assert torch.equal(even.prepare(x), x.float())
+    assert torch.equal(even.normalization(x), x.float())
 
 
 def test_the_split_is_nine_to_one_in_each_class_and_disjoint(release):

@@ -70,7 +70,9 @@ def test_training_images_alone_are_augmented(trainer, probe, operation) -> None:
     fitting = trainer(max_epochs=2)
     fitting.fit(model, data)
     fitting.test(model, data, verbose=False)
-    known = {tuple(image.flatten().tolist()) for image in data.prepare(data.load()[0])}
+    images = data.load()[0]
+    assert torch.equal(data.normalization(images), data.prepare(images))
+    known = {tuple(image.flatten().tolist()) for image in data.prepare(images)}
     changed = {
         stage: sum(tuple(image.flatten().tolist()) not in known for x, _ in batches for image in x)
         for stage, batches in model.seen.items()

@@ -1,6 +1,8 @@
 """Exports compute what the kept network computes, or are refused and leave nothing behind."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,10 @@ import pytest
 import torch
 from torch import nn
 
+import tna_lightning
 import tna_lightning.export.__main__ as door
+from tna_lightning.data import DigitsDataModule
+from tna_lightning.evaluate import evaluate
 from tna_lightning.export import (
     ExportMismatch,
     check,
@@ -374,6 +379,48 @@ def test_a_run_is_exported_and_checked_on_its_test_set(format, name, run_folder)
     _, counts = export(run_folder, format, num_images=40)
     assert counts["images"] == 40
     assert sorted(file.name for file in run_folder.iterdir()) == sorted([name, "network.safetensors", "run.json"])
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_a_run_as_c_is_a_folder_that_evaluates_as_the_network(run_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "argv", ["export", str(run_folder), "--format", "c"])
+    door.main()
+    written, checked = capsys.readouterr().out.splitlines()
+    folder = run_folder / "network-exported-c"
+    assert re.fullmatch(rf"{folder}: [\d,]+ bytes of constant tables, [\d,]+ bytes of RAM", written)
+    assert re.fullmatch(r"checked on 360 images: 0 predictions, \d of [\d,]{6,} spikes differ", checked)
+    assert "Checked on 360 inputs" in (folder / "network.h").read_text()
+    digits = DigitsDataModule(seed=0)
+    digits.setup("test")
+    ours = load_packed(run_folder / "network.safetensors")
+    batch = digits.test_set[range(360)]
+    logits = ours(digits.prepare(batch.x)).mean(0).detach()
+    loaded = tna_lightning.load_c(folder)
+    torch.testing.assert_close(torch.from_numpy(loaded(batch.x.numpy())), logits, rtol=1e-4, atol=1e-5)
+    accuracy = int((logits.argmax(1) == batch.target).sum()) / 360
+    assert evaluate(run_folder, c=folder) == {"test/acc": accuracy}
+
+    (folder / "mine.txt").write_text("mine")  # replaced as a whole
+    monkeypatch.setattr(sys, "argv", ["export", str(run_folder), "--format", "c", "--no-check"])
+    monkeypatch.setenv("PATH", "")
+    door.main()
+    assert capsys.readouterr().out.splitlines()[1] == "not checked"
+    assert not (folder / "mine.txt").exists()
+    monkeypatch.setattr(sys, "argv", ["export", str(run_folder), "--format", "c", "--output", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as left:
+        door.main()
+    assert left.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: needs a C compiler: install gcc or clang, or say which in the environment's CC\n"
+    )
+    with pytest.raises(ValueError, match=r"^output=.*: is there already; remove it, or name another folder"):
+        export(run_folder, "c", folder)
+    monkeypatch.setattr(DigitsDataModule, "normalization", None)  # a data module of one's own
+    with pytest.raises(ValueError, match=r"^data=DigitsDataModule: must say what it does to uint8 inputs"):
+        export(run_folder, "c", tmp_path / "other", is_checked=False)
+    with pytest.raises(ValueError, match=r"^no-check: must be left out with format='nir'"):
+        export(run_folder, "nir", is_checked=False)
 
 
 def test_nothing_that_is_there_is_overwritten(run_folder, tmp_path):

@@ -297,6 +297,8 @@ def test_the_wheel_carries_conf_and_studies_and_no_results(wheel):
     for path in [*(ROOT / "conf").rglob("*.yaml"), *(ROOT / "experiments").glob("*.yaml")]:
         assert str(path.relative_to(ROOT)) in shipped
     assert not [name for name in names if "results" in name]
+    kernels = (ROOT / "src" / "tna_lightning" / "export" / "c" / "kernels").iterdir()
+    assert {f"export/c/kernels/{file.name}" for file in kernels} <= shipped
 
 
 def test_the_wheel_runs_from_an_empty_folder(wheel, tmp_path):

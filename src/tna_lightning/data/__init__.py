@@ -23,6 +23,7 @@ _MODULES = {
     "ImageDataModule": "images",
     "ImageFolderDataModule": "folder",
     "Inputs": "batch",
+    "Normalization": "batch",
 }
 
 __all__ = list(_MODULES)

@@ -32,6 +32,26 @@ class Inputs:
     num_classes: int
 
 
+@dataclass(frozen=True, eq=False)
+class Normalization:
+    """What becomes of uint8 inputs before a network sees them: ``(x - mean) * scale``, then ``* gain``, in float32.
+
+    Attributes:
+        mean: ``[C, 1, 1]``, or what broadcasts against it.
+        scale: likewise.
+        gain: ``[H, W]``; None for none.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    gain: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Float32 ``[..., C, H, W]`` of uint8 inputs."""
+        x = x.float().sub(self.mean).mul_(self.scale)
+        return x if self.gain is None else x.mul_(self.gain)
+
+
 @dataclass
 class Batch:
     """Samples and what is known of them. Not frozen: Lightning moves a batch to its device by setting the fields.

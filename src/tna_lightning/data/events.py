@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tna_lightning.data.array_cache import ArrayCache
-from tna_lightning.data.batch import Batch, Inputs
+from tna_lightning.data.batch import Batch, Inputs, Normalization
 from tna_lightning.data.frame_cache import cache_key, open_cache
 from tna_lightning.data.frames import FrameSpec, pixels_per_cell
 from tna_lightning.data.loading import BatchSet, stratified_split
@@ -144,6 +144,12 @@ class EventDataModule(BatchedDataModule):
     def augment(self, batch: Batch, generator: torch.Generator) -> Batch:  # noqa: D102
         # evens out the cells before anything moves
         return super().augment(replace(batch, x=self.prepare(batch.x)), generator)
+
+    @property
+    def normalization(self) -> Normalization:
+        """The counts, evened out over the cells; needs :meth:`setup`."""
+        gain = None if self._gain is None else self._gain.cpu()
+        return Normalization(torch.zeros(2, 1, 1), torch.ones(2, 1, 1), gain)
 
     def prepare(self, x: Tensor) -> Tensor:
         """Turn uint8 counts into float32, evened out over the cells; float frames are prepared already."""

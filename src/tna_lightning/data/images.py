@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tna_lightning.data.batch import Inputs
+from tna_lightning.data.batch import Inputs, Normalization
 from tna_lightning.data.loading import BatchSet, derive_seed, stratified_split
 from tna_lightning.data.module import BatchedDataModule
 
@@ -122,6 +122,11 @@ class ImageDataModule(BatchedDataModule):
                 _, chosen = stratified_split(labels[train], self.train_subset / len(train), derive_seed(self.seed, 1))
                 train = train[chosen]
         return train, val
+
+    @property
+    def normalization(self) -> Normalization:  # noqa: D102
+        mean, scale = self._normalisation()
+        return Normalization(mean.cpu(), scale.cpu())
 
     def prepare(self, x: Tensor) -> Tensor:
         """Normalise uint8 images to zero mean and unit deviation per channel over the data set."""

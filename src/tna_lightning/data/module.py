@@ -11,7 +11,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 
 from tna_lightning.data.augment.operation import Operation, check_samples, set_up
-from tna_lightning.data.batch import Batch, Inputs
+from tna_lightning.data.batch import Batch, Inputs, Normalization
 from tna_lightning.data.loading import BatchLoader, BatchSet, IndexBatches, derive_seed, split_hash
 
 
@@ -84,6 +84,11 @@ class BatchedDataModule(LightningDataModule):
     def blank(self) -> Tensor:
         """What stands for nothing in each channel of a batch as operations get it, ``[C]``."""
         return torch.zeros(self.in_channels)
+
+    @property
+    def normalization(self) -> Normalization:
+        """What :meth:`prepare` does to uint8 inputs, for code that runs without it: here, nothing."""
+        return Normalization(torch.zeros(self.in_channels, 1, 1), torch.ones(self.in_channels, 1, 1))
 
     @property
     def split_hash(self) -> str:

@@ -1,4 +1,4 @@
-"""The door: ``python -m tna_lightning.export RUN --format packed|onnx|nir``."""
+"""The door: ``python -m tna_lightning.export RUN --format packed|onnx|nir|c``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 import tna_lightning.export
 from tna_lightning.export.checking import ExportMismatch
-from tna_lightning.export.run import SUFFIXES, export
+from tna_lightning.export.run import NAMES, export
 from tna_lightning.running.console import leave, warn_of_changes
 from tna_lightning.running.record import finished_record
 from tna_lightning.running.trust import refuse_foreign
@@ -19,13 +19,18 @@ def main() -> None:
         prog="python -m tna_lightning.export", description=(tna_lightning.export.__doc__ or "").split("\n\n")[0]
     )
     parser.add_argument("run", help="a finished run's folder")
-    parser.add_argument("--format", required=True, choices=SUFFIXES)
-    parser.add_argument("--output", help="the file to write (default: network-exported.* in the run's folder)")
-    parser.add_argument("--fold", action="store_true", help="fold batch norm into scales and biases (nir always does)")
+    parser.add_argument("--format", required=True, choices=NAMES)
+    parser.add_argument(
+        "--output", help="the file to write, of C the folder (default: network-exported* in the run's folder)"
+    )
+    parser.add_argument(
+        "--fold", action="store_true", help="fold batch norm into scales and biases (nir and c always do)"
+    )
     parser.add_argument("--images", type=int, help="check with so many images of the test set (default: all)")
     parser.add_argument("--data-root", help="where the data are, if not where they were in training")
     parser.add_argument("--opset", type=int, help="version of ONNX's operators (default: 20)")
     parser.add_argument("--trust", action="store_true", help="call what the record names beside tna_lightning's own")
+    parser.add_argument("--no-check", action="store_true", help="c: do not compile it and run it beside the network")
     arguments = parser.parse_args()
     try:
         config = finished_record(arguments.run)["config"]
@@ -41,12 +46,19 @@ def main() -> None:
             arguments.data_root,
             opset=arguments.opset,
             trust=arguments.trust,
+            is_checked=not arguments.no_check,
         )
     except ExportMismatch as error:
         sys.exit(f"error: {error}")
     except Exception as error:
         leave(error)
-    print(f"{path}: {path.stat().st_size:,} bytes")
+    if arguments.format == "c":
+        print(f"{path}: {counts['table_bytes']:,} bytes of constant tables, {counts['ram_bytes']:,} bytes of RAM")
+    else:
+        print(f"{path}: {path.stat().st_size:,} bytes")
+    if arguments.no_check:
+        print("not checked")
+        return
     compared = f", {counts['spikes_differing']:,} of {counts['spikes']:,} spikes" if counts["spikes"] else ""
     print(f"checked on {counts['images']:,} images: {counts['predictions_differing']:,} predictions{compared} differ")
 

@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tna_lightning.export.parts import parts_of, refuse_weights_over_time
 from tna_lightning.models import LIF, BasicBlock, Network
-from tna_lightning.models.over_time import OverTime
 from tna_lightning.quantization.folding import ScaledConv2d, ScaledLinear
 from tna_lightning.quantization.packing import inputs_entry
 
@@ -59,12 +59,8 @@ class _Builder:
 
     def walk(self, name: str, module: nn.Module) -> None:
         """Append a module."""
-        if isinstance(module, Network):
-            parts = [("stem", module.stem), ("body", module.body), ("pool", module.pool), ("head", module.head)]
-            for part, child in [*parts, ("flatten", nn.Flatten()), ("classifier", module.classifier)]:
-                self.walk(f"{name}.{part}".lstrip("."), child)
-        elif isinstance(module, nn.Sequential):
-            for part, child in module.named_children():
+        if isinstance(module, Network | nn.Sequential):
+            for part, child in parts_of(module):
                 self.walk(f"{name}.{part}".lstrip("."), child)
         elif isinstance(module, BasicBlock):
             sources, shape = self.sources, self.shape
@@ -164,9 +160,7 @@ def check_weights(network: nn.Module) -> None:
     Raises:
         ValueError: one differs by time step; the message names the module.
     """
-    for name, module in network.named_modules():
-        if isinstance(module, OverTime):
-            raise ValueError(f"network.{name}: NIR has no node whose weight differs by time step")
+    refuse_weights_over_time(network, "NIR has no node whose weight differs by time step")
 
 
 def to_nir(network: nn.Module, input_shape: tuple[int, ...], inputs: Mapping[str, Any] | None = None) -> Any:
