@@ -16,6 +16,7 @@ file, for readers of that version (sinabs 3.1.3); others take it for a hard rese
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -204,14 +205,16 @@ def write_nir(path: Path | str, graph: Any) -> None:
     import h5py  # type: ignore[import-untyped]
     import nir
 
-    nir.write(path, graph)
+    content = io.BytesIO()  # HDF5 locks the files that it opens, and a temporary file is locked by us
+    nir.write(content, graph)
     if graph.metadata["reset"] == "subtract":
-        with h5py.File(path, "r+") as file:
+        with h5py.File(content, "r+") as file:
             for node in file["node/nodes"].values():
                 if "v_reset" in node:
                     del node["v_reset"]
             del file["version"]
             file["version"] = SUBTRACTING_VERSION
+    Path(path).write_bytes(content.getvalue())
 
 
 class NIRRunner:
@@ -224,8 +227,9 @@ class NIRRunner:
         import h5py
         import nir
 
-        graph = nir.read(path)
-        with h5py.File(path) as file:
+        content = io.BytesIO(Path(path).read_bytes())
+        graph = nir.read(content)
+        with h5py.File(content) as file:
             self.subtracts = file["version"][()].decode() == SUBTRACTING_VERSION
         self.nodes, self.edges = graph.nodes, graph.edges
         self.spikes: dict[str, Tensor] = {}
