@@ -39,6 +39,9 @@ SUBTRACTS = (
 )
 
 
+NODES = LIF, ScaledConv2d, ScaledLinear, nn.Conv2d, nn.Linear, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten
+
+
 class _Builder:
     """Nodes and edges so far; the next module sees the sum of the nodes in ``sources``, of ``shape`` for one sample."""
 
@@ -60,12 +63,15 @@ class _Builder:
 
     def walk(self, name: str, module: nn.Module) -> None:
         """Append a module."""
+        if isinstance(module, NODES) and type(module).forward not in {node.forward for node in NODES}:
+            raise ValueError(f"network.{name}: NIR has no node for {type(module).__name__}, whose forward is its own")
         if isinstance(module, Network):
             parts = [("stem", module.stem), ("body", module.body), ("pool", module.pool), ("head", module.head)]
             for part, child in [*parts, ("flatten", nn.Flatten()), ("classifier", module.classifier)]:
                 self.walk(f"{name}.{part}".lstrip("."), child)
         elif isinstance(module, nn.Sequential):
-            for part, child in module.named_children():
+            for part, child in module._modules.items():  # named_children names one that is used twice once
+                assert child is not None
                 self.walk(f"{name}.{part}".lstrip("."), child)
         elif isinstance(module, BasicBlock):
             sources, shape = self.sources, self.shape
@@ -145,6 +151,8 @@ class _Builder:
             rest = any(size % (output or size) for size, output in zip(sizes, outputs, strict=True))
             padding = (0, 0)
         else:
+            if pool.divisor_override is not None or (not pool.count_include_pad and any(_pair(pool.padding))):
+                raise ValueError(f"network.{name}: NIR divides by the size of the window, the padding included")
             kernel, stride, padding = (_pair(value) for value in (pool.kernel_size, pool.stride, pool.padding))
             sizes_and_pools = zip(sizes, kernel, stride, padding, strict=True)
             rest = any((size + 2 * pad - window) % step for size, window, step, pad in sizes_and_pools)
