@@ -457,7 +457,7 @@ def test_lazy_layers_are_decayed_as_others_and_named_by_quantisation(samples):
     shapes = [[parameter.ndim for parameter in group["params"]] for group in fitted.optimizers[0].param_groups]
     assert shapes == [[2, 2], [1, 1, 1, 1]]
     learner, quantization = TwinLearner(lazy(), num_classes=CLASSES), WeightQuantization(TernaryTTQ())
-    with pytest.raises(ValueError, match=r"^network: the weights of 1 are not there before a first batch"):
+    with pytest.raises(ValueError, match=r"^network: the weights of 1 do not exist yet, being lazy"):
         fit(learner, Loader(samples), callbacks=[quantization])
 
 
