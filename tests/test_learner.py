@@ -356,6 +356,13 @@ def test_inputs_that_are_not_finite_are_found_at_the_end_of_an_epoch_where_looki
     learner.on_validation_epoch_end()
 
 
+def test_networks_must_not_share_statistics():
+    norm = nn.BatchNorm1d(4, affine=False)
+    base, twin = (nn.Sequential(norm, nn.Linear(4, CLASSES)) for _ in range(2))
+    with pytest.raises(ValueError, match=r"^companion: shares its 0 with the base; each network needs its own stat"):
+        TwinLearner(base, twin, TwinAugmentation(), num_classes=CLASSES)
+
+
 def test_networks_must_not_share_parameters(network):
     other = convnet(in_channels=2, num_classes=CLASSES, neuron=LIF, width=0.125)
     other.stem = network.stem
@@ -450,7 +457,7 @@ def test_lazy_layers_are_decayed_as_others_and_named_by_quantisation(samples):
     shapes = [[parameter.ndim for parameter in group["params"]] for group in fitted.optimizers[0].param_groups]
     assert shapes == [[2, 2], [1, 1, 1, 1]]
     learner, quantization = TwinLearner(lazy(), num_classes=CLASSES), WeightQuantization(TernaryTTQ())
-    with pytest.raises(ValueError, match=r"^network: the weights of 1 are not there before a first batch"):
+    with pytest.raises(ValueError, match=r"^network: the weights of 1 do not exist yet, being lazy"):
         fit(learner, Loader(samples), callbacks=[quantization])
 
 
@@ -660,5 +667,9 @@ def test_a_checkpoint_of_a_quantised_run_is_loaded_once_the_network_is_quantised
     x = samples[:BATCH][0]
     with torch.no_grad():
         assert torch.equal(loaded.eval()(x), learner.eval()(x))
+    dequantize_network(fresh)
+    quantize_network(fresh, Ternary(), skip=["classifier"])
+    with pytest.raises(ValueError, match=r"^checkpoint: base is quantised there in another way .*\(stem\.conv has"):
+        load(tmp_path / "last.ckpt", fresh)
     dequantize_network(fresh)
     assert load(tmp_path / "plain.ckpt", fresh).base is fresh

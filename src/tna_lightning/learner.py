@@ -490,6 +490,11 @@ def _refuse_shared(networks: Mapping[str, nn.Module]) -> None:
             owner = owners.setdefault(id(parameter), network)
             if owner != network:
                 raise ValueError(f"{network}: shares its parameter {name} with the {owner}; each network needs its own")
+        for name, norm in module.named_modules():  # one without parameters still takes the statistics of both
+            if isinstance(norm, _NormBase) and (owner := owners.setdefault(id(norm), network)) != network:
+                raise ValueError(
+                    f"{network}: shares its {name} with the {owner}; each network needs its own statistics"
+                )
 
 
 def _are_equal(first: nn.Module, second: nn.Module) -> bool:

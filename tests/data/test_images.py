@@ -272,6 +272,15 @@ def test_works_with_a_plain_trainer_without_warnings(tmp_path: Path, monkeypatch
             lambda x, y, t: (x, y[:, None], t),
             "its labels are [60, 1] of torch.int64; must be a tensor [N] of torch.int64",
         ),
+        (
+            lambda x, y, t: (x, y, torch.tensor([1, len(x)])),
+            "its test indices must lie in 0 to 59, each once; one is 60",
+        ),
+        (lambda x, y, t: (x, y, torch.tensor([1, -1])), "its test indices must lie in 0 to 59, each once; one is -1"),
+        (
+            lambda x, y, t: (x, y, torch.tensor([1, 1])),
+            "its test indices must lie in 0 to 59, each once; one is there twice",
+        ),
         (lambda x, y, t: (x, y, t.tolist()), "its test indices are [] of list; must be a tensor [N] of torch.int64"),
         (lambda x, y, t: (x, y[1:], t), "must give a label an image; there are 59 for 60"),
         (lambda x, y, t: (x, y + 1, t), "labels must lie in 0 to 1, as class_names has 2; one is 2"),

@@ -173,6 +173,15 @@ def test_arrays_without_parts_give_a_fifth_of_each_class_to_the_test(tmp_path):
     assert data.class_names[9] == "j"
 
 
+def test_a_label_without_a_training_image_is_said(tmp_path, caplog):
+    np.savez(tmp_path / "mine.npz", **SPLIT | {"y_train": LABELS[:30] + 1, "y_test": LABELS[30:] + 1})
+    data = ArraysDataModule(tmp_path / "mine.npz")
+    assert data.num_classes == 11
+    assert [r.getMessage().partition(": ")[2] for r in caplog.records] == [
+        "no training image has the label 0; labels count from 0"
+    ]
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
@@ -189,6 +198,10 @@ def test_arrays_without_parts_give_a_fifth_of_each_class_to_the_test(tmp_path):
         ({"images": GREY[0], "labels": LABELS}, r"images is \[6, 5\]; must be"),
         ({"images": COLOUR[..., :2], "labels": LABELS}, "C = 1 or 3"),
         ({"images": GREY[:0], "labels": LABELS[:0]}, "images is empty"),
+        (SPLIT | {"X_train": COLOUR[:30]}, "holds x_train, y_train, x_test, y_test, X_train; must hold"),
+        ({"x_train": COLOUR, "y_train": LABELS, "train_x": COLOUR, "train_y": LABELS}, "must hold x_train, y_train"),
+        ({"images": GREY, "labels": LABELS * 5}, "labels go up to 45 for 40 images"),
+        ({"images": GREY, "labels": LABELS + np.uint64(2**63)}, "labels holds 9223372036854775"),
         ({"images": np.array([object()]), "labels": LABELS}, "is damaged or no .npz|allow_pickle"),
     ],
 )

@@ -320,6 +320,23 @@ def test_pooling_with_a_rest_is_refused():
     assert to_nir(network, (1, 8, 8)).nodes["output"].output_type["output"].tolist() == [2, 3, 3]
 
 
+def test_what_a_sequential_does_otherwise_than_nir_is_refused_and_what_it_does_twice_is_there_twice():
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    for module, message in (
+        (nn.AvgPool2d(2, divisor_override=3), "NIR divides by the size of the window"),
+        (nn.AvgPool2d(3, 1, 1, count_include_pad=False), "NIR divides by the size of the window"),
+        (Doubled(4, 4), "NIR has no node for Doubled, whose forward is its own"),
+    ):
+        with pytest.raises(ValueError, match=f"^network.1: {message}"):
+            to_nir(nn.Sequential(nn.Conv2d(1, 1, 1), module), (1, 4, 4))
+    neuron, linear = LIF(), nn.Linear(4, 4)
+    graph = to_nir(nn.Sequential(linear, neuron, linear, neuron), (4,))
+    assert [*graph.nodes] == ["input", "0", "1", "2", "3", "output"]
+
+
 def test_what_the_package_nir_does_not_read_is_refused():
     with pytest.raises(ValueError, match=r"^network.0: the package nir does not read convolutions in 2 groups"):
         to_nir(nn.Sequential(nn.Conv2d(2, 4, 3, groups=2)), (2, 6, 6))

@@ -57,6 +57,27 @@ def test_membranes_are_those_of_the_equations():
     assert not spikes.requires_grad
 
 
+def test_what_is_written_into_spikes_later_and_the_networks_own_statistics_are_left_alone():
+    class Added(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.neuron = nn.BatchNorm1d(3), LIF()
+
+        def forward(self, x):
+            current = self.norm(5 * x).expand(4, *x.shape).contiguous()
+            spikes = self.neuron(current)
+            spikes += 7
+            current.zero_()
+            return spikes
+
+    network = Added().train()
+    logits, (layer,) = record(network, torch.randn(6, 3))
+    assert layer.spikes.unique().tolist() == [0, 1]
+    assert torch.equal(logits, layer.spikes + 7)
+    assert torch.equal(layer.spikes, (layer.membranes > 1).float())
+    assert (network.norm.running_mean.tolist(), int(network.norm.num_batches_tracked)) == ([0, 0, 0], 0)
+
+
 def test_the_example_of_the_guide_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     spec = {

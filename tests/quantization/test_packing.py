@@ -391,6 +391,18 @@ def test_a_network_of_ones_own_has_to_be_passed_and_has_to_fit(packed):
     )
 
 
+def test_an_extra_state_that_is_no_tensor_is_refused_by_name(tmp_path):
+    class Gain(nn.Linear):
+        def get_extra_state(self):
+            return {"gain": 3.0}
+
+    network = nn.Sequential(Gain(4, 2))
+    with pytest.raises(ValueError, match=r"^0._extra_state: is a dict; a packed file holds tensors alone"):
+        save_network(tmp_path / "kept.safetensors", network)
+    assert network_bytes(network) == {"float32": 40, "kept": 40}
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"^path='.*none\.safetensors': there is no such file"):
         load_packed(tmp_path / "none.safetensors")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import zipfile
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,14 @@ from tna_lightning.data.loading import stratified_split
 # what the arrays of a whole set, and of its parts, are called: Keras' sets, MedMNIST, scikit-learn
 IMAGES, LABELS = ("images", "x", "data"), ("labels", "y", "targets", "target")
 PARTS = tuple(
-    (images.format(part), labels.format(part))
+    [
+        (images.format(part), labels.format(part))
+        for images, labels in (("x_{}", "y_{}"), ("X_{}", "y_{}"), ("{}_images", "{}_labels"), ("{}_x", "{}_y"))
+    ]
     for part in ("train", "test")
-    for images, labels in (("x_{}", "y_{}"), ("X_{}", "y_{}"), ("{}_images", "{}_labels"), ("{}_x", "{}_y"))
 )
+
+log = logging.getLogger(__name__)
 
 
 class ArraysDataModule(ImageDataModule):
@@ -53,7 +59,7 @@ class ArraysDataModule(ImageDataModule):
         """The given names, or the labels' numbers, for which the file is read."""
         if self.classes is None:
             self.setup("fit")
-        assert self.classes is not None
+        assert self.classes is not None  # load has filled it
         return self.classes
 
     def load(self) -> tuple[Tensor, Tensor, Tensor]:  # noqa: D102
@@ -78,11 +84,20 @@ class ArraysDataModule(ImageDataModule):
             raise ValueError(f"training and test images differ in shape: {sorted(shapes)}")
         images, labels = (torch.cat([part[index] for part in parts]) for index in (0, 1))
         if self.classes is None:
+            if labels.max() >= len(labels):
+                raise ValueError(
+                    f"labels go up to {labels.max()} for {len(labels)} images; number classes from 0, without gaps"
+                )
             self.classes = [str(label) for label in range(int(labels.max()) + 1)]
         if labels.max() >= len(self.classes):
             raise ValueError(f"labels go up to {labels.max()}, and classes names {len(self.classes)}")
         if len(labels.unique()) < 2:
             raise ValueError("all labels are the same, there is nothing to tell apart")
+        known = (parts[0][1] if len(parts) == 2 else labels).unique()
+        if len(known) < len(self.classes):
+            missing = sorted({*range(len(self.classes))} - {*known.tolist()})
+            shown = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
+            log.warning("file=%r: no training image has the label %s; labels count from 0", str(self.file), shown)
         if len(parts) == 2:
             return images, labels, torch.arange(len(parts[0][0]), len(images))
         _, test = stratified_split(labels, fraction=0.2, seed=0)
@@ -94,9 +109,10 @@ def _parts(held: Any) -> list[tuple[Tensor, Tensor]]:
     if isinstance(held, np.ndarray):
         raise ValueError("is one array without a name; numpy.savez writes several with names")
     names = held.files
-    pairs = [pair for pair in PARTS if {*pair} <= set(names)]
+    found = [[pair for pair in part if {*pair} <= set(names)] for part in PARTS]
+    pairs = [*chain.from_iterable(found)]
     whole = [(image, label) for image in IMAGES for label in LABELS if {image, label} <= set(names)]
-    if len(pairs) == 2 or (whole and not pairs):
+    if [len(part) for part in found] == [1, 1] or (whole and not pairs):
         return [(_images(name, held[name]), _labels(other, held[other])) for name, other in pairs or whole[:1]]
     raise ValueError(
         f"holds {', '.join(names)}; must hold x_train, y_train, x_test, y_test, or train_images, train_labels, "
@@ -129,6 +145,7 @@ def _labels(name: str, array: np.ndarray) -> Tensor:
         array = array[:, 0]
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise ValueError(f"{name} is {array.dtype} {list(array.shape)}; must hold whole numbers, [N]")
-    if len(array) and array.min() < 0:
-        raise ValueError(f"{name} holds {array.min()}; labels are whole numbers from 0")
+    if len(array) and (array.min() < 0 or array.max() >= 2**31):
+        wrong = array.min() if array.min() < 0 else array.max()
+        raise ValueError(f"{name} holds {wrong}; labels are whole numbers from 0")
     return torch.from_numpy(array.astype(np.int64))

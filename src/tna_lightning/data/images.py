@@ -86,14 +86,15 @@ class ImageDataModule(BatchedDataModule):
         self.train_set, self.val_set, self.test_set = (BatchSet(images, labels, subset) for subset in self._subsets)
 
     def _check(self, images: Tensor, labels: Tensor, test: Tensor) -> None:
-        shape = "N", "C" if self.mean is None else str(len(self.mean)), "H", "W"
+        channels = None if self.mean is None else len(self.mean)  # to measure it the images are loaded: not yet
+        shape = "N", str(channels or "C"), "H", "W"
         for name, values, dtype, wanted in (
             ("images", images, torch.uint8, shape),
             ("labels", labels, torch.int64, shape[:1]),
             ("test indices", test, torch.int64, shape[:1]),
         ):
             is_right = isinstance(values, Tensor) and values.dtype == dtype and values.ndim == len(wanted)
-            if not is_right or (name == "images" and shape[1] not in ("C", str(values.shape[1]))):
+            if not is_right or (name == "images" and channels not in (None, values.shape[1])):
                 got = f"{list(getattr(values, 'shape', []))} of {getattr(values, 'dtype', type(values).__name__)}"
                 hint = "; shares in [0, 1] become grey levels by mul(255).round().to(torch.uint8)"
                 raise ValueError(
@@ -102,6 +103,10 @@ class ImageDataModule(BatchedDataModule):
                 )
         if len(images) != len(labels):
             raise ValueError(f"load: must give a label an image; there are {len(labels)} for {len(images)}")
+        outside = test[(test < 0) | (test >= len(labels))]
+        if len(outside) or len(test.unique()) < len(test):
+            wrong_one = f"one is {int(outside[0])}" if len(outside) else "one is there twice"
+            raise ValueError(f"load: its test indices must lie in 0 to {len(labels) - 1}, each once; {wrong_one}")
         wrong = labels[(labels < 0) | (labels >= self.num_classes)]
         if len(wrong):
             raise ValueError(

@@ -16,6 +16,7 @@ file, for readers of that version (sinabs 3.1.3); others take it for a hard rese
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,6 +37,9 @@ SUBTRACTS = (
     "Its neurons reset by subtraction, as all did until NIR 1.0.4. Readers of NIR 1.0.5 and later take this for a hard "
     "reset, and compute something else."
 )
+
+
+NODES = LIF, ScaledConv2d, ScaledLinear, nn.Conv2d, nn.Linear, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten
 
 
 class _Builder:
@@ -59,6 +63,8 @@ class _Builder:
 
     def walk(self, name: str, module: nn.Module) -> None:
         """Append a module."""
+        if isinstance(module, NODES) and type(module).forward not in {node.forward for node in NODES}:
+            raise ValueError(f"network.{name}: NIR has no node for {type(module).__name__}, whose forward is its own")
         if isinstance(module, Network | nn.Sequential):
             for part, child in parts_of(module):
                 self.walk(f"{name}.{part}".lstrip("."), child)
@@ -140,6 +146,8 @@ class _Builder:
             rest = any(size % (output or size) for size, output in zip(sizes, outputs, strict=True))
             padding = (0, 0)
         else:
+            if pool.divisor_override is not None or (not pool.count_include_pad and any(_pair(pool.padding))):
+                raise ValueError(f"network.{name}: NIR divides by the size of the window, the padding included")
             kernel, stride, padding = (_pair(value) for value in (pool.kernel_size, pool.stride, pool.padding))
             sizes_and_pools = zip(sizes, kernel, stride, padding, strict=True)
             rest = any((size + 2 * pad - window) % step for size, window, step, pad in sizes_and_pools)
@@ -198,14 +206,16 @@ def write_nir(path: Path | str, graph: Any) -> None:
     import h5py  # type: ignore[import-untyped]
     import nir
 
-    nir.write(path, graph)
+    content = io.BytesIO()  # HDF5 locks the files that it opens, and a temporary file is locked by us
+    nir.write(content, graph)
     if graph.metadata["reset"] == "subtract":
-        with h5py.File(path, "r+") as file:
+        with h5py.File(content, "r+") as file:
             for node in file["node/nodes"].values():
                 if "v_reset" in node:
                     del node["v_reset"]
             del file["version"]
             file["version"] = SUBTRACTING_VERSION
+    Path(path).write_bytes(content.getvalue())
 
 
 class NIRRunner:
@@ -218,8 +228,9 @@ class NIRRunner:
         import h5py
         import nir
 
-        graph = nir.read(path)
-        with h5py.File(path) as file:
+        content = io.BytesIO(Path(path).read_bytes())
+        graph = nir.read(content)
+        with h5py.File(content) as file:
             self.subtracts = file["version"][()].decode() == SUBTRACTING_VERSION
         self.nodes, self.edges = graph.nodes, graph.edges
         self.spikes: dict[str, Tensor] = {}

@@ -16,7 +16,9 @@ def parts_of(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield from (("stem", module.stem), ("body", module.body), ("pool", module.pool), ("flatten", nn.Flatten()))
         yield from (("head", module.head), ("classifier", module.classifier))
     elif isinstance(module, nn.Sequential):
-        yield from module.named_children()
+        for name, child in module._modules.items():  # named_children names one that is used twice once
+            assert child is not None
+            yield name, child
 
 
 def refuse_weights_over_time(network: nn.Module, why: str) -> None:

@@ -33,13 +33,21 @@ class LayerRecord:
 def record(network: nn.Module, x: Tensor) -> tuple[Tensor, list[LayerRecord]]:
     """Logits of a network, and what each of its layers of neurons did, in the order of their calls.
 
+    The network works in the mode it is in; its buffers, batch norm's statistics among them, are what they were before.
+
     Args:
         network: any; what does not derive from ``SpikingNeuron`` is not recorded.
         x: its input.
     """
     calls: list[tuple[str, Tensor, Tensor]] = []
-    with watched(network, lambda *call: calls.append(call)):
-        logits = network(x)
+    # copies, since what comes behind a layer may write into its spikes (`spikes += shortcut`)
+    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    try:
+        with watched(network, lambda name, currents, spikes: calls.append((name, currents.clone(), spikes.clone()))):
+            logits = network(x)
+    finally:
+        for buffer, before in buffers:
+            buffer.copy_(before)
     layers = [
         LayerRecord(name, currents, spikes, _membranes(network.get_submodule(name), currents))
         for name, currents, spikes in calls
@@ -82,5 +90,5 @@ def watched(network: nn.Module, note: Callable[[str, Tensor, Tensor], None]) -> 
 def spikes_of(network: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Logits of a network, and the spikes of each layer of neurons in order."""
     spikes: list[Tensor] = []
-    with watched(network, lambda name, currents, output: spikes.append(output)):
+    with watched(network, lambda name, currents, output: spikes.append(output.clone())):
         return network(x), spikes

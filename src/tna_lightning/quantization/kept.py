@@ -98,7 +98,13 @@ def network_bytes(network: nn.Module) -> dict[str, int]:
     names counts once.
     """
     tied = _tied(network)
-    state = plain_state_dict({name: tensor for name, tensor in network.state_dict().items() if name not in tied})
+    state = plain_state_dict(
+        {
+            name: tensor
+            for name, tensor in network.state_dict().items()
+            if name not in tied and isinstance(tensor, Tensor)  # get_extra_state may give anything
+        }
+    )
     counts = {name: tensor.numel() for name, tensor in state.items()}
     kept = {name: tensor.numel() * tensor.element_size() for name, tensor in state.items()}
     for name, weight, codes in kept_weights(network):

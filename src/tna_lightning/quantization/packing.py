@@ -136,6 +136,9 @@ def packed_state(network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]
     modules, aliases = modules_of(network), aliases_of(network)
     check_exists(modules)
     tensors = plain_state_dict(network.state_dict())
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name}: is a {type(value).__name__}; a packed file holds tensors alone, such as buffers")
     layers = {}
     for layer, weight, kept in kept_weights(network):
         if kept is None:
@@ -189,7 +192,8 @@ def save_network(
             ``time_steps``.
 
     Raises:
-        ValueError: a weight or buffer holds NaN or infinite values, or a weight does once it is decoded; a lazy module
+        ValueError: a weight or buffer holds NaN or infinite values, or a weight does once it is decoded; a module's
+            ``get_extra_state`` gives anything but a tensor; a lazy module
             has seen no input; a name in ``metadata`` is the format's own; or ``inputs`` has another entry or one that
             cannot be.
     """

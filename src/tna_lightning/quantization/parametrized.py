@@ -419,3 +419,15 @@ def check_state(name: str, network: nn.Module, state: Mapping[str, Tensor]) -> N
             f"checkpoint: {name} is not quantised there ({', '.join(more[:3])}{', ...' * (len(more) > 3)}), and it is "
             "here; load before it is quantised, or take the quantisers off, dequantize_network"
         )
+    scales = f"{OURS}0.quantizer."
+    shapes_there, shapes_here = (
+        {plain_name(key): tuple(value.shape) for key, value in each.items() if scales in f".{key}"}
+        for each in (state, network.state_dict())
+    )
+    other = [key for key in {**shapes_there, **shapes_here} if shapes_there.get(key) != shapes_here.get(key)]
+    if other:
+        layer = f".{other[0]}".partition(f".{OURS}")[0].removeprefix(".")
+        raise ValueError(
+            f"checkpoint: {name} is quantised there in another way than here ({layer} has other learned scales); "
+            "quantise it as it was in training"
+        )
