@@ -45,6 +45,7 @@ def _evaluate(folder: Path | str, data_root: str | None, trust: bool) -> tuple[d
                 accelerator=config["trainer"]["accelerator"],
                 devices=1,
                 precision=config["trainer"]["precision"],
+                limit_test_batches=config["trainer"].get("limit_test_batches"),
                 logger=False,
                 enable_checkpointing=False,
                 enable_progress_bar=False,
