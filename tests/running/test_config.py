@@ -264,6 +264,8 @@ def test_the_version_is_this_packages(monkeypatch, capsys):
     ("overrides", "message"),
     [
         (["trainer.max_steps=0"], "trainer.max_steps=0: must be at least 1, or -1 for no limit"),
+        (["trainer.max_time=00:00:00:00"], "trainer.max_time='00:00:00:00': must be above 0"),
+        (["trainer.max_time={minutes: 0}"], "trainer.max_time={'minutes': 0}: must be above 0"),
         (["trainer.max_epochs=null"], "trainer.max_epochs=None: must be a number"),
         (["trainer.limit_train_batches=0"], "trainer.limit_train_batches=0: must be above 0"),
         (["trainer.accumulate_grad_batches=-1"], "trainer.accumulate_grad_batches=-1: must be at least 1"),

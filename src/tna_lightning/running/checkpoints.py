@@ -45,7 +45,7 @@ class Saver(ModelCheckpoint):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: D102
         super().on_train_start(trainer, pl_module)
-        batches, interval = trainer.num_training_batches, trainer.val_check_batch
+        batches, interval = trainer.num_training_batches, trainer.val_check_batch or math.inf
         if trainer.enable_validation and math.isfinite(batches) and math.isfinite(interval):
             refuse_rest(trainer.val_check_interval, int(interval), int(batches))
 

@@ -295,6 +295,9 @@ def _check_trainer(config: Mapping[str, Any]) -> None:
         )
     if trainer.get("log_every_n_steps") is not None and not config["logger"]:
         raise ValueError("trainer.log_every_n_steps: needs a logger, logger=wandb or tensorboard")
+    limit = trainer.get("max_time")
+    if limit is not None and not (any(limit.values()) if isinstance(limit, Mapping) else str(limit).strip("0:")):
+        raise ValueError(f"trainer.max_time={limit!r}: must be above 0")
     nodes = trainer["num_nodes"]
     # torchrun's variable (Lightning's own too) and Slurm's: without either, the first node waits for the others forever
     if nodes != 1 and not {"MASTER_ADDR", "SLURM_NTASKS"} & os.environ.keys():

@@ -79,7 +79,8 @@ def train(config: Mapping[str, Any], folder: Path | str) -> dict[str, Any]:
     check(config)
     build("cost", config["cost"])  # here, since what is wrong there shall be said of a run that is done, too
     if (config["trainer"]["devices"], config["trainer"]["num_nodes"]) == (1, 1):
-        rank_zero_only.rank = 0  # alone, though a RANK of somebody else's may be left in the environment
+        # alone, though a RANK of somebody else's may be left in the environment
+        rank_zero_only.rank = 0  # type: ignore[attr-defined]
     run = Run(folder, config)
     if _rank() != 0:  # a further process of a run on several devices: the first one keeps the records
         return _done_before(run) or _train(run, _prepare(run))
