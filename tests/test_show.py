@@ -38,6 +38,15 @@ def test_a_row_per_class_of_the_right_pictures():
         np.testing.assert_allclose(axes[label, 2].images[0].get_array()[..., 0], inputs[third, 0] / 255, atol=1e-6)
 
 
+def test_a_class_of_which_a_small_subset_has_none_gets_no_row():
+    data = DigitsDataModule(train_subset=5)
+    data.setup("fit")
+    labels = sorted(set(data.train_set.targets[data.train_set.subset].tolist()))
+    figure = picture(data, "digits")
+    assert [axis.get_ylabel() for axis in figure.axes if axis.get_ylabel()] == list(map(str, labels))
+    assert dict(figures(data))["training samples of a class"].startswith("0 to ")
+
+
 def test_many_classes_get_one_picture_each():
     class ThirtyOne(DigitsDataModule):
         class_names = [str(number) for number in range(31)]
@@ -83,11 +92,11 @@ def run_show(*arguments, folder):
 
 
 def test_the_command_saves_one_picture_and_prints_figures(tmp_path):
-    done = run_show("data=digits", folder=tmp_path)
+    done = run_show("data=digits", "--out", "mine", folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["digits.png"]
-    assert imread(tmp_path / "digits.png").std() > 0.1
-    for part in ("1,293 train, 144 val, 360 test", "1 x 8 x 8", "digits.png"):
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.png"]
+    assert imread(tmp_path / "mine.png").std() > 0.1
+    for part in ("1,293 train, 144 val, 360 test", "1 x 8 x 8", "picture: mine.png"):
         assert part in done.stdout
 
 

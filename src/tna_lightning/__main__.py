@@ -12,12 +12,14 @@ from tna_lightning.running.processes import Terminated, interrupts_later
 
 def main() -> None:
     """Run what the command line says; leave with 0 (done), 1 (a run failed), 2 (bad input), or as ``leave`` says."""
-    from tna_lightning.running.home import home, own_folder, refuse_hidden
+    from tna_lightning.running.home import home, own_folder, refuse_hidden, searched_folders
 
     words = sys.argv[1:]
     try:
         if (own := own_folder(words)) is not None:
             refuse_hidden(own)
+        for folder in searched_folders(words):
+            refuse_hidden(folder, "hydra.searchpath")
     except ValueError as error:
         leave(error)
     if {"-h", "--help"} & set(words):

@@ -55,6 +55,7 @@ def _evaluate(
                 accelerator=config["trainer"]["accelerator"],
                 devices=1,
                 precision=config["trainer"]["precision"],
+                limit_test_batches=config["trainer"].get("limit_test_batches"),
                 logger=False,
                 enable_checkpointing=False,
                 enable_progress_bar=False,

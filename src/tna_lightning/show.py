@@ -49,26 +49,28 @@ def picture(data: BatchedDataModule, title: str) -> Figure:
     With more than 20 classes, one image of each.
     """
     x = data.train_set.inputs
-    members = _by_class(data)
+    by_class = _by_class(data)
+    names = [data.class_names[label] for label in by_class]
+    members = list(by_class.values())
     first = torch.stack([indices[0] for indices in members])
     if x.ndim == 5:
         steps = torch.linspace(0, x.shape[1] - 1, min(x.shape[1], MOST_COLUMNS)).round().long()
         panels = event_colors(data.prepare(x[first])[:, steps])
         shown = "a recording of each class over time; orange ON, blue OFF"
-        figure, axes = _grid(panels.shape[0], panels.shape[1], data.class_names)
+        figure, axes = _grid(panels.shape[0], panels.shape[1], names)
         for axis, step in zip(axes[0], steps.tolist(), strict=True):
             axis.set_title(f"frame {step + 1}", fontsize=8)
     elif len(members) <= MOST_ROWS:
         columns = min(MOST_COLUMNS, *(len(indices) for indices in members))
         panels = image_colors(torch.stack([x[indices[:columns]] for indices in members]))
         shown = "training images by class"
-        figure, axes = _grid(panels.shape[0], panels.shape[1], data.class_names)
+        figure, axes = _grid(panels.shape[0], panels.shape[1], names)
     else:
         panels = image_colors(x[first])
         shown = "one training image of each class"
         side = int(np.ceil(len(members) ** 0.5))
         figure, axes = _grid(int(np.ceil(len(members) / side)), side)
-        for axis, name in zip(axes.flat, data.class_names, strict=False):
+        for axis, name in zip(axes.flat, names, strict=False):
             axis.set_title(name, fontsize=7)
     flat = panels.reshape(-1, *panels.shape[-3:])
     for axis, panel in zip(axes.flat, flat, strict=False):
@@ -126,10 +128,11 @@ def figures(data: BatchedDataModule) -> Iterator[tuple[str, str]]:
     yield "bad recordings", str(len(described["bad_recordings"]))
 
 
-def _by_class(data: BatchedDataModule) -> list[Tensor]:
+def _by_class(data: BatchedDataModule) -> dict[int, Tensor]:
+    """Indices of the training samples by class, without the classes of which a small subset has none."""
     subset = data.train_set.subset
     labels = data.train_set.targets[subset]
-    return [subset[labels == label] for label in range(data.num_classes)]
+    return {label: subset[labels == label] for label in range(data.num_classes) if (labels == label).any()}
 
 
 def show(data: BatchedDataModule, title: str, path: Path) -> None:
@@ -167,7 +170,8 @@ def main() -> None:
         name = config["choices"]["data"]
         data = build("data", config["data"])
         title = f"{name} (SIMULATED events)" if getattr(data, "simulated", False) else name
-        show(data, title, arguments.out or Path(f"{name}.png"))
+        path = arguments.out or Path(name)
+        show(data, title, path if path.suffix else path.with_name(f"{path.name}.png"))  # as matplotlib would name it
     except Exception as error:
         leave(error)
 

@@ -9,7 +9,7 @@ from tna_lightning.callbacks import ExactResume, History, NonFiniteLoss, StopOnN
 from tna_lightning.data import DigitsDataModule
 from tna_lightning.data.augment import Crop
 from tna_lightning.learner import TwinLearner
-from tna_lightning.running.checkpoints import AtomicCheckpointIO, savers
+from tna_lightning.running.checkpoints import AtomicCheckpointIO, refuse_rest, savers
 from tna_lightning.running.console import quiet_lightning
 
 
@@ -37,7 +37,7 @@ class Spoiled(Dropped):
         return self.layers(x) * (float("nan") if self.training and self.calls_left < 0 else 1)
 
 
-def fit(folder, network, epochs, stop_after=None, ckpt_path=None, identity="mine", more=()):
+def fit(folder, network, epochs, stop_after=None, ckpt_path=None, identity="mine", more=(), **settings):
     """Train on a schedule of ``epochs``, and leave after ``stop_after`` of them as a killed process would."""
     kept, all_savers = savers(folder, "best")
     history = History(folder / "metrics.csv")
@@ -56,6 +56,7 @@ def fit(folder, network, epochs, stop_after=None, ckpt_path=None, identity="mine
         num_sanity_val_steps=0,
         plugins=[AtomicCheckpointIO()],
         callbacks=[history, StopOnNonFiniteLoss(), ExactResume(identity), Leave(), *more, *all_savers],
+        **settings,
     )
     data = DigitsDataModule(train_subset=200, batch_size=50, augment={"crop": Crop(1)})
     with quiet_lightning():
@@ -88,6 +89,18 @@ def test_a_checkpoint_of_another_config_is_refused(tmp_path):
     fit(tmp_path, Dropped(), 1, identity="one")
     with pytest.raises(ValueError, match=r"ckpt_path='.*last.ckpt': belongs to a run of another config"):
         fit(tmp_path, Dropped(), 1, ckpt_path=tmp_path / "last.ckpt", identity="other")
+
+
+def test_what_is_validated_last_in_an_epoch_is_what_is_kept(tmp_path):
+    message = r"^trainer.val_check_interval=3: .*\(4 batches\) .*: 1, 2, 4$"
+    with pytest.raises(ValueError, match=message):
+        fit(tmp_path, Dropped(), 1, val_check_interval=3)
+    assert not list(tmp_path.glob("*.ckpt"))
+    refuse_rest(8, 8, 4)  # counted over epochs: at the end of every second
+    with pytest.raises(ValueError, match="allowed are"):
+        refuse_rest(0.7, 2, 3)
+    history, kept = fit(tmp_path, Dropped(), 2, val_check_interval=0.5)
+    assert float(kept.best_model_score) == max(history.columns()["val/acc"])
 
 
 def test_training_stops_where_the_loss_is_not_finite_and_keeps_the_epoch_before(tmp_path):

@@ -152,11 +152,13 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("key", [*DAMAGE, "percent"])
+@pytest.mark.parametrize("key", [*DAMAGE, "percent", "another seed"])
 def test_a_damaged_record_is_named_and_left_out(key, study):
     damaged = record("mutual", seed=0, config={**record("mutual")["config"], "trainer": {}})
     if key == "percent":
         damaged["results"] = {"test/acc": 97.2}
+    elif key == "another seed":  # than in its config, of which the identity is made
+        damaged["seed"] = 5
     elif "." in key:
         damaged[key.partition(".")[0]][key.partition(".")[2]] = DAMAGE[key]
     else:
@@ -402,9 +404,12 @@ def test_latex_escapes_what_it_must(tmp_path):
     assert "ternary\\_ttq" in as_latex(rows(collect([tmp_path]).done))
 
 
-def test_simulated_data_are_called_so_everywhere(tmp_path):
+def test_simulated_data_and_parts_of_the_samples_are_called_so(tmp_path):
     write(tmp_path / "s", record(simulated=True, data={"simulated": True, "test_samples": 2, "note": "a stand-in"}))
+    limited = record(seed=1)["config"] | {"trainer": {"limit_test_batches": 2}}
+    write(tmp_path / "s", record(seed=1, config=limited, simulated=True))
     report([tmp_path / "s"], tmp_path / "out")
+    assert "not on all of these samples: trainer.limit_test_batches=2" in (tmp_path / "out" / "table.md").read_text()
     for name in ("table.md", "table.csv", "table.tex", "index.html"):
         assert "digits (simulated)" in (tmp_path / "out" / name).read_text(), name
     assert "SIMULATED events, no recordings of a camera; a stand-in" in (tmp_path / "out" / "table.md").read_text()
@@ -690,6 +695,16 @@ def test_a_study_without_runs_is_refused_and_an_earlier_report_kept(tmp_path):
     with pytest.raises(ValueError, match=r"study='.*study': no run is in it"):
         report([tmp_path / "study"], tmp_path / "study" / "report")
     assert not list((tmp_path / "study" / "report").iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"^output='.*file': must be a folder, and is a file$"):
+        report([tmp_path / "study"], tmp_path / "file")
+
+
+def test_what_a_runs_own_folder_holds_is_none_of_its_runs(study):
+    run = next(path for path in study.iterdir() if path.is_dir())
+    (run / "checkpoints").mkdir()
+    collection = collect([run])
+    assert (len(collection.done), collection.left_out) == (1, [])
 
 
 def test_a_study_in_which_nothing_is_finished_lists_why(tmp_path):

@@ -187,6 +187,8 @@ def test_a_run_that_another_callback_stopped_says_so(run, tmp_path):
     message = "A callback asked for the end of training."
     assert stopped == {"epoch": 0, "reason": "asked_for", "message": message}
     assert dict(summary_rows(record))["stopped early"] == f"after epoch 1: {message}"
+    out_of_time = run(compose([*TINY, "trainer.max_time={milliseconds: 1}"]), tmp_path / "time")
+    assert dict(summary_rows(out_of_time))["stopped early"] == "after epoch 1: trainer.max_time has come."
 
 
 def test_the_runs_own_checkpoints_stay_apart_from_a_users(run, tmp_path):

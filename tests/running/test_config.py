@@ -240,11 +240,18 @@ def test_a_choice_of_ones_own_that_would_not_be_taken_is_refused(name, own, monk
     message = f"config-dir='{own}': {name}.yaml has the name of a choice that comes along"
     with pytest.raises(ValueError, match=re.escape(message)):
         compose([], own)
-    monkeypatch.setattr(sys, "argv", ["tna_lightning", "--config-dir", str(own)])
-    with pytest.raises(SystemExit) as left:
-        front.main()
-    assert left.value.code == 2
-    assert message in capsys.readouterr().err
+    place = f"[pkg://mine,'file://{own}']"
+    for words, setting in (
+        (["--config-dir", str(own)], "config-dir"),
+        (["--config-di", str(own)], "config-dir"),  # the beginning of a flag is enough for Hydra
+        (["--config-dir", str(own.parent), f"--config-dir={own}"], "config-dir"),  # the last of several counts
+        ([f"hydra.searchpath={place}"], "hydra.searchpath"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["tna_lightning", *words])
+        with pytest.raises(SystemExit) as left:
+            front.main()
+        assert left.value.code == 2
+        assert message.replace("config-dir", setting) in capsys.readouterr().err
 
 
 def test_the_version_is_this_packages(monkeypatch, capsys):
@@ -257,6 +264,8 @@ def test_the_version_is_this_packages(monkeypatch, capsys):
     ("overrides", "message"),
     [
         (["trainer.max_steps=0"], "trainer.max_steps=0: must be at least 1, or -1 for no limit"),
+        (["trainer.max_time=00:00:00:00"], "trainer.max_time='00:00:00:00': must be above 0"),
+        (["trainer.max_time={minutes: 0}"], "trainer.max_time={'minutes': 0}: must be above 0"),
         (["trainer.max_epochs=null"], "trainer.max_epochs=None: must be a number"),
         (["trainer.limit_train_batches=0"], "trainer.limit_train_batches=0: must be above 0"),
         (["trainer.accumulate_grad_batches=-1"], "trainer.accumulate_grad_batches=-1: must be at least 1"),
@@ -274,6 +283,17 @@ def test_the_version_is_this_packages(monkeypatch, capsys):
 def test_what_would_do_nothing_or_something_else_is_refused(overrides, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         check(compose(overrides))
+
+
+def test_slurms_tasks_are_refused_where_lightning_would_end_in_a_traceback(monkeypatch):
+    for name in ("SLURM_JOB_NAME", "SLURM_NTASKS_PER_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    config = compose()
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    with pytest.raises(ValueError, match=r"^SLURM_NTASKS='2': Lightning needs SLURM_NTASKS_PER_NODE"):
+        check(config)
+    monkeypatch.setenv("SLURM_JOB_NAME", "bash")  # interactive: one process
+    check(config)
 
 
 def test_torchvision_and_torchaudio_are_not_installed():

@@ -35,6 +35,7 @@ def test_the_bar_counts_epochs_from_1(monkeypatch):
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "out of memory ([enforce fail] "),
         (MemoryError(), "out of memory (MemoryError); a smaller data.batch_size, model.width or T needs less"),
         (MisconfigurationException("No backend.\nMore words"), "No backend."),
+        (RuntimeError("You set `--ntasks=2` in your SLURM bash script"), "SLURM_NTASKS=None: Lightning needs"),
         (ValueError("first\nsecond"), "first"),
         (ValueError(), "ValueError"),
         (
@@ -43,7 +44,8 @@ def test_the_bar_counts_epochs_from_1(monkeypatch):
         ),
     ],
 )
-def test_an_error_is_one_line(error, line):
+def test_an_error_is_one_line(error, line, monkeypatch):
+    monkeypatch.delenv("SLURM_NTASKS", raising=False)
     assert explain(error).startswith(line)
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tna_lightning.running.identity import folder_name, identity
-from tna_lightning.running.record import RECORD, Run, find_runs, finished_record, is_active, read_record
+from tna_lightning.running.record import RECORD, Run, find_runs, finished_record, is_active, limits_words, read_record
 
 CONFIG = {
     "seed": 0,
@@ -33,6 +33,13 @@ def test_identity_ignores_where_and_how_to_work():
 @pytest.mark.parametrize("change", [{"seed": 1}, {"optimizer": {"lr": 0.2}}, {"data": {"_target_": "x.Digits"}}])
 def test_identity_follows_what_is_computed(change):
     assert identity(changed(**change)) != identity(CONFIG)
+
+
+def test_it_is_said_which_settings_kept_samples_from_a_run():
+    some = {"limit_train_batches": 1, "limit_val_batches": 1.0, "limit_test_batches": 0.5, "overfit_batches": 0.0}
+    assert limits_words(changed(trainer=some)) == "trainer.limit_train_batches=1 trainer.limit_test_batches=0.5"
+    assert limits_words(changed(trainer={"overfit_batches": 1})) == "trainer.overfit_batches=1"
+    assert limits_words(CONFIG) == limits_words(changed(trainer={"limit_val_batches": None})) == ""
 
 
 def test_identity_does_not_depend_on_the_order_of_keys():

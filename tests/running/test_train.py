@@ -413,7 +413,8 @@ def test_a_twin_device_of_the_same_kind_changes_nothing_and_channels_last_hardly
     options = ["epochs=2", "keep=last"]
     small_run(tmp_path / "plain", *options, check=True)
     small_run(tmp_path / "twin", *options, "companion.device=cpu", check=True)
-    small_run(tmp_path / "layout", *options, "channels_last=true", check=True)
+    limited = ("data.eval_batch_size=50", "trainer.limit_test_batches=2")  # as evaluate has to repeat it
+    told = small_run(tmp_path / "layout", *options, *limited, "channels_last=true", check=True).stdout
     plain, twin, layout = (finished_record(tmp_path / name) for name in ("plain", "twin", "layout"))
     assert untimed(twin["history"]) == untimed(plain["history"])
     assert twin["results"] == plain["results"]
@@ -421,6 +422,12 @@ def test_a_twin_device_of_the_same_kind_changes_nothing_and_channels_last_hardly
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)  # a spike here and there
     evaluated = call(tmp_path / "layout", module="tna_lightning.evaluate", check=True)
     assert f"test/acc {layout['results']['test/acc']!r}" in evaluated.stdout
+    assert re.search(r"not on all samples +\S trainer\.limit_test_batches=2 ", told)
+
+
+def test_a_rank_that_is_left_in_the_environment_makes_no_further_process_of_a_run(tmp_path):
+    small_run(tmp_path / "run", "epochs=1", env={**os.environ, "RANK": "1", "WORLD_SIZE": "2"}, check=True)
+    assert finished_record(tmp_path / "run")["epochs"] == 1
 
 
 def test_damaged_files_are_named_and_put_aside_on_request(done_run, tmp_path):

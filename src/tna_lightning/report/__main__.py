@@ -18,7 +18,7 @@ from tna_lightning.report.references import Published, published
 from tna_lightning.report.statistics import Row, missing, rows
 from tna_lightning.report.tables import as_csv, as_latex, as_markdown, legend, plain_words
 from tna_lightning.running.archive import RECORDS, SUFFIX, keep_records
-from tna_lightning.running.record import RECORD
+from tna_lightning.running.record import RECORD, limits_words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,8 +34,10 @@ def report(studies: Sequence[Path | str], folder: Path | str, *, references: boo
 
     Raises:
         FileNotFoundError: a study is not there.
-        ValueError: no run is in it, or a file of records is damaged.
+        ValueError: no run is in it, a file of records is damaged, or the report's folder is a file.
     """
+    if Path(folder).exists() and not Path(folder).is_dir():
+        raise ValueError(f"output={str(folder)!r}: must be a folder, and is a file")
     collection = collect(studies)
     if not (collection.done or collection.unfinished or collection.left_out):
         raise ValueError(f"study={', '.join(map(str, studies))!r}: no run is in it, finished or not")
@@ -108,6 +110,7 @@ def how(records: Sequence[dict[str, Any]]) -> list[str]:
         notes = about.get("notes") or about.get("note") or []
         lines.append("; ".join([line, *([notes] if isinstance(notes, str) else map(str, notes))]))
     for label, values in (
+        ("not on all of these samples", {limits_words(record["config"]) for record in records}),
         ("epochs", {str(record["epochs"]) for record in records if "epochs" in record}),
         ("device", {str(record["device"]) for record in records if "device" in record}),
         ("versions", {_versions(record) for record in records}),

@@ -91,8 +91,8 @@ def collect(studies: Sequence[Path | str]) -> Collection:
 
 
 def _without_record(study: Path) -> Iterator[Path]:
-    """Folders directly in the study in which there is no record at any depth, but for the report's own."""
-    for folder in sorted(study.iterdir()) if study.is_dir() else ():
+    """Folders directly in the study in which there is no record at any depth, but for the report's own and a run's."""
+    for folder in sorted(study.iterdir()) if study.is_dir() and not (study / RECORD).exists() else ():
         is_ours = folder.name == "report" or folder.name.startswith(".")
         if folder.is_dir() and not is_ours and not any(next(folder.rglob(name), None) for name in (RECORD, RECORDS)):
             yield folder

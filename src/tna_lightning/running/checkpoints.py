@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import math
 import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import lightning
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -34,9 +36,18 @@ _NEEDED: dict[str, type | tuple[type, ...]] = {
 class Saver(ModelCheckpoint):
     """Lightning's, whose state has a key of its own: a user's may have the same settings.
 
+    It refuses a validation after which an epoch goes on to its end: what it found would be said of, and with ``best``
+    choose, weights of some steps later.
+
     Its state names files without their folder. By its absolute path, as Lightning has it, the score of the best epoch
     would be forgotten where a run's folder has been moved or copied.
     """
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: D102
+        super().on_train_start(trainer, pl_module)
+        batches, interval = trainer.num_training_batches, trainer.val_check_batch or math.inf
+        if trainer.enable_validation and math.isfinite(batches) and math.isfinite(interval):
+            refuse_rest(trainer.val_check_interval, int(interval), int(batches))
 
     @property
     def state_key(self) -> str:  # noqa: D102
@@ -47,6 +58,25 @@ class Saver(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
         super().load_state_dict(_placed(state_dict, str(self.dirpath)))
+
+
+def refuse_rest(asked: int | float, interval: int, batches: int) -> None:
+    """Refuse validations of which the last in an epoch is not at its end.
+
+    Args:
+        asked: what ``trainer.val_check_interval`` says.
+        interval: the same in batches.
+        batches: of an epoch.
+
+    Raises:
+        ValueError: an epoch is no multiple of the interval, nor (where it counts over epochs) the other way round.
+    """
+    if batches % interval and interval % batches:
+        allowed = ", ".join(str(number) for number in range(1, batches + 1) if batches % number == 0)
+        raise ValueError(
+            f"trainer.val_check_interval={asked!r}: the last validation of an epoch ({batches} batches) would be of "
+            f"other weights than those that are kept at its end; allowed are whole numbers of batches: {allowed}"
+        )
 
 
 def _placed(state: Mapping[str, Any], folder: str | None) -> dict[str, Any]:

@@ -66,6 +66,10 @@ _LEAST_OF_TRAINER: dict[str, float] = {
 }
 _ABOVE_0_OF_TRAINER = ("limit_train_batches", "limit_test_batches", "gradient_clip_val")
 
+_SLURM_TASKS = (
+    "Lightning needs SLURM_NTASKS_PER_NODE beside it: --ntasks-per-node=N in place of --ntasks=N; for one process "
+    "srun --ntasks=1, or unset SLURM_NTASKS"
+)
 _OUT_OF_MEMORY = r"(?i)out ?of ?memory|MemoryError|can't allocate memory"
 
 _MOST_ENTRIES, _DEEPEST = 100_000, 50  # of a config that is read; one of ours has some hundred, six deep
@@ -294,10 +298,17 @@ def _check_trainer(config: Mapping[str, Any]) -> None:
         )
     if trainer.get("log_every_n_steps") is not None and not config["logger"]:
         raise ValueError("trainer.log_every_n_steps: needs a logger, logger=wandb or tensorboard")
+    limit = trainer.get("max_time")
+    if limit is not None and not (any(limit.values()) if isinstance(limit, Mapping) else str(limit).strip("0:")):
+        raise ValueError(f"trainer.max_time={limit!r}: must be above 0")
     nodes = trainer["num_nodes"]
     # torchrun's variable (Lightning's own too) and Slurm's: without either, the first node waits for the others forever
     if nodes != 1 and not {"MASTER_ADDR", "SLURM_NTASKS"} & os.environ.keys():
         raise ValueError(f"trainer.num_nodes={nodes!r}: start the command with torchrun or srun; alone allowed is 1")
+    tasks = os.environ.get("SLURM_NTASKS", "1")
+    is_interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")  # where Lightning leaves Slurm alone
+    if tasks != "1" and "SLURM_NTASKS_PER_NODE" not in os.environ and not is_interactive:
+        raise ValueError(f"SLURM_NTASKS={tasks!r}: {_SLURM_TASKS}")
     if config["keep"] == "best":
         if not config["data"].get("val_fraction", 1):
             raise ValueError("keep='best': needs validation images (data.val_fraction above 0); else use keep=last")
@@ -459,6 +470,8 @@ def explain(error: BaseException) -> str | None:
         return _first_line(error).removeprefix("ValueError raised while resolving interpolation: ")
     if type(error).__name__ == "RuntimeError" and 'Could not detect "srun"' in str(error):
         return "hydra/launcher=slurm: there is no srun on this machine; allowed where Slurm is"
+    if isinstance(error, RuntimeError) and str(error).startswith("You set `--ntasks="):  # Lightning's
+        return f"SLURM_NTASKS={os.environ.get('SLURM_NTASKS')!r}: {_SLURM_TASKS}"
     if isinstance(error, RuntimeError) and str(error).startswith("Unknown plugin class"):
         plugin = str(error).partition("hydra_plugins.")[2].partition(".")[0]
         return f"{plugin}: not installed; launchers and search are extras: [joblib], [submitit], [ray], [optuna]"

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from tna_lightning.packages import LEAF_SPEC, quiet
 from tna_lightning.running.own import changed_since
 from tna_lightning.running.processes import Terminated
-from tna_lightning.running.record import Busy, not_counted_words, precision_words, reading
+from tna_lightning.running.record import Busy, limits_words, not_counted_words, precision_words, reading
 
 FULL_ERROR, SET_BY_US = "HYDRA_FULL_ERROR", "TNA_LIGHTNING_SET_FULL_ERROR"
 
@@ -136,6 +136,8 @@ def summary_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         )
     if stopped := record.get("stopped"):  # older records have no such entry
         yield "stopped early", f"after epoch {stopped['epoch'] + 1}: {stopped['message']}"
+    if limits := limits_words(record["config"]):
+        yield "not on all samples", limits
     yield "weights", f"{weights['weights']:,}, quantised: {precision_words(weights)}"
     for name in companions:
         if (companion := record.get(f"{name}_weights")) is not None:  # older records have none

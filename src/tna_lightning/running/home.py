@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,28 +33,43 @@ def options(group: str, own: Path | None = None) -> dict[str, str]:
 
 
 def own_folder(words: Sequence[str]) -> Path | None:
-    """The user's own folder that a command line names (``--config-dir DIR``, ``--config-dir=DIR``, ``-cd DIR``)."""
+    """The user's own folder that a command line names, as Hydra reads it.
+
+    ``--config-dir DIR``, ``--config-dir=DIR``, ``-cd DIR`` or a beginning such as ``--config-d DIR``; the last counts.
+    """
+    own = None
     for index, word in enumerate(words):
         flag, equals, value = word.partition("=")
-        if flag in ("--config-dir", "-cd"):
+        if flag == "-cd" or (flag.startswith("--config-d") and "--config-dir".startswith(flag)):
             value = value if equals else "".join(words[index + 1 : index + 2])
-            return Path(value) if value else None
-    return None
+            own = Path(value) if value else None
+    return own
 
 
-def refuse_hidden(own: Path) -> None:
+def searched_folders(words: Sequence[str]) -> list[Path]:
+    """The folders that ``hydra.searchpath=[...]`` names; of those that are not there Hydra tells."""
+    lists = [word.partition("=")[2] for word in words if word.startswith("hydra.searchpath=")]
+    places = [place.removeprefix("file://") for each in lists for place in re.findall(r"[^\[\],'\"]+", each)]
+    return [Path(place) for place in places if Path(place).is_dir()]
+
+
+def refuse_hidden(own: Path, setting: str = "config-dir") -> None:
     """Refuse a choice of the user's own that bears the name of one that comes along, which Hydra would take instead.
+
+    Args:
+        own: the user's own folder.
+        setting: what named it.
 
     Raises:
         ValueError: there is one; or there is no such folder.
     """
     if not own.is_dir():
-        raise ValueError(f"config-dir={str(own)!r}: there is no such folder")
+        raise ValueError(f"{setting}={str(own)!r}: there is no such folder")
     for path in sorted(own.rglob("*.yaml")):
         name = path.relative_to(own)
         if (home() / "conf" / name).is_file() or (name.parts[0] == "experiments" and (home() / name).is_file()):
             raise ValueError(
-                f"config-dir={str(own)!r}: {name} has the name of a choice that comes along, which would be taken; "
+                f"{setting}={str(own)!r}: {name} has the name of a choice that comes along, which would be taken; "
                 "give it another (it may inherit: defaults: [NAME, _self_])"
             )
 

@@ -115,6 +115,8 @@ def refuse_damaged_record(folder: Path | str, record: Mapping[str, Any]) -> None
         raise ValueError(f"run={str(folder)!r}: {RECORD} has no test accuracy from 0 to 1, but {accuracy!r}")
     for key, value in faults("", record, TYPES):
         raise ValueError(f"run={str(folder)!r}: {RECORD} is damaged, its {key} is {str(value)[:40]!r}")
+    if record["config"].get("seed", record["seed"]) != record["seed"]:
+        raise ValueError(f"run={str(folder)!r}: {RECORD} is damaged, its seed is not that of its config")
     for part, key, needed in TOGETHER:
         if record[part].get(key) is not None and record[part].get(needed) is None:
             raise ValueError(f"run={str(folder)!r}: {RECORD} is damaged, its {part} has {key}, but no {needed}")
@@ -174,6 +176,18 @@ def not_counted_words(cost: Mapping[str, Any]) -> str:
     for entry in cost.get("not_counted") or ():
         where.setdefault(entry["operation"], []).append(entry["name"] or "the network")
     return "; ".join(f"{operation} ({', '.join(names)})" for operation, names in where.items())
+
+
+def limits_words(config: Mapping[str, Any]) -> str:
+    """Which settings of the trainer kept samples from it, ``trainer.limit_test_batches=2``; empty where none did."""
+    trainer = config.get("trainer") or {}
+    limits = {f"limit_{stage}_batches": (None, 1.0) for stage in ("train", "val", "test")} | {"overfit_batches": (0,)}
+    return " ".join(
+        f"trainer.{name}={value!r}"
+        for name, all_of_them in limits.items()
+        # 1.0 is all of them, 1 is one
+        if (value := trainer.get(name, all_of_them[0])) not in all_of_them or (value == 1 and isinstance(value, int))
+    )
 
 
 def _modules(schemes: Mapping[str, str | None], scheme: str | None) -> str:

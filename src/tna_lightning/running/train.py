@@ -17,7 +17,7 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.trainer.connectors import checkpoint_connector
 from lightning.pytorch.utilities import rank_zero_only
@@ -79,6 +79,9 @@ def train(config: Mapping[str, Any], folder: Path | str) -> dict[str, Any]:
     """
     check(config)
     build("cost", config["cost"])  # here, since what is wrong there shall be said of a run that is done, too
+    if (config["trainer"]["devices"], config["trainer"]["num_nodes"]) == (1, 1):
+        # alone, though a RANK of somebody else's may be left in the environment
+        rank_zero_only.rank = 0  # type: ignore[attr-defined]
     run = Run(folder, config)
     if _rank() != 0:  # a further process of a run on several devices: the first one keeps the records
         return _done_before(run) or _train(run, _prepare(run))
@@ -464,9 +467,15 @@ def _stopped_early(trainer: lightning.Trainer, epoch: int) -> dict[str, Any] | N
                 "reason": callback.stopping_reason.name.lower(),
                 "message": str(callback.stopping_reason_message).removesuffix(" Signaling Trainer to stop."),
             }
+    if not trainer.should_stop:
+        return None
+    remaining = [each.time_remaining() for each in trainer.callbacks if isinstance(each, Timer)]  # type: ignore[attr-defined]
+    if any(seconds is not None and seconds <= 0 for seconds in remaining):
+        reason, message = "max_time", "trainer.max_time has come."
+    else:
+        reason, message = "asked_for", "A callback asked for the end of training."
     unknown = dict.fromkeys(("monitor", "mode", "best", "patience"))
-    message = "A callback asked for the end of training."
-    return {"epoch": epoch, **unknown, "reason": "asked_for", "message": message} if trainer.should_stop else None
+    return {"epoch": epoch, **unknown, "reason": reason, "message": message}
 
 
 def _rank() -> int:
