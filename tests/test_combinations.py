@@ -88,7 +88,9 @@ def take_a_training_step(model, neuron, quant, baseline, choices):
     config = {**choices["common"], "model": node, "neuron": choices["neuron"][neuron], **choices["baseline"][baseline]}
     learner = build_learner(config, datamodule)
     if choices["quant"][quant]:
-        build("quant", choices["quant"][quant]).setup(SimpleNamespace(max_epochs=1, callbacks=[]), learner, "fit")
+        build("quant", choices["quant"][quant]).setup(
+            SimpleNamespace(max_epochs=1, callbacks=[], fast_dev_run=False), learner, "fit"
+        )
     optimizer = DEFAULT_OPTIMIZER(list(learner.parameter_groups()))
     before = [parameter.detach().clone() for parameter in learner.base.parameters()]
 

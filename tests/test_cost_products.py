@@ -516,6 +516,7 @@ def test_layers_may_be_called_by_keyword_or_not_at_all():
     assert (cost["dense_macs"], cost["synaptic_operations"], cost["not_counted"]) == (2 * F * 4, 2 * F * 4, [])
 
 
+@pytest.mark.filterwarnings("ignore:The reduce argument of torch.scatter:UserWarning")  # which is why it is tried
 def test_products_under_other_names_are_named():
     linear = nn.Linear(F, 4)
     index = torch.zeros(B, 4, dtype=torch.long)

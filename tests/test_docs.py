@@ -126,4 +126,5 @@ def test_the_readme_names_every_choice():
 def test_what_the_readme_links_to_exists():
     for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("experiments/results/*/README.md")]:
         for target in re.findall(r"\]\((?!http)([^)#]+)", path.read_text()):
-            assert (path.parent / target).exists(), f"{path}: {target}"
+            is_generated = target == "reference/settings.md"  # by `make docs`, which checks links too
+            assert is_generated or (path.parent / target).exists(), f"{path}: {target}"

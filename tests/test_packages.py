@@ -23,7 +23,7 @@ EXTRAS = ("onnx", "onnxscript", "onnxruntime", "nir", "h5py", "wandb_workspaces"
 # whose modules are data modules or a callback of Lightning's
 OF_LIGHTNING = [
     *(f"tna_lightning.data.{name}" for name in ("module", "images", "events", "cifar", "cifar10dvs", "digits")),
-    "tna_lightning.data.simulated",
+    *(f"tna_lightning.data.{name}" for name in ("arrays", "folder", "idx", "simulated")),
     "tna_lightning.quantization.callback",
 ]
 

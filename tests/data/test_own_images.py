@@ -14,7 +14,7 @@ from tna_lightning.data.idx import FILES, SETS, read_idx
 from tna_lightning.data.images import measure
 from tna_lightning.running.own import digest_of, own_digests
 
-GREY = np.random.default_rng(0).integers(0, 256, (40, 6, 5), dtype=np.uint8)
+GREY = np.random.default_rng(0).integers(0, 256, (40, 28, 28), dtype=np.uint8)
 LABELS = np.arange(40, dtype=np.uint8) % 10
 
 
@@ -42,7 +42,7 @@ def test_idx_files_are_found_as_they_are_laid_out(tmp_path, folder, pack, ending
         data = module(tmp_path, val_fraction=0.1)
         data.setup("fit")
     assert "is not the official file" in caplog.text
-    assert astuple(data.inputs)[:3] == (1, 6, 5)
+    assert astuple(data.inputs)[:3] == (1, 28, 28)
     assert [len(part) for part in (data.train_set, data.val_set, data.test_set)] == [27, 3, 10]
     assert torch.equal(data.test_set.inputs[data.test_set.subset][:, 0], torch.from_numpy(GREY[30:]))
     assert data.test_set.targets[data.test_set.subset].tolist() == LABELS[30:].tolist()
@@ -103,7 +103,7 @@ def test_what_is_missing_is_fetched_and_checked(tmp_path, serve, monkeypatch):
     [
         (0, b"", "is no IDX file"),
         (0, b"<html>not found</html>", "is no IDX file"),
-        (0, idx(GREY[:30])[:-1], r"is cut off, or longer than it says; it holds 899 values of \[30, 6, 5\]"),
+        (0, idx(GREY[:30])[:-1], r"is cut off, or longer than it says; it holds 23519 values of \[30, 28, 28\]"),
         (0, idx(GREY[:30]) + b"\0", "is cut off, or longer"),
         (0, gzip.compress(idx(GREY[:30]))[:-9], "is cut off or damaged"),
         (0, idx(GREY[:30], 13), "must hold unsigned bytes"),
@@ -111,7 +111,7 @@ def test_what_is_missing_is_fetched_and_checked(tmp_path, serve, monkeypatch):
         (0, idx(GREY[:0]), "holds nothing"),
         (1, idx(LABELS[:29]), "holds 30 images, and .* 29 labels"),
         (1, idx(LABELS[:30] + 1), r"its labels must lie in \[0, 9\] for fashion_mnist"),
-        (2, idx(GREY[30:, :4]), r"training images are \(6, 5\), those of the test \(4, 5\)"),
+        (2, idx(GREY[30:, :4]), r"its images are \(4, 28\), must be \(28, 28\)"),
     ],
 )
 def test_a_file_that_is_not_as_it_should_be_is_named(tmp_path, position, content, message):
@@ -195,7 +195,7 @@ def test_a_label_without_a_training_image_is_said(tmp_path, caplog):
         ({"images": GREY / 100, "labels": LABELS}, "images is float64; must hold whole grey levels"),
         ({"images": GREY.astype(int) - 1, "labels": LABELS}, "must hold whole grey levels"),
         ({"images": GREY * np.nan, "labels": LABELS}, "must hold whole grey levels"),
-        ({"images": GREY[0], "labels": LABELS}, r"images is \[6, 5\]; must be"),
+        ({"images": GREY[0], "labels": LABELS}, r"images is \[28, 28\]; must be"),
         ({"images": COLOUR[..., :2], "labels": LABELS}, "C = 1 or 3"),
         ({"images": GREY[:0], "labels": LABELS[:0]}, "images is empty"),
         (SPLIT | {"X_train": COLOUR[:30]}, "holds x_train, y_train, x_test, y_test, X_train; must hold"),

@@ -127,8 +127,8 @@ SETS = {
 class IDXDataModule(ImageDataModule):
     """MNIST (LeCun et al. 1998), Fashion-MNIST (1708.07747), KMNIST (1812.01718), EMNIST (1702.05373): 28x28 grey.
 
-    The official test images are the test set. Files of other names and sizes of the same form are taken too; those of
-    MNIST and Fashion-MNIST whose content is not the official one are taken with a warning.
+    The official test images are the test set. Files of MNIST and Fashion-MNIST whose content is not the official one are
+    taken with a warning.
 
     Args:
         name: ``mnist``, ``fashion_mnist``, ``kmnist``, or ``emnist_`` and ``balanced``, ``bymerge``, ``byclass``,
@@ -143,6 +143,8 @@ class IDXDataModule(ImageDataModule):
         ValueError: a file is cut off, damaged, or of another form, or a label is out of range.
     """
 
+    size = (28, 28)
+
     def __init__(
         self, name: str = "mnist", root: str | Path = ".data", *, download: bool = True, **settings: Any
     ) -> None:
@@ -156,6 +158,11 @@ class IDXDataModule(ImageDataModule):
     @property
     def class_names(self) -> list[str]:  # noqa: D102
         return list(SETS[self.name].classes)
+
+    @property
+    def in_channels(self) -> int:
+        """Grey."""
+        return 1
 
     def prepare_data(self) -> None:
         """Make sure that the four files are there."""
@@ -196,9 +203,9 @@ class IDXDataModule(ImageDataModule):
             if len(images) != len(labels):
                 raise ValueError(f"{path} holds {len(images)} images, and {labels_path} {len(labels)} labels")
         (_, train), (_, train_labels), (_, test), (_, test_labels) = parts
-        if train.shape[1:] != test.shape[1:]:
-            sizes = f"training images are {train.shape[1:]}, those of the test {test.shape[1:]}"
-            raise ValueError(f"root={str(self.root)!r}: {sizes}")
+        for (path, images), _ in (parts[:2], parts[2:]):
+            if images.shape[1:] != self.size:
+                raise ValueError(f"{path}: its images are {images.shape[1:]}, must be {self.size}")
         targets = torch.from_numpy(np.concatenate([train_labels, test_labels]).astype(np.int64)) - known.first_label
         if targets.min() < 0 or targets.max() >= len(known.classes):
             least, last = known.first_label, known.first_label + len(known.classes) - 1

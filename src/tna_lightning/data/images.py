@@ -81,6 +81,10 @@ class ImageDataModule(BatchedDataModule):
             self._check(images, labels, test)
             self._samples = images, labels
             self._subsets = (*self._split(labels, test), test)
+            if self.mean is None:
+                is_training = torch.ones(len(images), dtype=torch.bool)
+                is_training[test] = False
+                self.mean, self.std = measure(images, is_training.nonzero().squeeze(1))
         device = self.trainer.strategy.root_device if self.trainer and self.device_resident else torch.device("cpu")
         images, labels = (samples.to(device) for samples in self._samples)
         self.train_set, self.val_set, self.test_set = (BatchSet(images, labels, subset) for subset in self._subsets)
@@ -142,13 +146,8 @@ class ImageDataModule(BatchedDataModule):
     def _normalisation(self) -> tuple[Tensor, Tensor]:
         """Mean and one over the deviation of grey levels, ``[C, 1, 1]``."""
         if self._constants is None:
-            if self.mean is None or self.std is None:
-                if self._samples is None:
-                    self.setup("fit")
-                images, _ = self._samples  # type: ignore[misc]  # setup has filled it
-                is_training = torch.ones(len(images), dtype=torch.bool)
-                is_training[self._subsets[2]] = False
-                self.mean, self.std = measure(images, is_training.nonzero().squeeze(1))
+            if self.mean is None:
+                self.setup("fit")
             mean, std = (torch.tensor(values).mul(255).view(-1, 1, 1) for values in (self.mean, self.std))
             self._constants = mean, std.reciprocal()
         return self._constants
