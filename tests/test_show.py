@@ -104,7 +104,7 @@ def test_the_command_saves_one_picture_and_prints_figures(tmp_path):
     ("arguments", "message"),
     [
         (["data=cifar10dvs", "data.download=false"], "no recordings of airplane, automobile"),
-        (["data=mnist"], "data=mnist: allowed are"),
+        (["data=nothing"], "data=nothing: allowed are"),
         (["data=digits_dvs", "data.camera.threshold=0"], "data.camera.threshold=0: must be at least 0.01"),
     ],
 )

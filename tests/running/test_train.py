@@ -286,7 +286,7 @@ def test_a_teacher_of_another_shape_is_refused(done_run, tmp_path):
         ),
         (["baseline=plain", "+companions.third={}"], "error: companions={'third': {}}: stand beside `companion`"),
         (["+companions.companion={}"], "error: companions={'companion': {}}: stand beside `companion`, by names of"),
-        (["companions=3"], "error: companions=3: must map names to nodes"),
+        (["companions=3"], "error: companions=3: must be a node of settings"),
         (["+companions.third={}"], "error: companion=companion, third: TwinAugmentation compares the base with 1"),
         (["trainer=ddp", "trainer.num_nodes=2"], "error: trainer.num_nodes=2: start the command with torchrun or srun"),
         (["baseline=kd", "companion.precision=base"], "error: companion.precision='base': a frozen companion keeps"),

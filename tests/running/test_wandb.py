@@ -207,14 +207,14 @@ def built_for(run):
 def test_a_run_that_goes_on_keeps_its_id_which_is_there_from_the_start(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     first = a_run(tmp_path)
-    composition._begin(first)
+    composition._begin(first, None)
     built_for(first)
     identifier = read_record(tmp_path)["wandb_id"]
     again = a_run(tmp_path)
-    composition._begin(again)
+    composition._begin(again, None)
     assert built_for(again)._wandb_init["id"] == identifier == read_record(tmp_path)["wandb_id"]
     anew = a_run(tmp_path, "resume=false")
-    composition._begin(anew)
+    composition._begin(anew, None)
     assert built_for(anew)._wandb_init["id"] != identifier
 
 

@@ -127,8 +127,8 @@ SETS = {
 class IDXDataModule(ImageDataModule):
     """MNIST (LeCun et al. 1998), Fashion-MNIST (1708.07747), KMNIST (1812.01718), EMNIST (1702.05373): 28x28 grey.
 
-    The official test images are the test set. Files of MNIST and Fashion-MNIST whose content is not the official one are
-    taken with a warning.
+    The official test images are the test set. Files of MNIST and Fashion-MNIST whose content is not the official one
+    are taken with a warning.
 
     Args:
         name: ``mnist``, ``fashion_mnist``, ``kmnist``, or ``emnist_`` and ``balanced``, ``bymerge``, ``byclass``,
