@@ -209,12 +209,12 @@ def test_a_config_yaml_that_is_no_config_gets_one_line(text, tmp_path):
 @pytest.mark.parametrize(
     ("odd", "message"),
     [
-        ({"cost": [[]]}, r"^cost=\[\[\]\]: must be settings by name"),
-        ({"logger": True}, "^logger=True: must be null or settings by name"),
-        ({"neuron": 1}, "^neuron=1: must be settings by name"),
-        ({"trainer": None}, "^trainer=None: must be settings by name"),
-        ({"ckpt_path": 3}, "^ckpt_path=3: must be a path"),
-        ({"choices": []}, r"^choices=\[\]: must be settings by name"),
+        ({"cost": [[]]}, r"^cost=\[\[\]\]: must be a node of settings"),
+        ({"logger": True}, "^logger=True: must be a node of settings"),
+        ({"neuron": 1}, "^neuron=1: must be a node of settings"),
+        ({"trainer": None}, "^trainer=None: must be a node of settings"),
+        ({"ckpt_path": 3}, "^ckpt_path=3: must be the path of a checkpoint"),
+        ({"choices": []}, r"^choices=\[\]: must be a node of settings"),
         ({"companion": {"weights": "random", "seed": 0}}, "^companion.freeze: is missing"),
         ({"trainer": {"_target_": "lightning.Trainer"}}, "^trainer.accelerator: is missing"),
     ],
@@ -287,7 +287,8 @@ def test_a_record_that_no_check_foresees_leaves_the_report_to_the_others(whole, 
     names = ["good", "<b>bad</b>"]
     for seed, name in enumerate(names):
         (tmp_path / f"run{seed}").mkdir()
-        record = whole[1] | {"name": name, "identity": f"{seed}", "seed": seed}
+        config = whole[1]["config"] | {"seed": seed}
+        record = whole[1] | {"name": name, "identity": f"{seed}", "seed": seed, "config": config}
         (tmp_path / f"run{seed}" / RECORD).write_text(json.dumps(record))
     rows = report.rows
 

@@ -208,7 +208,7 @@ def check(config: Mapping[str, Any]) -> None:
     for key in config:
         refuse_unknown("", key, [*SETTINGS, *BY_THE_PROGRAM])
     _refuse_missing("", config, SETTINGS)
-    for key in (*NODES, *NODES_OR_NOTHING):
+    for key in (*NODES, *NODES_OR_NOTHING, *(key for key in BY_THE_PROGRAM if key in config)):
         if not isinstance(config[key], Mapping) and not (config[key] is None and key in NODES_OR_NOTHING):
             raise ValueError(f"{key}={config[key]!r}: must be a node of settings")
     _check_plain_settings(config)
