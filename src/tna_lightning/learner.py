@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchmetrics.classification import MulticlassAccuracy
 
 from tna_lightning.data.batch import Batch
+from tna_lightning.models.neurons import SpikingNeuron
 from tna_lightning.objectives import Losses, Objective, Plain, readout
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
@@ -173,6 +174,15 @@ class TwinLearner(lightning.LightningModule):
                 for name, value in state.items():
                     if isinstance(value, Tensor) and value.shape == parameter.shape:
                         state[name] = value.to(parameter.device)
+
+    def on_train_epoch_start(self) -> None:  # noqa: D102
+        last = (self.trainer.max_epochs or 0) - 1
+        share = min(1.0, self.current_epoch / last) if last > 0 else 1.0
+        for name in self._names:
+            if name not in self.frozen:
+                for module in getattr(self, name).modules():
+                    if isinstance(module, SpikingNeuron):
+                        module.progress(share)
 
     def configure_callbacks(self) -> list[lightning.Callback]:
         """Adds none, but lets those that change the networks do so now, before others are set up and copy them."""

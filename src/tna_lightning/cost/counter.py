@@ -4,8 +4,8 @@ An input of 0 costs nothing. Any other costs one operation at each of its synaps
 accumulate (AC) in a layer that sees nothing but spikes, 0 and 1 or -1, 0 and 1; a multiply-accumulate (MAC) in a layer
 that also sees other numbers, such as pixels or averages of spikes. Of two activations, as in attention, those meet that
 are not 0: an AC where one of the two is spikes. Not counted: biases, normalisation (it folds into scale and bias),
-pooling, activation functions, and the neurons' own arithmetic, of which convolutions and linear layers are counted all
-the same. What else multiplies, and is not understood, is named.
+pooling, activation functions, and the neurons' own arithmetic, but for products with a matrix in a neuron, as those over
+time of a parallel one: these are counted. What else multiplies, and is not understood, is named.
 
 All counts are per image (or recording), over all of its time steps.
 """
@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from tna_lightning.cost.counts import ActivationProduct, Data, NeuronCount, Passes, WeightProduct
+from tna_lightning.cost.counts import ActivationProduct, Data, NeuronCount, NeuronProduct, Passes, WeightProduct
 from tna_lightning.cost.dispatch import Frame, Shapes, Watch, Weight, tensors_in
 from tna_lightning.cost.memory import BITS, MemoryModel
 from tna_lightning.cost.yardstick import quantized_ann
 from tna_lightning.data.batch import Batch
-from tna_lightning.models import SpikingNeuron
+from tna_lightning.models import LIF, SpikingNeuron
 from tna_lightning.models.blocks import UNITS
 from tna_lightning.quantization.kept import NORMS, network_bytes, parameter_layer, weight_report
 from tna_lightning.quantization.parametrized import WEIGHTED
@@ -103,11 +103,13 @@ class CostCounter:
         self.time_steps = 1  # the largest T seen
         modules = dict(network.named_modules())
         self._names = {id(module): name for name, module in modules.items()}
+        self._weighted = {name for name, module in modules.items() if isinstance(module, WEIGHTED)}
         self._are_opaque = {id(module) for module in modules.values() if isinstance(module, OPAQUE)}
         self._are_fused = {id(module) for module in modules.values() if isinstance(module, FUSED)}
         self._layers: defaultdict[str, WeightProduct] = defaultdict(WeightProduct)
         self._constants: defaultdict[tuple[str, str], WeightProduct] = defaultdict(WeightProduct)
-        self._activations: defaultdict[tuple[str, str], ActivationProduct] = defaultdict(ActivationProduct)
+        self._activations: dict[tuple[str, str], ActivationProduct] = {}
+        self._of_neurons: defaultdict[tuple[str, str], NeuronProduct] = defaultdict(NeuronProduct)
         self._neurons = {name: NeuronCount() for name, module in modules.items() if isinstance(module, SpikingNeuron)}
         self._units: defaultdict[str, Passes] = defaultdict(Passes)
         self._not_counted: dict[tuple[str, str], None] = {}
@@ -116,7 +118,6 @@ class CostCounter:
         self._watch = Watch(network, self)
         self._is_watching = self._is_replaying = False
         self._opaque: nn.Module | None = None  # the module that is not looked into at the moment
-        self._within: nn.Module | None = None  # the layer in a neuron that is looked into all the same
         self._forward: tuple[int, int | None] = 0, None  # images of this forward, and T as far as it is known
 
     def __enter__(self) -> CostCounter:
@@ -146,16 +147,18 @@ class CostCounter:
         if not self._is_watching or id(module) not in self._names:
             return
         if self._opaque is not None:
-            if isinstance(self._opaque, SpikingNeuron) and isinstance(module, WEIGHTED) and self._within is None:
-                self._within = module
+            if self._watch.is_in_neuron and isinstance(module, WEIGHTED):
                 self._watch.frames.append(self._frame(module, inputs))
-                self._watch.note(inputs, Data(timed=True))
-                self._watch.__enter__()
             return
         self._watch.frames.append(self._frame(module, inputs))
         if id(module) in self._are_opaque or (id(module) in self._are_fused and not self._is_replaying):
             self._opaque = module
-            self._watch.__exit__(None, None, None)
+            # whose loop multiplies no matrices, and may be code that the watch does not see
+            if isinstance(module, SpikingNeuron) and type(module) is not LIF:
+                self._watch.is_in_neuron = True
+                self._watch.note(inputs, Data(timed=True))
+            else:
+                self._watch.__exit__(None, None, None)
 
     def _begin_by_keyword(self, module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         if not self._is_watching:
@@ -176,10 +179,9 @@ class CostCounter:
             self._drop()
             return
         keywords, output = rest
-        if self._within is module:
-            self._within = None
-            self._watch.__exit__(None, None, None)
-            self._watch.frames.pop()
+        if self._opaque is not None and self._opaque is not module:
+            if self._watch.is_in_neuron and isinstance(module, WEIGHTED):
+                self._watch.frames.pop()
             return
         if self._opaque is module:
             self._leave(module, inputs, keywords, output)
@@ -192,7 +194,10 @@ class CostCounter:
     def _leave(self, module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
         """A module that was not looked into is done."""
         self._opaque = None
-        self._watch.__enter__()
+        if self._watch.is_in_neuron:
+            self._watch.is_in_neuron = False
+        else:
+            self._watch.__enter__()
         if id(module) in self._are_fused:
             self._watch.frames[-1] = self._frame(module, (inputs, keywords))
             self._is_replaying = True
@@ -229,10 +234,10 @@ class CostCounter:
 
     def _stop_watching(self) -> None:
         if self._is_watching:
-            if self._opaque is None or self._within is not None:
+            if self._opaque is None or self._watch.is_in_neuron:
                 self._watch.__exit__(None, None, None)
             torch.set_autocast_cache_enabled(self._caches_casts)
-            self._is_watching, self._is_replaying, self._opaque, self._within = False, False, None, None
+            self._is_watching, self._is_replaying, self._opaque = False, False, None
             self._watch.forget()
 
     def _finish(self) -> None:
@@ -249,7 +254,7 @@ class CostCounter:
             passes.drop()
 
     def _all_passes(self) -> Iterator[Passes]:
-        for counts in (self._layers, self._constants, self._activations):
+        for counts in (self._layers, self._constants, self._of_neurons, self._activations):
             for count in counts.values():
                 yield count.passes
         yield from self._units.values()
@@ -260,7 +265,12 @@ class CostCounter:
         self, frame: Frame, operation: str, weight: Weight | None, shapes: Shapes, data: Data, product: Any
     ) -> None:
         """Count data times a weight or a constant."""
-        count = self._constants[frame.name, operation] if weight is None else self._layers[parameter_layer(weight.name)]
+        layer = None if weight is None else parameter_layer(weight.name)
+        count: WeightProduct
+        if isinstance(frame.module, SpikingNeuron) and layer not in self._weighted:
+            count = self._of_neurons[frame.name, operation]
+        else:
+            count = self._constants[frame.name, operation] if layer is None else self._layers[layer]
         count.count(product.key, product.x.detach(), product.weight.detach(), product.fan_out)
         count.passes.call(product.dense, product.x.numel(), shapes, data)
 
@@ -268,7 +278,8 @@ class CostCounter:
         self, frame: Frame, operation: str, shapes: Shapes, data: Data, a: Tensor, b: Tensor
     ) -> None:
         """Count data times data."""
-        count = self._activations[frame.name, operation]
+        in_ann = not isinstance(frame.module, SpikingNeuron)
+        count = self._activations.setdefault((frame.name, operation), ActivationProduct(in_ann))
         count.count(a.detach(), b.detach())
         count.passes.call(a.numel() * b.shape[-1], a.numel() + b.numel(), shapes, data)
 
@@ -301,7 +312,7 @@ class CostCounter:
         - ``not_counted``: what multiplies and is not understood, each with the ``name`` of its module and the
           ``operation``; empty where all is;
         - ``layers`` and ``neuron_layers``: the same by name, in order; ``products``: those of activations with
-          activations or constants.
+          activations or constants, and those of neurons with their own matrices.
         """
         if self.num_images == 0:
             raise ValueError("batches: the network has seen no image")
@@ -311,7 +322,7 @@ class CostCounter:
             layer["energy_uj"] = self._energy(layer["macs"], layer["synaptic_operations"])
         neurons = [{"name": name} | count.report(self.num_images) for name, count in self._neurons.items()]
         spikes, chances = sum(n["spikes"] for n in neurons), sum(n["chances"] for n in neurons)
-        membranes, written = self._of_neurons(neurons)
+        membranes, written = self._written(neurons)
         first = next((layer for layer in layers if layer["dense_macs"] > 0), None)
         yardstick = quantized_ann(
             [*layers, *products],
@@ -371,7 +382,7 @@ class CostCounter:
             count = left.pop(entry["name"], None) or WeightProduct()
             bits = entry["bits"] / entry.get("time_steps", 1)
             layers.append(entry | self._moved(count, count.report(self.num_images), bits, entry["bytes"]))
-        others = {(name, "weight"): count for name, count in left.items()} | self._constants
+        others = {(name, "weight"): count for name, count in left.items()} | self._constants | self._of_neurons
         for (name, operation), count in others.items():
             size = 4 * sum(total for _, total in count.density.values())
             counts = self._moved(count, count.report(self.num_images), 32, size)
@@ -387,6 +398,7 @@ class CostCounter:
         """A product's counts, with the energy of reading what it multiplies.
 
         Each operation reads a weight, or where there is none a number of the wider operand; each input is read once.
+        What a neuron multiplies by itself lies where membranes do, and is counted with them.
         """
         kinds = [BITS[kind] for kind in counts["input"].split(" x ")]
         inputs, once = count.passes.inputs / self.num_images, count.passes.inputs_once / self.num_images
@@ -394,6 +406,8 @@ class CostCounter:
         buffer = once * width / 8
         operations = counts["synaptic_operations"] + counts["macs"]
         read = operations * (max(kinds) if bits is None else bits)
+        if not count.passes.in_ann:
+            inputs = 0.0
         return counts | {
             "memory_weights_uj": 0.0 if bits is None else self.memory.energy_uj(read, size or 0.0),
             "memory_activations_uj": self.memory.energy_uj(inputs * width, buffer)
@@ -403,7 +417,7 @@ class CostCounter:
             "nonzero_share": count.nonzero_share if isinstance(count, WeightProduct) else 1.0,
         }
 
-    def _of_neurons(self, neurons: list[dict[str, Any]]) -> tuple[float, float]:
+    def _written(self, neurons: list[dict[str, Any]]) -> tuple[float, float]:
         """Microjoule of membranes, each read and written once a step, and of what neurons and units write."""
         membranes = written = 0.0
         for layer in neurons:

@@ -210,6 +210,7 @@ class Watch(TorchDispatchMode):
         super().__init__()
         self.sink = sink
         self.frames: list[Frame] = []
+        self.is_in_neuron = False  # whose elementwise arithmetic is not looked at, products of matrices alone
         named = [*network.named_parameters(), *network.named_buffers()]
         self._weights = {id(tensor): Weight(name, tensor.numel()) for name, tensor in named}
         self._origins: Any = WeakTensorKeyDictionary()
@@ -318,7 +319,7 @@ class Watch(TorchDispatchMode):
             self._does_decompose[func] = out is not NotImplemented
             if out is not NotImplemented:
                 return out
-        if self._multiplies(plain, operands, name):
+        if not self.is_in_neuron and self._multiplies(plain, operands, name):
             self._not_counted(name)
         return func(*args, **kwargs)
 

@@ -44,6 +44,10 @@ class Source:
 
 SOURCES = {
     "LIF": Source("tna_lightning.models.LIF", is_partial=True, without=("channels",)),
+    **{
+        name: Source(f"tna_lightning.models.{name}", is_partial=True)
+        for name in ("PSN", "MaskedPSN", "SlidingPSN", "PSU", "IPSU", "RPSU")
+    },
     **{name: Source(f"tna_lightning.models.{name}") for name in ("resnet8", "resnet18", "resnet19", "resnet20")},
     **{name: Source(f"tna_lightning.models.{name}") for name in ("convnet", "vgg11", "vgg16", "vggsnn")},
     **{
