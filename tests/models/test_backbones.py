@@ -31,6 +31,8 @@ from tna_lightning.running.config import compose
 from tna_lightning.running.home import options
 
 BACKBONES, NEURONS = list(options("model")), list(options("neuron"))
+OF_ONE_T = ("psn", "masked_psn", "ipsu", "rpsu")  # with weights for each step
+PARALLEL = (*OF_ONE_T, "sliding_psn", "psu")
 
 
 @cache
@@ -79,7 +81,7 @@ def test_one_yaml_for_each_backbone_and_neuron():
     assert {getattr(models, name) for name in BACKBONES} == {
         convnet, resnet8, resnet18, resnet19, resnet20, vgg11, vgg16, vggsnn,
     }  # fmt: skip
-    assert set(NEURONS) == {"lif", "plif", "if", "relu"}
+    assert set(NEURONS) == {"lif", "plif", "if", "relu", *PARALLEL}
 
 
 @pytest.mark.parametrize("neuron", NEURONS)
@@ -89,8 +91,9 @@ def test_shapes_and_gradients(backbone, neuron):
     spiking = neuron != "relu"
     assert is_spiking(network) == spiking
     assert network(torch.randn(2, 2, 8, 8)).shape == (3 if spiking else 1, 2, 7)
-    logits = network(torch.rand(2, 5, 2, 48, 48))
-    assert logits.shape == (5, 2, 7)
+    frames = 3 if neuron in OF_ONE_T else 5
+    logits = network(torch.rand(2, frames, 2, 48, 48))
+    assert logits.shape == (frames, 2, 7)
     logits.square().sum().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
