@@ -5,6 +5,7 @@ full precision and with ternary weights that are the same at every step or not, 
 """
 
 import itertools
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -20,7 +21,10 @@ from tna_lightning.running.train import build_learner
 GROUPS = ("neuron", "baseline", "quant", "model")
 WIDTH = {"convnet": 0.125}  # of the others' widest layer 16 channels are left
 CHANNELS, CLASSES = 2, 6
-NO_SPIKES = ("relu",)
+NO_SPIKES = ("relu", "quant_relu")
+OPTIONS = {group: list(options(group)) for group in GROUPS}
+if find_spec("spikingjelly") is None:
+    OPTIONS["neuron"].remove("spikingjelly")
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +32,7 @@ def choices():
     """The composed node of every choice, by group; each is composed once."""
     nodes = {group: {} for group in GROUPS}
     for group, composed in nodes.items():
-        for choice in options(group):
+        for choice in OPTIONS[group]:
             config = compose([f"{group}={choice}"])
             set_by_baseline = {key: config[key] for key in ("objective", "companion", "companions")}
             composed[choice] = set_by_baseline if group == "baseline" else config[group]
@@ -55,17 +59,17 @@ def every_pair(columns):
     return rows
 
 
-ROWS = every_pair([list(options(group)) for group in GROUPS])
+ROWS = every_pair(list(OPTIONS.values()))
 
 
 def test_every_two_choices_are_among_the_combinations_tried():
-    every = [list(options(group)) for group in GROUPS]
+    every = list(OPTIONS.values())
     for first, second in itertools.combinations(range(len(GROUPS)), 2):
         assert {(row[first], row[second]) for row in ROWS} == set(itertools.product(every[first], every[second]))
     assert len(ROWS) < 1.3 * len(every[0]) * len(every[1])
 
 
-@pytest.mark.parametrize("model", options("model"))
+@pytest.mark.parametrize("model", OPTIONS["model"])
 def test_every_pair_takes_a_training_step(model, choices):
     for neuron, baseline, quant, its_model in ROWS:
         if its_model == model:
@@ -73,8 +77,8 @@ def test_every_pair_takes_a_training_step(model, choices):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("neuron", options("neuron"))
-@pytest.mark.parametrize("model", options("model"))
+@pytest.mark.parametrize("neuron", OPTIONS["neuron"])
+@pytest.mark.parametrize("model", OPTIONS["model"])
 def test_every_neuron_in_every_model_takes_a_training_step(model, neuron, choices):
     for quant, baseline in itertools.product(("none", "ternary"), ("plain", "tna")):
         take_a_training_step(model, neuron, quant, baseline, choices)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import lightning
@@ -266,3 +267,23 @@ def test_mixed_labels_count_for_their_larger_share(network, samples):
         TwinLearner(network, num_classes=CLASSES), Loader(TensorDataset(x, mixed)), verbose=False
     )[0]
     assert soft["val/acc"] == hard["val/acc"]
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_neurons_are_told_how_much_of_the_training_is_over(samples, epochs):
+    told = {"base": [], "companion": []}
+
+    class Told(LIF):
+        def __init__(self, name):
+            super().__init__()
+            self.name = name
+
+        def progress(self, share):
+            told[self.name].append(share)
+
+    networks = [convnet(2, CLASSES, partial(Told, name), time_steps=1, width=0.1) for name in told]
+    learner = TwinLearner(*networks, Distillation(), num_classes=CLASSES, freeze_companion=True)
+    with quiet_lightning():
+        trainer(max_epochs=epochs, log_every_n_steps=1).fit(learner, Loader(samples), Loader(samples))
+    each = [0, 0.5, 1] if epochs == 3 else [1]
+    assert told == {"base": [share for share in each for _ in range(3)], "companion": []}

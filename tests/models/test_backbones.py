@@ -5,6 +5,7 @@ import pickle
 import re
 from dataclasses import asdict
 from functools import cache, partial
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -31,8 +32,10 @@ from tna_lightning.running.config import compose
 from tna_lightning.running.home import options
 
 BACKBONES, NEURONS = list(options("model")), list(options("neuron"))
+if find_spec("spikingjelly") is None:
+    NEURONS.remove("spikingjelly")
 OF_ONE_T = ("psn", "masked_psn", "ipsu", "rpsu")  # with weights for each step
-PARALLEL = (*OF_ONE_T, "sliding_psn", "psu")
+NO_SPIKES = ("relu", "quant_relu")
 
 
 @cache
@@ -81,14 +84,15 @@ def test_one_yaml_for_each_backbone_and_neuron():
     assert {getattr(models, name) for name in BACKBONES} == {
         convnet, resnet8, resnet18, resnet19, resnet20, vgg11, vgg16, vggsnn,
     }  # fmt: skip
-    assert set(NEURONS) == {"lif", "plif", "if", "relu", *PARALLEL}
+    loops = {"lif", "plif", "if", "alif", "ternary_lif", "integer_lif", "snntorch", "spikingjelly"}
+    assert set(options("neuron")) == loops | {*OF_ONE_T, "sliding_psn", "psu", *NO_SPIKES}
 
 
 @pytest.mark.parametrize("neuron", NEURONS)
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_shapes_and_gradients(backbone, neuron):
     network = composed(backbone, neuron, in_channels=2, width=0.05, time_steps=3)
-    spiking = neuron != "relu"
+    spiking = neuron not in NO_SPIKES
     assert is_spiking(network) == spiking
     assert network(torch.randn(2, 2, 8, 8)).shape == (3 if spiking else 1, 2, 7)
     frames = 3 if neuron in OF_ONE_T else 5

@@ -4,8 +4,8 @@ An input of 0 costs nothing. Any other costs one operation at each of its synaps
 accumulate (AC) in a layer that sees nothing but spikes, 0 and 1 or -1, 0 and 1; a multiply-accumulate (MAC) in a layer
 that also sees other numbers, such as pixels or averages of spikes. Of two activations, as in attention, those meet that
 are not 0: an AC where one of the two is spikes. Not counted: biases, normalisation (it folds into scale and bias),
-pooling, activation functions, and the neurons' own arithmetic, but for products with a matrix in a neuron, as those over
-time of a parallel one: these are counted. What else multiplies, and is not understood, is named.
+pooling, activation functions, and the neurons' own arithmetic, but for products with a matrix, as those over time of a
+parallel neuron: these are counted. What else multiplies, and is not understood, is named.
 
 All counts are per image (or recording), over all of its time steps.
 """
@@ -26,7 +26,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from tna_lightning.cost.counts import ActivationProduct, Data, NeuronCount, NeuronProduct, Passes, WeightProduct
 from tna_lightning.cost.dispatch import Frame, Shapes, Watch, Weight, tensors_in
 from tna_lightning.cost.memory import BITS, MemoryModel
-from tna_lightning.cost.yardstick import quantized_ann
+from tna_lightning.cost.yardstick import quantized_ann, spike_bits
 from tna_lightning.data.batch import Batch
 from tna_lightning.models import LIF, SpikingNeuron
 from tna_lightning.models.blocks import UNITS
@@ -194,6 +194,8 @@ class CostCounter:
     def _leave(self, module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
         """A module that was not looked into is done."""
         self._opaque = None
+        if isinstance(module, SpikingNeuron):
+            self._neurons[self._names[id(module)]].count(output)
         if self._watch.is_in_neuron:
             self._watch.is_in_neuron = False
         else:
@@ -210,7 +212,6 @@ class CostCounter:
         name = self._names[id(module)]
         if isinstance(module, SpikingNeuron):
             origin = Data(timed=True)
-            self._neurons[name].count(output)
             self._forward = self._forward[0], max(len(output), self._forward[1] or 1)
         elif isinstance(module, ACTIVATIONS) and isinstance(origin, Data):
             self._units[name].call(0, output.numel(), (output.shape[:-1],), origin)
@@ -299,7 +300,8 @@ class CostCounter:
         - ``weights``, ``quantized_share``, ``zero_share``: of convolutions, linear layers and every other parameter of
           two dimensions and more that is neither norm's nor neuron's; ``bytes_kept`` and ``bytes_float32``: of all
           parameters and buffers;
-        - ``neurons``, ``firing_rate`` (spikes a neuron and step; None without spiking neurons), ``spikes``;
+        - ``neurons``, ``firing_rate`` (spikes a neuron and step; None without spiking neurons), ``spikes``: outputs
+          that are not 0, which ``output`` of a layer of neurons calls spikes, ternary spikes, whole numbers or numbers;
         - ``dense_macs``: what the same network costs if zeros are not left out, over all time steps; ``ann_macs``: each
           layer once, as in an ANN of the same shape;
         - ``synaptic_operations``: ACs triggered by spikes, of which ``on_nonzero_weights`` meet a weight that is not 0;
@@ -334,7 +336,7 @@ class CostCounter:
             memory=self.memory,
         )
         for entry in [*neurons, *layers, *products]:  # what only the sums above need
-            for key in ("chances", "inputs_once", "nonzero_share", "bits_read"):
+            for key in ("chances", "span", "inputs_once", "nonzero_share", "bits_read"):
                 entry.pop(key, None)
 
         def total(key: str) -> float:
@@ -423,7 +425,8 @@ class CostCounter:
         for layer in neurons:
             bits = self.memory.membrane_bits
             membranes += self.memory.energy_uj(2 * bits * layer["chances"], layer["neurons"] * bits / 8)
-            written += self.memory.energy_uj(layer["chances"], layer["neurons"] / 8)
+            bits = spike_bits(layer["span"])
+            written += self.memory.energy_uj(layer["chances"] * bits, layer["neurons"] * bits / 8)
         for passes in self._units.values():
             once = passes.inputs_once / self.num_images
             written += self.memory.energy_uj(BITS["numbers"] * passes.inputs / self.num_images, once * 4)

@@ -217,22 +217,34 @@ class ActivationProduct:
 
 
 class NeuronCount:
-    """Spikes of one layer of neurons, ``[T, B, ...]``."""
+    """Spikes of one layer of neurons, ``[T, B, ...]``: what is not 0, and what it may be beside 1."""
 
     def __init__(self) -> None:
         self.spikes: Tensor | int = 0
+        self.kind = SPIKES
+        self.low = self.high = 0.0
         self.chances = 0
         self.neurons = 0
 
     def count(self, output: Tensor) -> None:
         """Spikes ``[T, B, ...]``."""
         self.spikes = self.spikes + (output.detach() != 0).sum()
+        self.kind = kind_of(output.detach(), self.kind)
+        if self.kind >= WHOLE and output.numel():
+            low, high = output.detach().aminmax()
+            self.low, self.high = min(self.low, low.item()), max(self.high, high.item())
         self.chances += output.numel()
         self.neurons = output[0, 0].numel()
 
     def report(self, num_images: int) -> dict[str, Any]:
-        """The counts of an image; ``chances`` are neurons times steps."""
+        """The counts of an image; ``chances`` are neurons times steps, a spike is one of ``span`` + 1 numbers.
+
+        The span is None where spikes are no whole numbers.
+        """
+        span = {SPIKES: 1, TERNARY: 2, WHOLE: round(self.high - self.low)}.get(self.kind)
         return {
+            "output": KINDS[self.kind],
+            "span": span,
             "neurons": self.neurons,
             "firing_rate": int(self.spikes) / self.chances if self.chances else 0.0,
             "spikes": int(self.spikes) / num_images,

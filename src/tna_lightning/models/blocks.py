@@ -15,6 +15,7 @@ from torch.nn.modules import activation
 
 from tna_lightning.models.neurons import SpikingNeuron
 from tna_lightning.models.over_time import OverTime, has_weights_over_time
+from tna_lightning.models.quant_relu import QuantReLU
 from tna_lightning.models.settings import parameters_of
 
 NeuronFactory = Callable[..., nn.Module]
@@ -24,7 +25,7 @@ POOLS: dict[str, type[nn.AvgPool2d] | type[nn.MaxPool2d]] = {"avg": nn.AvgPool2d
 
 # units without time; PReLU is none of them, since it may have a weight for each entry of the second dimension, here B
 _NOT_ELEMENTWISE = {"GLU", "LogSoftmax", "MultiheadAttention", "PReLU", "Softmax", "Softmax2d", "Softmin"}
-UNITS = (nn.Identity, *(getattr(nn, name) for name in activation.__all__ if name not in _NOT_ELEMENTWISE))
+UNITS = (QuantReLU, nn.Identity, *(getattr(nn, name) for name in activation.__all__ if name not in _NOT_ELEMENTWISE))
 
 
 def new_neuron(neuron: NeuronFactory, **hints: Any) -> nn.Module:
@@ -46,12 +47,12 @@ def check_unit(layer: nn.Module) -> None:
     """Refuse a module in a neuron's place that would take time for something else.
 
     Raises:
-        ValueError: it is neither a `SpikingNeuron` nor an elementwise activation of torch.nn.
+        ValueError: it is neither a `SpikingNeuron` nor a `QuantReLU` nor an elementwise activation of torch.nn.
     """
     if not isinstance(layer, SpikingNeuron) and type(layer) not in UNITS:
         raise ValueError(
             f"neuron={type(layer).__name__}: must derive from tna_lightning.models.SpikingNeuron, "
-            "or be an elementwise activation of torch.nn"
+            "or be an elementwise activation of torch.nn, or QuantReLU"
         )
 
 

@@ -60,8 +60,7 @@ class ParallelNeuron(SpikingNeuron):
         flat = current.permute(order).flatten(1)
         with torch.autocast(current.device.type, enabled=False):
             shifted = self.shifted(flat.to(torch.promote_types(current.dtype, torch.float32)))
-        spikes = (shifted > 0) if torch.compiler.is_exporting() else self.surrogate(shifted)
-        spikes = spikes.to(current.dtype).unflatten(1, [current.shape[dim] for dim in order[1:]])
+        spikes = self.surrogate(shifted).to(current.dtype).unflatten(1, [current.shape[dim] for dim in order[1:]])
         return spikes.permute([order.index(dim) for dim in range(current.ndim)])
 
     def extra_repr(self) -> str:
@@ -241,9 +240,7 @@ class _LearnedUnit(_Unit):
 
     time_steps: int
 
-    def __init__(
-        self, time_steps: int, tau: float = 2.0, threshold: float = 1.0, surrogate: str | Surrogate = "atan"
-    ):
+    def __init__(self, time_steps: int, tau: float = 2.0, threshold: float = 1.0, surrogate: str | Surrogate = "atan"):
         super().__init__(tau, threshold, surrogate)
         self.time_steps = _at_least_one("time_steps", time_steps)
         self.weight = nn.Parameter(torch.empty(time_steps, time_steps))
@@ -258,8 +255,8 @@ class _LearnedUnit(_Unit):
 class IPSU(_LearnedUnit):
     """PSU that learns to integrate (arXiv 2402.00449).
 
-    As the paper reads, `D = tril(W) X + b`, `H = D + M2 sigmoid(D)`; as the authors coded it, `H = tril(W) X + b + M2 X`,
-    which is linear. M2 as for `PSU`; spikes where `H > threshold`.
+    As the paper reads, `D = tril(W) X + b`, `H = D + M2 sigmoid(D)`; as the authors coded it,
+    `H = tril(W) X + b + M2 X`, which is linear. M2 as for `PSU`; spikes where `H > threshold`.
 
     Args:
         time_steps: T; backbones say it.
@@ -292,9 +289,9 @@ class IPSU(_LearnedUnit):
 
 
 class RPSU(_LearnedUnit):
-    """PSU that learns to reset (arXiv 2402.00449): `H = M1 X + M2 sigmoid(tril(W) X + b)`, spikes where `H > threshold`.
+    """PSU that learns to reset (arXiv 2402.00449).
 
-    M1 and M2 as for `PSU`.
+    `H = M1 X + M2 sigmoid(tril(W) X + b)`, spikes where `H > threshold`; M1 and M2 as for `PSU`.
 
     Args:
         time_steps: T; backbones say it.

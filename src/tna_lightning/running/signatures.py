@@ -46,8 +46,11 @@ SOURCES = {
     "LIF": Source("tna_lightning.models.LIF", is_partial=True, without=("channels",)),
     **{
         name: Source(f"tna_lightning.models.{name}", is_partial=True)
-        for name in ("PSN", "MaskedPSN", "SlidingPSN", "PSU", "IPSU", "RPSU")
+        for name in ("PSN", "MaskedPSN", "SlidingPSN", "PSU", "IPSU", "RPSU", "ALIF", "TernaryLIF", "IntegerLIF")
     },
+    "QuantReLU": Source("tna_lightning.models.QuantReLU", is_partial=True),
+    "snntorch_neuron": Source("tna_lightning.models.snntorch_neuron", is_partial=True, without=("channels",)),
+    "spikingjelly_neuron": Source("tna_lightning.models.spikingjelly_neuron", is_partial=True),
     **{name: Source(f"tna_lightning.models.{name}") for name in ("resnet8", "resnet18", "resnet19", "resnet20")},
     **{name: Source(f"tna_lightning.models.{name}") for name in ("convnet", "vgg11", "vgg16", "vggsnn")},
     **{

@@ -17,7 +17,7 @@ from tna_lightning.quantization.packing import decoded_state
 from tna_lightning.quantization.parametrized import plain_state_dict
 from tna_lightning.running.record import NETWORK, finished_record
 
-NEURON_CONSTANTS = ("beta", "threshold", "tau")
+NEURON_CONSTANTS = ("beta", "threshold", "tau", "adaptation", "rho")
 
 
 def weights_file(key: str, source: Path | str) -> Path:
