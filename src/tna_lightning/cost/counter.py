@@ -382,7 +382,8 @@ class CostCounter:
         left, layers, products = dict(self._layers), [], []
         for entry in known:
             count = left.pop(entry["name"], None) or WeightProduct()
-            bits = entry["bits"] / entry.get("time_steps", 1)
+            # of a weight over time each step reads its own code, or the one that says all of them
+            bits = entry["bits"] / (1 if "encoding" in entry else entry.get("time_steps", 1))
             layers.append(entry | self._moved(count, count.report(self.num_images), bits, entry["bytes"]))
         others = {(name, "weight"): count for name, count in left.items()} | self._constants | self._of_neurons
         for (name, operation), count in others.items():

@@ -137,8 +137,8 @@ class Network(nn.Module):
 
     `[B, C, H, W]` is a static image: the stem runs once for it, and its output is the current of every one of
     `time_steps` steps; a stem whose weight differs by step runs at each. `[B, T, C, H, W]` are event frames, which
-    bring their own T. Gives logits `[T, B, K]`; without spiking neurons a static image is seen once, so T = 1. No state
-    outlives a forward pass.
+    bring their own T. Gives logits `[T, B, K]`; without spiking neurons a static image is seen once, so T = 1, unless a
+    weight differs by step. No state outlives a forward pass.
 
     Args:
         stem: first convolution and norm.
@@ -182,7 +182,7 @@ class Network(nn.Module):
         if static and has_weights_over_time(self.stem):
             x = x.expand(self.time_steps, -1, -1, -1, -1)
         current = self.stem(x)
-        if static and is_spiking(self):
+        if static and (is_spiking(self) or has_weights_over_time(self)):
             current = current.expand(self.time_steps, -1, -1, -1, -1)
         features = self.head(self.pool(self.body(current)))
         return self.classifier(features.flatten(2))

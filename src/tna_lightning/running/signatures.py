@@ -82,6 +82,7 @@ SOURCES = {
         "tna_lightning.quantization.WeightQuantization", without=("network", "companion_quantizer")
     ),
     "Binary": Source("tna_lightning.quantization.Binary"),
+    "TemporalTernary": Source("tna_lightning.quantization.TemporalTernary"),
     "Ternary": Source("tna_lightning.quantization.Ternary"),
     "TernaryAbsmean": Source("tna_lightning.quantization.TernaryAbsmean"),
     "TernaryTTQ": Source("tna_lightning.quantization.TernaryTTQ"),
