@@ -15,6 +15,9 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import reduce
+from itertools import pairwise
+from operator import or_
 from typing import Any, Self
 
 import torch
@@ -75,12 +78,11 @@ def temporal_ternary(rows: Tensor, time_steps: int) -> tuple[Tensor, Tensor]:
     scale of a row and step is ``1 / (mean|code| + 1e-6)``.
     """
     x, _ = standardised(rows)
-    # ascending, so that as many lie below |x| as there are steps after which it would have fired
-    bounds = [TAWQ_THRESHOLD / (1 - 0.5**n) for n in range(time_steps, 0, -1)]
-    num_fired = torch.bucketize(x.abs(), torch.tensor(bounds, dtype=x.dtype, device=x.device))
-    period = time_steps + 1 - num_fired
-    steps = torch.arange(1, time_steps + 1, device=x.device).view(-1, 1, 1)
-    codes = x.sign() * (steps % period == 0)
+    magnitude, steps = x.abs(), range(1, time_steps + 1)
+    has_fired = [magnitude > TAWQ_THRESHOLD / (1 - 0.5**n) for n in steps]  # after n steps without a reset
+    has_period = [has_fired[0], *(late & ~early for early, late in pairwise(has_fired))]
+    is_due = [reduce(or_, (has_period[k - 1] for k in steps if t % k == 0)) for t in steps]
+    codes = x.sign() * torch.stack(is_due)
     return codes, 1 / (codes.abs().mean(2, keepdim=True) + TAWQ_EPSILON)
 
 
