@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tna_lightning.data import Batch
 from tna_lightning.learner import TwinLearner, cosine, time_first
 from tna_lightning.models import LIF, convnet
+from tna_lightning.models.recording import spikes_of
 from tna_lightning.objectives import Cohort, Distillation, Objective, Plain, TwinAugmentation
 from tna_lightning.quantization import TernaryTTQ, WeightQuantization
 from tna_lightning.running.console import quiet_lightning
@@ -267,6 +268,35 @@ def test_mixed_labels_count_for_their_larger_share(network, samples):
         TwinLearner(network, num_classes=CLASSES), Loader(TensorDataset(x, mixed)), verbose=False
     )[0]
     assert soft["val/acc"] == hard["val/acc"]
+
+
+def test_a_firing_rate_is_weighed_beside_any_objective(network, samples):
+    x, target = samples[:BATCH]
+    twin = copy.deepcopy(network)
+    plain, weighed = (
+        TwinLearner(
+            copy.deepcopy(network), copy.deepcopy(twin), TwinAugmentation(rate_weight=weight), num_classes=CLASSES
+        )
+        for weight in (0.0, 0.5)
+    )
+    (before, _), (after, _) = plain.losses(Batch(x, target)), weighed.losses(Batch(x, target))
+    _, spikes = spikes_of(copy.deepcopy(network), x)
+    rate = sum(layer.sum() for layer in spikes) / sum(layer.numel() for layer in spikes)
+    assert 0 < rate < 1
+    torch.testing.assert_close(after["firing_rate"], rate.detach())
+    torch.testing.assert_close(after["loss"], before["loss"] + 0.5 * rate)
+    assert "firing_rate" not in before
+    after["loss"].backward()
+    before["loss"].backward()
+    first = [learner.base.stem.conv.weight.grad for learner in (plain, weighed)]
+    assert not torch.equal(*first)
+    others = [learner.companion.stem.conv.weight.grad for learner in (plain, weighed)]
+    assert torch.equal(*others)
+    with pytest.raises(ValueError, match=r"^rate_weight=-1: must be at least 0"):
+        Plain(rate_weight=-1)
+    silent = convnet(2, CLASSES, nn.ReLU, width=0.1)
+    with pytest.raises(ValueError, match=r"^objective.rate_weight=0.1: must be 0, the base does not spike"):
+        TwinLearner(silent, objective=Plain(rate_weight=0.1), num_classes=CLASSES)
 
 
 @pytest.mark.parametrize("epochs", [1, 3])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,7 +21,9 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchmetrics.classification import MulticlassAccuracy
 
 from tna_lightning.data.batch import Batch
+from tna_lightning.models.blocks import is_spiking
 from tna_lightning.models.neurons import SpikingNeuron
+from tna_lightning.models.recording import watched
 from tna_lightning.objectives import Losses, Objective, Plain, readout
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
@@ -88,8 +91,9 @@ class TwinLearner(lightning.LightningModule):
             every batch. None keeps the learning rate constant.
 
     Raises:
-        ValueError: the objective takes other companions, or is called in another way; a companion's name is no
-            identifier or taken; a frozen one or a device is named for a companion that is not there.
+        ValueError: the objective takes other companions, or is called in another way, or weighs the firing rate of a
+            base that does not spike; a companion's name is no identifier or taken; a frozen one or a device is named
+            for a companion that is not there.
 
     Logs ``train/*``, ``val/*`` and ``test/*``: ``loss`` and its parts, ``acc`` (base) and ``<name>_acc`` (top-1),
     and ``acc_top5`` where K > 5. Accuracies are shares in [0, 1].
@@ -119,6 +123,10 @@ class TwinLearner(lightning.LightningModule):
         self.objective = Plain() if objective is None else objective
         _refuse_old_call(self.objective)
         self.objective.check_companions(list(companions))
+        if self.objective.rate_weight and not is_spiking(base):
+            raise ValueError(
+                f"objective.rate_weight={self.objective.rate_weight!r}: must be 0, the base does not spike"
+            )
         self.optimizer_factory = optimizer
         self.schedule_factory = schedule
         self.frozen = _named("freeze_companion", freeze_companion, companions)
@@ -221,12 +229,21 @@ class TwinLearner(lightning.LightningModule):
         copies = {
             device: x.to(device, non_blocking=x.is_cuda) for device in dict.fromkeys(self.companion_devices.values())
         }
-        logits = {}
+        logits: dict[str, Tensor] = {}
+        rate = FiringRate()
         for name, network in self.networks.items():
-            with torch.set_grad_enabled(torch.is_grad_enabled() and name not in self.frozen):
+            is_weighed = name == "base" and self.objective.rate_weight > 0
+            with (
+                watched(network, rate) if is_weighed else nullcontext(),
+                torch.set_grad_enabled(torch.is_grad_enabled() and name not in self.frozen),
+            ):
                 output = network(copies[device] if (device := self.companion_devices.get(name)) else x)
                 logits[name] = time_first(output).to(x.device)
-        return self.objective(logits, batch, self.current_epoch), logits
+        losses = self.objective(logits, batch, self.current_epoch)
+        if self.objective.rate_weight:
+            loss = losses["loss"] + self.objective.rate_weight * rate.mean
+            losses = {**losses, "loss": loss, "firing_rate": rate.mean.detach()}
+        return losses, logits
 
     def _step(self, stage: str, batch: Batch) -> Tensor:
         target = batch.target
@@ -283,6 +300,24 @@ class TwinLearner(lightning.LightningModule):
                 yield {"name": f"{network_name}.weights", "params": weights}
             if no_decay:
                 yield {"name": f"{network_name}.no_decay", "params": no_decay, "weight_decay": 0.0}
+
+
+class FiringRate:
+    """The mean of the magnitude of spikes over all neurons, steps and samples that it was told of, differentiable."""
+
+    def __init__(self) -> None:
+        self._total: Tensor | float = 0.0
+        self._count = 0
+
+    def __call__(self, name: str, currents: Tensor, spikes: Tensor) -> None:
+        """Add the spikes of a layer."""
+        self._total = self._total + spikes.float().abs().sum()
+        self._count += spikes.numel()
+
+    @property
+    def mean(self) -> Tensor:
+        """Spikes a neuron and step."""
+        return torch.as_tensor(self._total / self._count)
 
 
 def _left_alone(module: nn.Module) -> Iterator[nn.Parameter]:

@@ -104,10 +104,12 @@ class Objective:
         label_smoothing: share of the target spread evenly over the classes, in [0, 1).
         per_step_cross_entropy: average the cross-entropy of every time step instead of taking that of the time-averaged
             logits (TET, arXiv 2202.11946).
+        rate_weight: weight of the base's firing rate, its mean over all neurons and steps, beside the loss; 0 or more.
     """
 
     label_smoothing: float = 0.0
     per_step_cross_entropy: bool = False
+    rate_weight: float = 0.0
 
     num_companions: ClassVar[int | None] = 0
     """How many networks it takes beside the base; None for one or more."""
@@ -115,6 +117,7 @@ class Objective:
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing={self.label_smoothing!r}: must lie in [0, 1)")
+        _at_least(self, 0, "rate_weight")
 
     def __call__(self, logits: Logits, batch: Batch, epoch: int = 0) -> Losses:
         """The loss and its parts, scalars.

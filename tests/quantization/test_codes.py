@@ -258,7 +258,7 @@ def test_a_tawq_network_is_packed_to_the_bit_at_four_bits_a_weight_and_reported_
             assert layer["information"] == pytest.approx(3.17, abs=0.005)
             channels = network.get_submodule(layer["name"]).out_channels
             assert layer["bytes"] == -(-layer["weights"] * 4 // 8) + 4 * 4 * channels
-    tensors, metadata = read_packed(path)
+    tensors, _ = read_packed(path)
     weights = network.get_submodule("body.1.conv").weight[0].numel()
     assert tensors["body.1.conv.weight.codes"].numel() == -(-weights // 2)
     cost = inference_cost(network, [x])
@@ -268,6 +268,11 @@ def test_a_tawq_network_is_packed_to_the_bit_at_four_bits_a_weight_and_reported_
     assert cost["layers"][1]["memory_weights_uj"] == pytest.approx(operations * 4 / 64 * 10 / 1e6)
     with pytest.raises(ValueError, match=r"^network.body.1.conv: NIR has no node whose weight differs by time step"):
         export_nir(network, tmp_path / "network.nir", [x])
+
+
+def test_tawq_of_another_t_than_the_networks_is_refused():
+    with pytest.raises(ValueError, match=r"^quantizer.time_steps=5: the network is built for time_steps=3; must be"):
+        quantize_network(build(SPEC), TemporalTernary(5), skip=["stem", "classifier"])
 
 
 # ---- in a network ----------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Spiking neurons and the networks made of them: plain torch, time first, no state between forward passes.
 
 Read `neurons.py` (the time loop), `surrogates.py`, `blocks.py` (what networks share), then one file per family. Further
-neurons: `parallel.py` (without a loop), `lif_variants.py`, `stepwise.py` (other libraries), `quant_relu.py` (no spikes).
+neurons: `parallel.py` (no loop), `lif_variants.py`, `stepwise.py` (other libraries), `quant_relu.py` (no spikes).
 """
 
 from tna_lightning.models import surrogates

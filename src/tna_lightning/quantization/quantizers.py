@@ -5,10 +5,10 @@ A scheme is a pure function of ``rows``, the weights that share a scale: ``[G, N
 that follows from the bits of a code alone (:func:`~.codes.alphabet`), and :func:`~.codes.decode` is the same for every
 scheme. One whose codes differ by time step gives ``[T, G, N]``.
 
-Quantising twice gives the codes of quantising once, but for TaWQ, whose codes come from another standardisation then. It gives the same weights to the bit for TWN, binary, and learned
-scales; a maximum scale may move by one rounding, and absmean shrinks its scale by the share of nonzero codes, which is
-how that scheme is defined. TTQ is stable as long as both learned scales are positive and neither falls below
-``threshold`` times the other. In bfloat16 all this holds for up to 4 bits.
+Quantising twice gives the codes of quantising once, but for TaWQ, which standardises anew. It gives the same weights to
+the bit for TWN, binary, and learned scales; a maximum scale may move by one rounding, and absmean shrinks its scale by
+the share of nonzero codes, which is how that scheme is defined. TTQ is stable as long as both learned scales are
+positive and neither falls below ``threshold`` times the other. In bfloat16 all this holds for up to 4 bits.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ TAWQ_TAU, TAWQ_THRESHOLD, TAWQ_SLOPE, TAWQ_EPSILON = 2.0, 0.25, 4.0, 1e-6  # the
 
 
 def standardised(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """All rows together at mean 0 and (unbiased) deviation 1, and one over the deviation; zeros if they are all equal."""
+    """All rows together at mean 0 and (unbiased) deviation 1, and one over the deviation; zeros if all are equal."""
     centred = rows - rows.mean()
     deviation = (centred.square().sum() / max(1, rows.numel() - 1)).sqrt()
     inverse = torch.where(deviation > 0, 1 / deviation, 0.0)

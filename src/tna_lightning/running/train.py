@@ -269,6 +269,11 @@ def build_learner(config: Mapping[str, Any], datamodule: Any) -> TwinLearner:
         try_neurons(networks[name], inputs, prefix=prefix)
         if node["weights"] not in ("random", "pretrained"):
             load_weights(f"{prefix}weights", networks[name], node["weights"], neurons="same")
+    if config["compile"] == "network" and config["objective"].get("rate_weight"):
+        raise ValueError(
+            f"objective.rate_weight={config['objective']['rate_weight']!r}: needs compile=none or neurons, since code "
+            "for a whole network does not show its spikes"
+        )
     for network in (base, *networks.values()):
         compile_network(network, config["compile"])
     optimizer, schedule = build("optimizer", config["optimizer"]), build("schedule", config["schedule"])

@@ -20,6 +20,7 @@ ADDED: dict[str, Any] = {
     "companion.device": None,
     "companion.precision": "full",
     "neuron.per": "layer",
+    "objective.rate_weight": 0.0,
     "trainer.min_epochs": None,
     "trainer.max_steps": -1,
     "trainer.min_steps": None,
