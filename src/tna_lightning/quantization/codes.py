@@ -29,7 +29,8 @@ def period_bits(time_steps: int) -> int:
 def to_periods(values: Tensor) -> Tensor:
     """Ternary values ``[T, ...]`` by one number each, ``[...]``: the first step that is not 0, with its sign.
 
-    Steps count from 1; 0 stands where all are 0. :func:`from_periods` gives them back if every weight is not 0 at the multiples of its period alone.
+    Steps count from 1; 0 stands where all are 0. :func:`from_periods` gives the values back if each weight is not 0 at
+    the multiples of its period alone.
     """
     steps = torch.arange(len(values), 0, -1, device=values.device).view(-1, *[1] * (values.ndim - 1))
     period = len(values) + 1 - (steps * values.abs()).amax(0)  # of a weight that is always 0: T + 1
