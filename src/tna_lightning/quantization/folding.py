@@ -56,14 +56,15 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
 
     Raises:
         ValueError: a batch norm does not directly follow a convolution in an ``nn.Sequential``, or follows one whose
-            weight differs by time step.
+            weight differs by time step, as its own scale may.
     """
     network = without_quantizers(network)
     for parent, conv_name, norm_name in _conv_norm_pairs(network):
         conv, norm = cast(nn.Conv2d, parent[conv_name]), cast(nn.BatchNorm2d, parent[norm_name])
-        if isinstance(conv, OverTime):
+        if isinstance(conv, OverTime) or isinstance(norm, OverTime):
             (name,) = [name for name, module in network.named_modules() if module is norm]
-            raise ValueError(f"network: cannot fold {name}: the weight before it differs by time step")
+            what = "the weight before it" if isinstance(conv, OverTime) else "its scale"
+            raise ValueError(f"network: cannot fold {name}: {what} differs by time step")
         parent[conv_name], parent[norm_name] = _folded(conv, norm), nn.Identity()
     left = [name for name, module in network.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     if left:

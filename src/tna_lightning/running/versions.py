@@ -19,6 +19,7 @@ ADDED: dict[str, Any] = {
     "companions": {},
     "companion.device": None,
     "companion.precision": "full",
+    "model.norm": "bn",
     "neuron.per": "layer",
     "objective.rate_weight": 0.0,
     "trainer.min_epochs": None,
