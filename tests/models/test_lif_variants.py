@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import sys
 from functools import partial
 
 import pytest
@@ -22,6 +23,7 @@ from tna_lightning.models import (
     spikingjelly_neuron,
 )
 from tna_lightning.models.surrogates import ATan
+from tna_lightning.packages import MissingPackage
 from tna_lightning.running.config import compose
 from tna_lightning.running.factory import build_network
 
@@ -236,6 +238,12 @@ def test_a_recurrent_cell_is_chosen_and_its_weights_are_counted_and_built_again(
     recurrent = [layer for layer in cost["layers"] if layer["name"].endswith("cell.recurrent")]
     assert len(recurrent) == len(cost["neuron_layers"]) == 3
     assert all(layer["dense_macs"] == 3 * layer["ann_macs"] > 0 for layer in recurrent)
+
+
+def test_a_library_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "spikingjelly", None)
+    with pytest.raises(MissingPackage, match=r"needs the package spikingjelly.*: pip install --no-deps spikingjelly$"):
+        spikingjelly_neuron()
 
 
 @pytest.mark.parametrize(
