@@ -247,7 +247,7 @@ def build_network(spec: Mapping[str, Any], prefix: str = "", channels_last: bool
     if "_target_" in spec["neuron"] and not spec["neuron"].get("_partial_"):
         raise ValueError(f"{prefix}neuron={spec['neuron']['_target_']}: its YAML must say `_partial_: true`")
     neuron = build(f"{prefix}neuron", spec["neuron"])
-    time_steps = spec["model"].get("time_steps")
+    time_steps = spec["model"].get("time_steps", spec.get("inputs", {}).get("time_steps"))
     if time_steps is not None:  # for backbones that call `neuron()` and know nothing of hints
         neuron = with_hints(neuron, time_steps=time_steps)
     with under(f"{prefix}neuron"):
