@@ -25,7 +25,7 @@ from tna_lightning.models import (
 from tna_lightning.models.surrogates import ATan
 from tna_lightning.packages import MissingPackage
 from tna_lightning.running.config import compose
-from tna_lightning.running.factory import build_network
+from tna_lightning.running.factory import build_network, compile_network
 
 T = 4
 S = ATan()
@@ -238,6 +238,13 @@ def test_a_recurrent_cell_is_chosen_and_its_weights_are_counted_and_built_again(
     recurrent = [layer for layer in cost["layers"] if layer["name"].endswith("cell.recurrent")]
     assert len(recurrent) == len(cost["neuron_layers"]) == 3
     assert all(layer["dense_macs"] == 3 * layer["ann_macs"] > 0 for layer in recurrent)
+
+
+def test_a_network_of_stepped_cells_is_not_compiled_and_a_line_says_so(caplog):
+    network = convnet(1, 3, partial(snntorch_neuron, settings={"beta": 0.5}), width=0.1)
+    compile_network(network, "network")
+    assert network._compiled_call_impl is None
+    assert "compile=network: left out, since the neurons of another library" in caplog.text
 
 
 def test_a_library_that_is_not_there_is_named(monkeypatch):
