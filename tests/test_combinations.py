@@ -14,7 +14,9 @@ import torch
 from tna_lightning.data import Batch, Inputs
 from tna_lightning.export import checking, export_nir, export_onnx, export_packed
 from tna_lightning.learner import DEFAULT_OPTIMIZER
+from tna_lightning.models import SpikingNeuron
 from tna_lightning.models import build as build_network
+from tna_lightning.models.blocks import UNITS
 from tna_lightning.quantization import Ternary, quantize_network
 from tna_lightning.running.config import compose
 from tna_lightning.running.factory import build
@@ -26,6 +28,7 @@ WIDTH = {"convnet": 0.125}  # of the others' widest layer 16 channels are left
 CHANNELS, CLASSES = 2, 6
 DEEPER = {"resnet18", "resnet19", "resnet20", "vgg16"}  # of the same blocks as resnet8 and vgg11
 NO_SPIKES = ("relu", "quant_relu")
+NIR_KNOWS = ("lif", "plif", "if")
 OPTIONS = {group: list(options(group)) for group in GROUPS}
 if find_spec("spikingjelly") is None:
     OPTIONS["neuron"].remove("spikingjelly")
@@ -97,7 +100,9 @@ def take_a_training_step(model, neuron, quant, baseline, choices):
     config = {**choices["common"], "model": node, "neuron": choices["neuron"][neuron], **choices["baseline"][baseline]}
     learner = build_learner(config, datamodule)
     if choices["quant"][quant]:
-        build("quant", choices["quant"][quant]).setup(SimpleNamespace(max_epochs=1, callbacks=[]), learner, "fit")
+        build("quant", choices["quant"][quant]).setup(
+            SimpleNamespace(max_epochs=1, callbacks=[], fast_dev_run=False), learner, "fit"
+        )
     optimizer = DEFAULT_OPTIMIZER(list(learner.parameter_groups()))
     before = [parameter.detach().clone() for parameter in learner.base.parameters()]
 
@@ -143,6 +148,10 @@ def trained(model, neuron, choices):
     return network.eval(), spec, images
 
 
+def first_neuron(network):
+    return next(module for module in network.body.modules() if isinstance(module, (SpikingNeuron, *UNITS)))
+
+
 @pytest.mark.parametrize("model", options("model"))
 def test_every_export_is_right_or_refused_by_the_modules_name(model, choices, tmp_path, monkeypatch):
     # of so few spikes one that rounding moves over the edge, and what follows from it, is more than one in 10,000
@@ -154,8 +163,8 @@ def test_every_export_is_right_or_refused_by_the_modules_name(model, choices, tm
         for fold in (False, True):
             counts = export_packed(network, tmp_path / "packed", [images], spec, fold)
             assert counts["images"] == 4
-        if neuron == "relu" or has_max_pool:  # of both the module comes first that stands first
-            kind = "ReLU" if neuron == "relu" else "MaxPool2d"
+        if neuron not in NIR_KNOWS or has_max_pool:  # of both the neuron comes first
+            kind = "MaxPool2d" if neuron in NIR_KNOWS else type(first_neuron(network)).__name__
             with pytest.raises(ValueError, match=rf"^network\.body\.[\d.]+: NIR has no node for {kind}$"):
                 export_nir(network, tmp_path / "nir", [images])
             assert not (tmp_path / "nir").exists()
@@ -168,7 +177,7 @@ def test_every_export_is_right_or_refused_by_the_modules_name(model, choices, tm
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "neuron"),
-    [*((model, "lif") for model in options("model")), *(("convnet", each) for each in options("neuron"))],
+    [*((model, "lif") for model in options("model")), *(("convnet", each) for each in OPTIONS["neuron"])],
 )
 def test_every_model_and_neuron_is_right_as_onnx(model, neuron, choices, tmp_path):
     network, _, images = trained(model, neuron, choices)

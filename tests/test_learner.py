@@ -703,6 +703,9 @@ def test_a_firing_rate_is_weighed_beside_any_objective(network, samples):
     silent = convnet(2, CLASSES, nn.ReLU, width=0.1)
     with pytest.raises(ValueError, match=r"^objective.rate_weight=0.1: must be 0, the base does not spike"):
         TwinLearner(silent, objective=Plain(rate_weight=0.1), num_classes=CLASSES)
+    network.checkpoint_stages = True
+    with pytest.raises(ValueError, match=r"^objective.rate_weight=0.1: must be 0 with checkpoint_stages=true"):
+        TwinLearner(network, objective=Plain(rate_weight=0.1), num_classes=CLASSES)
 
 
 @pytest.mark.parametrize("epochs", [1, 3])

@@ -108,7 +108,7 @@ class TwinLearner(lightning.LightningModule):
 
     Raises:
         ValueError: the objective takes other companions or classes, is called in another way, or weighs the firing rate
-            of a base that does not spike; a companion's name is no identifier or taken, or it shares parameters with
+            of a base that does not spike or whose stages are checkpointed; a companion's name is no identifier or taken, or it shares parameters with
             another network; a frozen one or a device is named for a companion that is not there; a teacher is not to be
             frozen. In training: inputs, labels, logits, or the trainer's length do not fit; the message names the
             network.
@@ -150,6 +150,11 @@ class TwinLearner(lightning.LightningModule):
         if self.objective.rate_weight and not is_spiking(base):
             raise ValueError(
                 f"objective.rate_weight={self.objective.rate_weight!r}: must be 0, the base does not spike"
+            )
+        if self.objective.rate_weight and getattr(base, "checkpoint_stages", False):
+            raise ValueError(
+                f"objective.rate_weight={self.objective.rate_weight!r}: must be 0 with checkpoint_stages=true, which "
+                "computes spikes a second time, where nobody sums them"
             )
         self.optimizer_factory = optimizer
         self.schedule_factory = schedule
