@@ -108,10 +108,10 @@ class TwinLearner(lightning.LightningModule):
 
     Raises:
         ValueError: the objective takes other companions or classes, is called in another way, or weighs the firing rate
-            of a base that does not spike or whose stages are checkpointed; a companion's name is no identifier or taken, or it shares parameters with
-            another network; a frozen one or a device is named for a companion that is not there; a teacher is not to be
-            frozen. In training: inputs, labels, logits, or the trainer's length do not fit; the message names the
-            network.
+            of a base that does not spike or whose stages are checkpointed; a companion's name is no identifier or
+            taken, or it shares parameters with another network; a frozen one or a device is named for a companion that
+            is not there; a teacher is not to be frozen. In training: inputs, labels, logits, or the trainer's length do
+            not fit; the message names the network.
 
     Logs ``train/*``, ``val/*`` and ``test/*``: ``loss`` and its parts, ``acc`` (base) and ``<name>_acc`` (top-1),
     and ``acc_top5`` where K > 5; of the base in validation and test ``acc_macro``, the mean of the classes' own.
