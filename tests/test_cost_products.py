@@ -535,7 +535,7 @@ def test_products_under_other_names_are_named():
     assert counted(added, torch.randn(B, F))["not_counted"] == []
 
 
-def test_a_parameter_that_a_neuron_uses_itself_is_named():
+def test_a_matrix_that_a_neuron_uses_itself_is_counted_beside_its_layers():
     class Recurrent(SpikingNeuron):
         def __init__(self, takes_part):
             super().__init__()
@@ -555,9 +555,12 @@ def test_a_parameter_that_a_neuron_uses_itself_is_named():
             lambda module, x: module[2](module[1](module[0](x).expand(T, *[-1] * 2))),
         )
         cost = counted(network, torch.randn(B, 4))
-        assert not_counted(cost) == ([("module.1", "aten.mm")] if takes_part else [])
+        assert not_counted(cost) == []
         dense = by_name(cost, "dense_macs")
-        assert dense == {"module.0": 24, "module.1.layer": (T - 1) * 36, "module.2": T * 12}
+        back = {"module.1": (T - 1) * 36} if takes_part else {}
+        assert dense == {"module.0": 24, "module.1.layer": (T - 1) * 36, "module.2": T * 12} | back
+        own = [(entry["name"], entry["operation"], entry["dense_macs"]) for entry in cost["products"]]
+        assert own == ([("module.1", "aten.mm", (T - 1) * 36)] if takes_part else [])
 
 
 def test_what_passes_by_torch_is_named():

@@ -22,6 +22,7 @@ from tna_lightning.callbacks import SWA
 from tna_lightning.data import Batch
 from tna_lightning.learner import TwinLearner, cosine
 from tna_lightning.models import LIF, convnet
+from tna_lightning.models.recording import spikes_of
 from tna_lightning.objectives import Cohort, Distillation, Objective, Plain, TwinAugmentation
 from tna_lightning.quantization import Ternary, TernaryTTQ, WeightQuantization, dequantize_network, quantize_network
 from tna_lightning.running.console import quiet_lightning
@@ -673,3 +674,55 @@ def test_a_checkpoint_of_a_quantised_run_is_loaded_once_the_network_is_quantised
         load(tmp_path / "last.ckpt", fresh)
     dequantize_network(fresh)
     assert load(tmp_path / "plain.ckpt", fresh).base is fresh
+
+
+def test_a_firing_rate_is_weighed_beside_any_objective(network, samples):
+    x, target = samples[:BATCH]
+    twin = copy.deepcopy(network)
+    plain, weighed = (
+        TwinLearner(
+            copy.deepcopy(network), copy.deepcopy(twin), TwinAugmentation(rate_weight=weight), num_classes=CLASSES
+        )
+        for weight in (0.0, 0.5)
+    )
+    (before, _), (after, _) = plain.losses(Batch(x, target)), weighed.losses(Batch(x, target))
+    _, spikes = spikes_of(copy.deepcopy(network), x)
+    rate = sum(layer.sum() for layer in spikes) / sum(layer.numel() for layer in spikes)
+    assert 0 < rate < 1
+    torch.testing.assert_close(after["firing_rate"], rate.detach())
+    torch.testing.assert_close(after["loss"], before["loss"] + 0.5 * rate)
+    assert "firing_rate" not in before
+    after["loss"].backward()
+    before["loss"].backward()
+    first = [learner.base.stem.conv.weight.grad for learner in (plain, weighed)]
+    assert not torch.equal(*first)
+    others = [learner.companion.stem.conv.weight.grad for learner in (plain, weighed)]
+    assert torch.equal(*others)
+    with pytest.raises(ValueError, match=r"^rate_weight=-1: must be at least 0"):
+        Plain(rate_weight=-1)
+    silent = convnet(2, CLASSES, nn.ReLU, width=0.1)
+    with pytest.raises(ValueError, match=r"^objective.rate_weight=0.1: must be 0, the base does not spike"):
+        TwinLearner(silent, objective=Plain(rate_weight=0.1), num_classes=CLASSES)
+    network.checkpoint_stages = True
+    with pytest.raises(ValueError, match=r"^objective.rate_weight=0.1: must be 0 with checkpoint_stages=true"):
+        TwinLearner(network, objective=Plain(rate_weight=0.1), num_classes=CLASSES)
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_neurons_are_told_how_much_of_the_training_is_over(samples, epochs):
+    told = {"base": [], "companion": []}
+
+    class Told(LIF):
+        def __init__(self, name):
+            super().__init__()
+            self.name = name
+
+        def progress(self, share):
+            told[self.name].append(share)
+
+    networks = [convnet(2, CLASSES, partial(Told, name), time_steps=1, width=0.1) for name in told]
+    learner = TwinLearner(*networks, Distillation(), num_classes=CLASSES, freeze_companion=True)
+    with quiet_lightning():
+        trainer(max_epochs=epochs, log_every_n_steps=1).fit(learner, Loader(samples), Loader(samples))
+    each = [0, 0.5, 1] if epochs == 3 else [1]
+    assert told == {"base": [share for share in each for _ in range(3)], "companion": []}

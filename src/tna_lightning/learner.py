@@ -9,6 +9,7 @@ import inspect
 import logging
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import nullcontext
 from functools import partial
 from itertools import combinations
 from typing import Any, Protocol, runtime_checkable
@@ -25,6 +26,9 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from tna_lightning.accuracy import Accuracy
 from tna_lightning.data.batch import Batch
 from tna_lightning.length import length_of
+from tna_lightning.models.blocks import is_spiking
+from tna_lightning.models.neurons import SpikingNeuron
+from tna_lightning.models.recording import watched
 from tna_lightning.objectives import Losses, Objective, Plain, readout
 from tna_lightning.quantization.parametrized import check_state
 from tna_lightning.shapes import check_batch, check_labels, refuse_batch_first, time_first
@@ -103,10 +107,11 @@ class TwinLearner(lightning.LightningModule):
             None keeps the learning rate constant.
 
     Raises:
-        ValueError: the objective takes other companions or classes, or is called in another way; a companion's name is
-            no identifier or taken, or it shares parameters with another network; a frozen one or a device is named
-            for a companion that is not there; a teacher is not to be frozen. In training: inputs, labels, logits, or
-            the trainer's length do not fit; the message names the network.
+        ValueError: the objective takes other companions or classes, is called in another way, or weighs the firing rate
+            of a base that does not spike or whose stages are checkpointed; a companion's name is no identifier or
+            taken, or it shares parameters with another network; a frozen one or a device is named for a companion that
+            is not there; a teacher is not to be frozen. In training: inputs, labels, logits, or the trainer's length do
+            not fit; the message names the network.
 
     Logs ``train/*``, ``val/*`` and ``test/*``: ``loss`` and its parts, ``acc`` (base) and ``<name>_acc`` (top-1),
     and ``acc_top5`` where K > 5; of the base in validation and test ``acc_macro``, the mean of the classes' own.
@@ -142,6 +147,15 @@ class TwinLearner(lightning.LightningModule):
             raise ValueError(f"num_classes={num_classes!r}: must be a whole number of at least 2")
         self.objective.check_classes(num_classes)
         self.num_classes = num_classes
+        if self.objective.rate_weight and not is_spiking(base):
+            raise ValueError(
+                f"objective.rate_weight={self.objective.rate_weight!r}: must be 0, the base does not spike"
+            )
+        if self.objective.rate_weight and getattr(base, "checkpoint_stages", False):
+            raise ValueError(
+                f"objective.rate_weight={self.objective.rate_weight!r}: must be 0 with checkpoint_stages=true, which "
+                "computes spikes a second time, where nobody sums them"
+            )
         self.optimizer_factory = optimizer
         self.schedule_factory = schedule
         self._lr: float | None = None
@@ -260,6 +274,16 @@ class TwinLearner(lightning.LightningModule):
                     if isinstance(value, Tensor) and value.shape == parameter.shape:
                         state[name] = value.to(parameter.device)
 
+    def on_train_epoch_start(self) -> None:  # noqa: D102
+        self._epochs_trained = self.current_epoch + 1
+        last = (self.trainer.max_epochs or 0) - 1
+        share = min(1.0, self.current_epoch / last) if last > 0 else 1.0
+        for name in self._names:
+            if name not in self.frozen:
+                for module in getattr(self, name).modules():
+                    if isinstance(module, SpikingNeuron):
+                        module.progress(share)
+
     def configure_callbacks(self) -> list[lightning.Callback]:
         """Adds none, but lets those that change the networks do so now, before others are set up and copy them."""
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # missing in Lightning's annotations
@@ -277,9 +301,6 @@ class TwinLearner(lightning.LightningModule):
             state = {key: value for key, value in checkpoint["state_dict"].items() if key.startswith(f"{name}.")}
             if state:
                 check_state(name, network, {key.removeprefix(f"{name}."): value for key, value in state.items()})
-
-    def on_train_epoch_start(self) -> None:  # noqa: D102
-        self._epochs_trained = self.current_epoch + 1
 
     def on_train_epoch_end(self) -> None:  # noqa: D102
         self._raise_if_inputs_were_bad("train")
@@ -344,12 +365,21 @@ class TwinLearner(lightning.LightningModule):
         copies = {
             device: x.to(device, non_blocking=x.is_cuda) for device in dict.fromkeys(self.companion_devices.values())
         }
-        logits = {}
+        logits: dict[str, Tensor] = {}
+        rate = FiringRate()
         for name, network in self.networks.items():
-            with torch.set_grad_enabled(torch.is_grad_enabled() and name not in self.frozen):
+            is_weighed = name == "base" and self.objective.rate_weight > 0
+            with (
+                watched(network, rate) if is_weighed else nullcontext(),
+                torch.set_grad_enabled(torch.is_grad_enabled() and name not in self.frozen),
+            ):
                 output = network(copies[device] if (device := self.companion_devices.get(name)) else x)
                 logits[name] = time_first(output, name, len(x), self.num_classes).to(x.device)
-        return self.objective(logits, batch, self.current_epoch), logits
+        losses = self.objective(logits, batch, self.current_epoch)
+        if self.objective.rate_weight:
+            loss = losses["loss"] + self.objective.rate_weight * rate.mean
+            losses = {**losses, "loss": loss, "firing_rate": rate.mean.detach()}
+        return losses, logits
 
     def _step(self, stage: str, batch: Batch, number: int) -> Tensor:
         target, ignored = batch.target, self.objective.ignore_index
@@ -452,6 +482,24 @@ class TwinLearner(lightning.LightningModule):
                 yield {"name": f"{network_name}.weights", "params": weights}
             if no_decay:
                 yield {"name": f"{network_name}.no_decay", "params": no_decay, "weight_decay": 0.0}
+
+
+class FiringRate:
+    """The mean of the magnitude of spikes over all neurons, steps and samples that it was told of, differentiable."""
+
+    def __init__(self) -> None:
+        self._total: Tensor | float = 0.0
+        self._count = 0
+
+    def __call__(self, name: str, currents: Tensor, spikes: Tensor) -> None:
+        """Add the spikes of a layer."""
+        self._total = self._total + spikes.float().abs().sum()
+        self._count += spikes.numel()
+
+    @property
+    def mean(self) -> Tensor:
+        """Spikes a neuron and step."""
+        return torch.as_tensor(self._total / self._count)
 
 
 def _left_alone(module: nn.Module) -> Iterator[nn.Parameter]:

@@ -127,12 +127,14 @@ class Objective:
             is not divided by their sum); null weighs all alike.
         ignore_index: the label of samples without one, such as torch's -100; they have no cross-entropy, whose mean is
             over the others, and no accuracy, but are matched. null: every sample has a label.
+        rate_weight: weight of the base's firing rate, its mean over all neurons and steps, beside the loss; 0 or more.
     """
 
     label_smoothing: float = 0.0
     per_step_cross_entropy: bool = False
     class_weights: Sequence[float] | None = None
     ignore_index: int | None = None
+    rate_weight: float = 0.0
 
     num_companions: ClassVar[int | None] = 0
     """How many networks it takes beside the base; None for one or more."""
@@ -140,6 +142,7 @@ class Objective:
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing={self.label_smoothing!r}: must lie in [0, 1)")
+        _at_least(self, 0, "rate_weight")
         if self.class_weights is not None:
             weights = tuple(float(weight) for weight in self.class_weights)
             if not all(weight >= 0 and math.isfinite(weight) for weight in weights) or not any(weights):

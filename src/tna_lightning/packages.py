@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from importlib import import_module
 
 _PROJECTS = {"sklearn": "scikit-learn", "wandb_workspaces": "wandb-workspaces"}  # where it is not the module's name
+_ARGUMENTS = {"spikingjelly": "--no-deps spikingjelly"}  # it asks for torchvision, which its neurons do not use
 
 # torch 2.13 at a class of its own; in Lightning 2.6 at every fit, in the ONNX exporter at every export
 LEAF_SPEC = ".*LeafSpec.* is deprecated.*"
@@ -54,7 +55,7 @@ def require(*modules: str, extra: str | None = None) -> None:
             project = _PROJECTS.get(module, module)
             absent = isinstance(error, ModuleNotFoundError) and error.name == module
             reason = "" if absent else f", which does not import here ({' '.join(str(error).split())})"
-            source = f"'tna-lightning[{extra}]'" if extra else project
+            source = f"'tna-lightning[{extra}]'" if extra else _ARGUMENTS.get(project, project)
             raise MissingPackage(f"needs the package {project}{reason}: pip install {source}") from error
 
 

@@ -23,11 +23,12 @@ from tna_lightning.export.c.memory import plan_memory
 from tna_lightning.export.c.program import Map, Neurons, to_program
 from tna_lightning.export.c.source import write_source
 from tna_lightning.export.c.tables import bit_table, lane_positions, unpack_spikes
-from tna_lightning.models import LIF, build
+from tna_lightning.models import LIF, build, convnet
 from tna_lightning.models.over_time import weigh_over_time
 from tna_lightning.packages import MissingPackage
 from tna_lightning.quantization import (
     Binary,
+    TemporalTernary,
     Ternary,
     TernaryAbsmean,
     TernaryTTQ,
@@ -37,6 +38,8 @@ from tna_lightning.quantization import (
     save_network,
 )
 from tna_lightning.quantization.folding import fold_batch_norm
+from tna_lightning.running.config import compose
+from tna_lightning.running.home import options
 
 CC = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 needs_compiler = pytest.mark.skipif(CC is None, reason="no C compiler")
@@ -478,6 +481,28 @@ def test_what_c_cannot_say_is_refused_by_the_modules_name(name, change, message)
     else:
         with pytest.raises(ValueError, match=f"^{message}"):
             to_program(network, shape)
+
+
+@pytest.mark.parametrize("neuron", [name for name in options("neuron") if name not in ("lif", "plif", "if")])
+def test_neurons_without_a_kernel_are_refused_by_name(neuron):
+    if neuron == "spikingjelly":
+        pytest.importorskip("spikingjelly")
+    model = {"_target_": "tna_lightning.models.convnet", "width": 0.1, "time_steps": 2}
+    node = compose([f"neuron={neuron}", "model.time_steps=2"])["neuron"]
+    network = build({"model": model, "neuron": node, "in_channels": 1, "num_classes": 10}).eval()
+    kind = type(network.body[0]).__name__
+    with pytest.raises(ValueError, match=rf"^network\.body\.0: there is no C kernel for {kind}$"):
+        to_program(network, (1, 8, 8))
+
+
+def test_weights_and_norms_over_time_are_refused_by_name():
+    network = convnet(1, 10, LIF, width=0.1, time_steps=2)
+    quantize_network(network, TemporalTernary(2), skip=["classifier"])
+    with pytest.raises(ValueError, match=r"^network\.stem\.conv: there is no C kernel for a weight that differs by"):
+        to_program(network.eval(), (1, 8, 8))
+    network = convnet(1, 10, LIF, width=0.1, time_steps=2, norm="tebn").eval()
+    with pytest.raises(ValueError, match=r"^network\.stem\.norm: there is no C kernel for a weight that differs by"):
+        to_program(network, (1, 8, 8))
 
 
 def test_other_networks_are_refused():

@@ -34,6 +34,8 @@ from tna_lightning.models import LIF, PerStep, build
 from tna_lightning.quantization import Ternary, load_packed, quantize_network, save_network
 from tna_lightning.quantization.folding import fold_batch_norm
 from tna_lightning.quantization.packing import read_packed
+from tna_lightning.running.config import compose
+from tna_lightning.running.home import options
 
 
 def make_spec(model="convnet", width=0.25, time_steps=3, **neuron):
@@ -348,6 +350,33 @@ def test_neurons_of_two_kinds_are_refused():
         to_nir(mixed, (2,))
     with pytest.raises(ValueError, match=r"^network.0: some neurons leak and some do not"):
         to_nir(nn.Sequential(LIF(beta=torch.tensor([1.0, 0.5]))), (2,))
+
+
+# ---- other neurons ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("neuron", options("neuron"))
+def test_a_network_of_any_neuron_is_packed_and_nir_refuses_those_that_it_cannot_say_by_name(neuron, tmp_path, batches):
+    if neuron == "spikingjelly":
+        pytest.importorskip("spikingjelly")
+    spec = make_spec() | {"neuron": compose([f"neuron={neuron}"])["neuron"]}
+    network = make_network(spec)
+    assert export_packed(network, tmp_path / "network.safetensors", batches, spec)["predictions_differing"] == 0
+    if neuron in ("lif", "plif", "if"):
+        assert export_nir(network, tmp_path / "network.nir", batches)["spikes"] > 0
+    else:
+        kind = type(network.body[0]).__name__
+        with pytest.raises(ValueError, match=rf"^network.body.0: NIR has no node for {kind}$"):
+            export_nir(network, tmp_path / "network.nir", batches)
+
+
+OTHERS = ("psn", "masked_psn", "psu", "ipsu", "rpsu", "alif", "ternary_lif", "integer_lif", "snntorch", "quant_relu")
+
+
+@pytest.mark.parametrize("neuron", ["sliding_psn", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
+def test_onnx_computes_any_neuron(neuron, tmp_path, batches):
+    spec = make_spec(width=0.1, time_steps=2) | {"neuron": compose([f"neuron={neuron}"])["neuron"]}
+    assert export_onnx(make_network(spec), tmp_path / "network.onnx", batches)["predictions_differing"] == 0
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------

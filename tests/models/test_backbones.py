@@ -5,6 +5,7 @@ import pickle
 import re
 from dataclasses import asdict
 from functools import cache, partial
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -27,10 +28,15 @@ from tna_lightning.models import (
     vggsnn,
 )
 from tna_lightning.models.spec import sizes_for
+from tna_lightning.quantization.folding import fold_batch_norm
 from tna_lightning.running.config import compose
 from tna_lightning.running.home import options
 
 BACKBONES, NEURONS = list(options("model")), list(options("neuron"))
+if find_spec("spikingjelly") is None:
+    NEURONS.remove("spikingjelly")
+OF_ONE_T = ("psn", "masked_psn", "ipsu", "rpsu")  # with weights for each step
+NO_SPIKES = ("relu", "quant_relu")
 
 
 @cache
@@ -79,22 +85,58 @@ def test_one_yaml_for_each_backbone_and_neuron():
     assert {getattr(models, name) for name in BACKBONES} == {
         convnet, resnet8, resnet18, resnet19, resnet20, vgg11, vgg16, vggsnn,
     }  # fmt: skip
-    assert set(NEURONS) == {"lif", "plif", "if", "relu"}
+    loops = {"lif", "plif", "if", "alif", "ternary_lif", "integer_lif", "snntorch", "spikingjelly"}
+    assert set(options("neuron")) == loops | {*OF_ONE_T, "sliding_psn", "psu", *NO_SPIKES}
 
 
 @pytest.mark.parametrize("neuron", NEURONS)
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_shapes_and_gradients(backbone, neuron):
     network = composed(backbone, neuron, in_channels=2, width=0.05, time_steps=3)
-    spiking = neuron != "relu"
+    spiking = neuron not in NO_SPIKES
     assert is_spiking(network) == spiking
     assert network(torch.randn(2, 2, 8, 8)).shape == (3 if spiking else 1, 2, 7)
-    logits = network(torch.rand(2, 5, 2, 48, 48))
-    assert logits.shape == (5, 2, 7)
+    frames = 3 if neuron in OF_ONE_T else 5
+    logits = network(torch.rand(2, frames, 2, 48, 48))
+    assert logits.shape == (frames, 2, 7)
     logits.square().sum().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
     assert network.stem.conv.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_norms(backbone):
+    """tdBN starts at the threshold, where two currents are added at 1 / sqrt 2 of it; TEBN scales each step."""
+    torch.manual_seed(0)
+    plain = composed(backbone, width=0.05, time_steps=3)
+    torch.manual_seed(0)
+    settings = {"width": 0.05, "time_steps": 3}
+    factory = partial(LIF, threshold=0.5)
+    tdbn = getattr(models, backbone)(3, 7, factory, norm="tdbn", **settings)
+    norms = {name: module for name, module in tdbn.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    for name, norm in norms.items():
+        expected = 0.5 * (0.5**0.5 if "conv2" in name or "shortcut" in name else 1)
+        torch.testing.assert_close(norm.weight, torch.full_like(norm.weight, expected))
+        assert not norm.bias.any()
+    torch.manual_seed(0)
+    tebn = composed(backbone, norm="tebn", **settings)
+    assert num_parameters(tebn) == num_parameters(plain) + 3 * len(norms)
+    x = torch.randn(4, 3, 16, 16)
+    assert torch.equal(tebn(x), plain(x))  # every scale starts at 1
+    stem = tebn.stem
+    stem.norm.step_scale.data.copy_(torch.tensor([1.0, 2.0, -0.5]))
+    alike = plain.stem(x[None])[0].detach()
+    currents = stem(x.expand(3, -1, -1, -1, -1))
+    torch.testing.assert_close(currents, torch.stack([alike, 2 * alike, -0.5 * alike]), rtol=1e-4, atol=1e-5)
+    tebn(x).square().sum().backward()
+    assert stem.norm.step_scale.grad.shape == (3,)
+    with pytest.raises(ValueError, match=r"^network: cannot fold stem.norm: its scale differs by time step"):
+        fold_batch_norm(tebn)
+    with pytest.raises(ValueError, match=r"^x=\[4, .*must have the 3 time steps of the norm's scale"):
+        tebn(torch.randn(2, 4, 3, 16, 16))
+    with pytest.raises(ValueError, match=r"^norm='batch': must be one of bn, tdbn, tebn"):
+        getattr(models, backbone)(3, 7, LIF, norm="batch", **settings)
 
 
 # layer by layer, for 3 input channels and 10 classes

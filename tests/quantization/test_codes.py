@@ -1,6 +1,7 @@
 """Codes whose axes have names, and a quantiser whose codes differ by time step from training to the exported file."""
 
 import copy
+import math
 
 import lightning
 import pytest
@@ -15,6 +16,7 @@ from tna_lightning.models import PerStep, build
 from tna_lightning.quantization import (
     Codes,
     Quantizer,
+    TemporalTernary,
     Ternary,
     TernaryTTQ,
     WeightQuantization,
@@ -26,7 +28,9 @@ from tna_lightning.quantization import (
     save_network,
     weight_report,
 )
+from tna_lightning.quantization.codes import from_periods, to_periods
 from tna_lightning.quantization.folding import fold_batch_norm
+from tna_lightning.quantization.packing import read_packed
 from tna_lightning.quantization.quantizers import twn
 from tna_lightning.running.weights import load_weights
 
@@ -142,6 +146,133 @@ def test_a_quantiser_that_gives_other_shapes_is_named():
         ValueError, match=r"^Wrong.quantize: gave codes \[3, 4, 5\] and a scale \[3, 4, 1\]; .*\[4, 1\]$"
     ):
         Wrong()(torch.randn(4, 5))
+
+
+# ---- TaWQ ------------------------------------------------------------------------------------------------------------
+
+
+class Sign(torch.autograd.Function):
+    """The authors' sign, whose derivative is that of a sigmoid of slope 4."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx, grad):
+        s = (4 * ctx.saved_tensors[0]).sigmoid()
+        return grad * 4 * s * (1 - s)
+
+
+def tawq_step_by_step(weight, time_steps):
+    """The rule of arXiv 2511.17567 as a loop over time, autograd's own gradient."""
+    x = (weight - weight.mean()) / weight.std()
+    rest, steps = torch.zeros_like(x), []
+    for _ in range(time_steps):
+        membrane = rest + (x - rest) / 2
+        code = (Sign.apply(membrane - 0.25) + Sign.apply(membrane + 0.25)) / 2
+        rest = (1 - code.detach().abs()) * membrane
+        steps.append(code)
+    codes = torch.stack(steps)
+    return codes / (codes.abs().mean(tuple(range(2, codes.ndim)), keepdim=True) + 1e-6)
+
+
+@pytest.mark.parametrize("time_steps", [1, 2, 4, 7, 11])
+@pytest.mark.parametrize("shape", [(6, 4, 3, 3), (5, 7)])
+def test_tawq_is_the_step_by_step_rule_in_values_and_gradients(shape, time_steps):
+    weight = (0.3 * torch.randn(shape, dtype=torch.float64) + 0.05).requires_grad_()
+    other = weight.detach().clone().requires_grad_()
+    value, expected = TemporalTernary(time_steps)(weight), tawq_step_by_step(other, time_steps)
+    torch.testing.assert_close(value, expected, rtol=1e-13, atol=0)
+    grad = torch.randn_like(value)
+    value.backward(grad)
+    expected.backward(grad)
+    torch.testing.assert_close(weight.grad, other.grad, rtol=1e-9, atol=1e-13)
+
+
+def test_tawq_of_one_step_is_a_static_ternary_quantiser():
+    weight = torch.randn(6, 4, 3, 3) + 0.2
+    (value,) = TemporalTernary(1)(weight)
+    x = (weight - weight.mean()) / weight.std()
+    codes = x.sign() * (x.abs() > 0.5)
+    torch.testing.assert_close(value, codes / codes.abs().mean((1, 2, 3), keepdim=True).add(1e-6))
+
+
+@pytest.mark.parametrize(("time_steps", "bits"), [(1, 2), (2, 3), (3, 3), (4, 4), (7, 4), (8, 5), (15, 5), (16, 6)])
+def test_tawq_is_stored_as_sign_and_period(time_steps, bits):
+    weight = torch.randn(40, 40)
+    codes = TemporalTernary(time_steps).encode(weight)
+    if time_steps <= 4:  # longer periods are rare
+        assert len(codes.values.flatten(1).unique(dim=1).T) == 2 * time_steps + 1
+    assert codes.information == pytest.approx(math.log2(2 * time_steps + 1))
+    assert codes.bits_per_weight == bits
+    assert codes.num_bytes == 1600 * bits // 8 + 4 * 40 * time_steps
+    periods = to_periods(codes.values)
+    for t in range(1, time_steps + 1):  # a weight is not 0 at the multiples of its period
+        is_due = (periods != 0) & (t % periods.abs().clamp_min(1) == 0)
+        assert torch.equal(codes.values[t - 1], periods.sign() * is_due)
+    assert torch.equal(from_periods(periods, time_steps), codes.values)
+
+
+def test_equal_weights_and_one_weight_give_zeros_and_no_gradient():
+    for weight in (torch.ones(3, 2, requires_grad=True), torch.ones(1, 1, requires_grad=True)):
+        value = TemporalTernary(3)(weight)
+        value.sum().backward()
+        assert not value.any()
+        assert not weight.grad.any()
+
+
+def test_codes_without_a_period_are_refused_as_such():
+    values = torch.tensor([[[1]], [[0]]], dtype=torch.int8)  # of step 1 alone
+    with pytest.raises(ValueError, match=r"^encoding='periods': its codes do not recur by a period each"):
+        Codes(values, None, "x", 2, ("step", "channel"), encoding="periods")
+    with pytest.raises(ValueError, match=r"^encoding='periods': must be of 2-bit codes that differ by step"):
+        Codes(values[0], None, "x", 2, encoding="periods")
+
+
+@pytest.mark.parametrize("time_steps", [0, 128, 2.5])
+def test_tawq_asks_for_a_whole_number_of_steps(time_steps):
+    with pytest.raises(ValueError, match=rf"^time_steps={time_steps}: must be a whole number from 1 to 127"):
+        TemporalTernary(time_steps)
+
+
+def test_a_tawq_network_is_packed_to_the_bit_at_four_bits_a_weight_and_reported_truly(tmp_path):
+    torch.manual_seed(0)
+    spec = SPEC | {"model": SPEC["model"] | {"time_steps": 4}}
+    network = build(spec)
+    quantize_network(network, TemporalTernary(4), skip=["stem", "classifier"])
+    x = torch.randn(8, 1, 8, 8)
+    for _ in range(3):
+        network(x)
+    network.eval()
+    path = tmp_path / "network.safetensors"
+    save_network(path, network, spec)
+    loaded = load_packed(path)
+    assert torch.equal(loaded(x), network(x))
+    for layers in (weight_report(network)["layers"], weight_report(loaded)["layers"]):
+        quantized = [layer for layer in layers if layer["is_quantized"]]
+        assert [layer["name"] for layer in quantized] == ["body.1.conv", "body.4.conv"]
+        for layer in quantized:
+            assert (layer["bits"], layer["time_steps"], layer["encoding"]) == (4, 4, "periods")
+            assert layer["information"] == pytest.approx(3.17, abs=0.005)
+            channels = network.get_submodule(layer["name"]).out_channels
+            assert layer["bytes"] == -(-layer["weights"] * 4 // 8) + 4 * 4 * channels
+    tensors, _ = read_packed(path)
+    weights = network.get_submodule("body.1.conv").weight[0].numel()
+    assert tensors["body.1.conv.weight.codes"].numel() == -(-weights // 2)
+    cost = inference_cost(network, [x])
+    assert cost["layers"][1]["input"] == "spikes"
+    # TWN reads 2 bits an operation, this one all 4, which say the code of every step
+    operations = cost["layers"][1]["synaptic_operations"]
+    assert cost["layers"][1]["memory_weights_uj"] == pytest.approx(operations * 4 / 64 * 10 / 1e6)
+    with pytest.raises(ValueError, match=r"^network.body.1.conv: NIR has no node whose weight differs by time step"):
+        export_nir(network, tmp_path / "network.nir", [x])
+
+
+def test_tawq_of_another_t_than_the_networks_is_refused():
+    with pytest.raises(ValueError, match=r"^quantizer.time_steps=5: the network is built for time_steps=3; must be"):
+        quantize_network(build(SPEC), TemporalTernary(5), skip=["stem", "classifier"])
 
 
 # ---- in a network ----------------------------------------------------------------------------------------------------

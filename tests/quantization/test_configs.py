@@ -26,6 +26,7 @@ def test_the_choices_are_those_of_the_readme():
             "ternary_ttq",
             "ternary_absmean",
             "binary",
+            "tawq",
         )
     }
     assert not OmegaConf.load(CHOICES["none"])
@@ -37,6 +38,6 @@ def test_a_choice_builds_its_scheme(name):
     assert isinstance(callback, WeightQuantization)
     quantizer = callback._quantizers["base"]
     assert quantizer.name == {"ternary_hidden": "ternary"}.get(name, name)
-    assert callback.skip == (["stem", "classifier"] if name == "ternary_hidden" else [])
+    assert callback.skip == (["stem", "classifier"] if name in ("ternary_hidden", "tawq") else [])
     learned = quantizer.for_weight(torch.ones(2, 3)).scale is not None
     assert learned == (name in ("int2", "int3", "ternary_ttq"))

@@ -463,7 +463,8 @@ def test_a_network_that_is_wrapped_by_torch_compile_has_its_plain_names(inner, t
 
 # ---- public classes --------------------------------------------------------------------------------------------------
 
-WITH_ARGUMENTS = {"BasicBlock", "Codes", "Network", "PerStep", "Quantizer", "Uniform", "WeightQuantization"}
+OVER_TIME = {"IPSU", "MaskedPSN", "PSN", "QuantReLU", "RPSU", "TemporalTernary"}
+WITH_ARGUMENTS = {"BasicBlock", "Codes", "Network", "PerStep", "Quantizer", "Stepwise", "Uniform", "WeightQuantization"}
 
 
 def public_objects():
@@ -473,7 +474,7 @@ def public_objects():
         for name in package.__all__:
             kind = getattr(package, name)
             if inspect.isclass(kind) and name not in WITH_ARGUMENTS:
-                found[name] = kind()
+                found[name] = kind(time_steps=3) if name in OVER_TIME else kind()
     for name in ("convnet", "resnet8", "vggsnn"):
         found[name] = getattr(tna_lightning.models, name)(in_channels=2, num_classes=3, neuron=LIF, width=0.04)
     found["Uniform"] = Uniform(4, scale="learned")
@@ -482,6 +483,7 @@ def public_objects():
     found["PerStep"] = tna_lightning.models.PerStep(nn.Conv2d(2, 3, 3))
     found["BasicBlock"] = tna_lightning.models.BasicBlock(2, 3, 2, LIF)
     found["Quantizer"] = Quantizer("layer")
+    found["Stepwise"] = tna_lightning.models.snntorch_neuron(settings={"beta": 0.5})
     return found
 
 

@@ -322,7 +322,7 @@ def test_damaged_entries_are_refused(packed):
         ("axes", [[], ["step"], ["channel", "step"], "channel", None, [["channel"]], ["time", "channel"]], "axes="),
         ("scale_axes", [[], ["step", "channel"], ["channel", "sign"], ["sign"], "channel", {}, 0, [[]]], "scale"),
         ("scale_axes", [None], "scale_axes=None"),
-        ("encoding", ["periods", None, 0], "encoding="),
+        ("encoding", ["runs", None, 0], "encoding="),
         ("scheme", [None, 2], "scheme="),
     ],
 )

@@ -318,6 +318,22 @@ def test_weights_go_from_an_ann_to_a_spiking_network_and_back(earlier):
         assert torch.equal(spiking.state_dict()[name], value), name
 
 
+@pytest.mark.parametrize("neuron", ["psn", "snntorch", "quant_relu"])
+def test_weights_go_to_a_network_with_neurons_of_another_kind_and_back(neuron, earlier):
+    torch.manual_seed(0)
+    network = build_network(spec_of(earlier, compose([f"neuron={neuron}"])["neuron"]))
+    before = {name: value.clone() for name, value in network.body[0].state_dict().items()}
+    load_weights("init_from", network, earlier)
+    assert torch.equal(network.classifier.weight, load_packed(earlier / NETWORK).classifier.weight)
+    assert all(torch.equal(value, before[name]) for name, value in network.body[0].state_dict().items())
+    path = earlier / f"{neuron}.ckpt"
+    torch.save({"state_dict": {f"base.{name}": value for name, value in network.state_dict().items()}}, path)
+    back = network_of(earlier)
+    load_weights("init_from", back, path)
+    for name, value in load_packed(earlier / NETWORK).state_dict().items():
+        assert torch.equal(back.state_dict()[name], value), name
+
+
 def test_a_companion_from_a_run_must_have_the_neurons_that_it_was_trained_with(earlier, tmp_path):
     with pytest.raises(ValueError, match=r"^companion.weights='.*': .*beta is 0.5 there and 0.9 here; they must be"):
         run(tmp_path / "run", "baseline=kd", f"companion.weights={earlier}", "neuron.beta=0.9")

@@ -130,7 +130,7 @@ def test_the_signatures_are_those_of_the_code(name):
 def test_every_setting_of_a_signature_stands_in_its_file_with_its_default_and_meaning():
     text = render(SOURCES["resnet8"])
     assert yaml.safe_load(text) == {
-        "_target_": "tna_lightning.models.resnet8", "time_steps": 4, "width": 1.0, "stem_stride": 1
+        "_target_": "tna_lightning.models.resnet8", "time_steps": 4, "width": 1.0, "norm": "bn", "stem_stride": 1
     }  # fmt: skip
     assert "stem_stride: 1 # 2 halves the pixels in the stem already" in text  # of the function that it hands them to
     for path in [*(home() / "conf" / "signatures").glob("*.yaml"), *(home() / "conf" / "optimizer").glob("*.yaml")]:

@@ -137,7 +137,7 @@ def network_of(neuron, inputs=IMAGES, **settings):
 def test_a_backbone_is_told_its_inputs_and_its_neurons_the_time():
     network = network_of(Timed, EVENTS)
     assert network.stem.in_features == 2 * 8 * 6
-    assert network.neuron.time_steps is None  # the backbone has no such setting
+    assert network.neuron.time_steps == 5  # of the data, since the backbone has no such setting
     resnet = {"_target_": "tna_lightning.models.resnet8", "width": 0.25, "time_steps": 4}
     for inputs, time_steps in ((IMAGES, 4), (EVENTS, 5)):
         spec = network_spec({**config_of(Timed), "model": resnet}, SimpleNamespace(inputs=inputs))

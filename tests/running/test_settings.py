@@ -4,6 +4,7 @@ import copy
 import functools
 import inspect
 import itertools
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -59,10 +60,12 @@ WORDS = (
         "min",
     ),
     *("randaugment", "train/loss", "bf16-mixed", "base", "time", "count", "last", "best", "network", "none", "a_name"),
+    *("tebn", "Lapicque", "IFNode"),
 )
 OF_NOTHING = (
     *(1, 2, 0.5, True, "00:00:01:00", "norm", "simple", "step", "a_name", "cpu"),
     *({"stem": {"_target_": "tna_lightning.quantization.Binary"}}, {"_target_": "tna_lightning.cost.MemoryModel"}),
+    [0.5] * 10,  # one a class
 )
 
 
@@ -242,7 +245,7 @@ def _others(value):
 EVENTS = ("flip_roll", "nda", "nda_cutmix")  # choices of augment for these alone
 GROUPS = {
     "model": [*options("model")],
-    "neuron": [*options("neuron")],
+    "neuron": [name for name in options("neuron") if name != "spikingjelly" or find_spec("spikingjelly")],
     "quant": [*options("quant")],
     "baseline": ["tna", "kd", "mutual", "plain", "cohort"],
     "optimizer": ["sgd", "adamw"],

@@ -4,8 +4,8 @@ An input of 0 costs nothing. Any other costs one operation at each of its synaps
 accumulate (AC) in a layer that sees nothing but spikes, 0 and 1 or -1, 0 and 1; a multiply-accumulate (MAC) in a layer
 that also sees other numbers, such as pixels or averages of spikes. Of two activations, as in attention, those meet that
 are not 0: an AC where one of the two is spikes. Not counted: biases, normalisation (it folds into scale and bias),
-pooling, activation functions, and the neurons' own arithmetic, of which convolutions and linear layers are counted all
-the same. What else multiplies, and is not understood, is named.
+pooling, activation functions, and the neurons' own arithmetic, but for products with a matrix, as those over time of a
+parallel neuron: these are counted. What else multiplies, and is not understood, is named.
 
 All counts are per image (or recording), over all of its time steps.
 """
@@ -27,17 +27,16 @@ from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
 )
-from torch.nn.utils import parametrize
 
-from tna_lightning.cost.counts import ActivationProduct, Data, NeuronCount, Passes, WeightProduct
+from tna_lightning.cost.counts import ActivationProduct, Data, NeuronCount, NeuronProduct, Passes, WeightProduct
 from tna_lightning.cost.dispatch import Frame, Shapes, Watch, Weight, tensors_in
 from tna_lightning.cost.memory import BITS, MemoryModel
-from tna_lightning.cost.yardstick import quantized_ann
+from tna_lightning.cost.yardstick import quantized_ann, spike_bits
 from tna_lightning.data.batch import Batch
-from tna_lightning.models import SpikingNeuron
+from tna_lightning.models import LIF, SpikingNeuron
 from tna_lightning.models.blocks import UNITS
 from tna_lightning.quantization.kept import network_bytes, weight_report
-from tna_lightning.quantization.weights import NORMS, WEIGHTED, modules_of, own_tensors, parameter_layers
+from tna_lightning.quantization.weights import NORMS, WEIGHTED, modules_of, parameter_layers
 
 # Horowitz, "Computing's energy problem", ISSCC 2014: 45 nm, 32-bit float, multiply and add 3.7 + 0.9, add 0.9
 PJ_PER_MAC = 4.6
@@ -119,12 +118,13 @@ class CostCounter:
         modules = modules_of(network)
         self._names = {id(module): name for name, module in modules.items()}
         self._layers_of = parameter_layers(network)
+        self._weighted = {name for name, module in modules.items() if isinstance(module, WEIGHTED)}
         self._are_opaque = {id(module) for module in modules.values() if isinstance(module, OPAQUE)}
-        self._have_weights = {id(module) for module in modules.values() if _has_weights_of_its_own(module)}
         self._are_fused = {id(module) for module in modules.values() if isinstance(module, FUSED)}
         self._layers: defaultdict[str, WeightProduct] = defaultdict(WeightProduct)
         self._constants: defaultdict[tuple[str, str], WeightProduct] = defaultdict(WeightProduct)
-        self._activations: defaultdict[tuple[str, str], ActivationProduct] = defaultdict(ActivationProduct)
+        self._activations: dict[tuple[str, str], ActivationProduct] = {}
+        self._of_neurons: defaultdict[tuple[str, str], NeuronProduct] = defaultdict(NeuronProduct)
         self._has_volumes = any(isinstance(module, VOLUMES) for module in modules.values())
         self._neurons = {name: NeuronCount() for name, module in modules.items() if isinstance(module, SpikingNeuron)}
         self._units: defaultdict[str, Passes] = defaultdict(Passes)
@@ -135,7 +135,6 @@ class CostCounter:
         self._watch = Watch(network, self)
         self._is_watching = self._is_replaying = False
         self._opaque: nn.Module | None = None  # the module that is not looked into at the moment
-        self._within: nn.Module | None = None  # the layer in a neuron that is looked into all the same
         self._forward: tuple[int, int | None] = 0, None  # images of this forward, and T as far as it is known
 
     def __enter__(self) -> CostCounter:
@@ -171,26 +170,21 @@ class CostCounter:
         if not self._is_watching or id(module) not in self._names:
             return
         if self._opaque is not None:
-            if isinstance(self._opaque, SpikingNeuron) and isinstance(module, WEIGHTED) and self._within is None:
-                self._within = module
+            if self._watch.is_in_neuron and isinstance(module, WEIGHTED):
                 self._watch.frames.append(self._frame(module, inputs))
-                self._watch.note(inputs, Data(timed=True))
-                self._look_again()
             return
         self._watch.frames.append(self._frame(module, inputs))
         if id(module) in self._are_opaque or (id(module) in self._are_fused and not self._is_replaying):
             self._opaque = module
-            self._look_away()
-
-    def _look_away(self) -> None:
-        """A module that is not looked into begins or goes on; of a neuron, only products with its weights are seen."""
-        if id(self._opaque) in self._have_weights:
-            self._watch.is_in_neuron = True
-        else:
-            self._watch.__exit__(None, None, None)
+            # whose loop multiplies no matrices, and may be code that the watch does not see
+            if isinstance(module, SpikingNeuron) and type(module) is not LIF:
+                self._watch.is_in_neuron = True
+                self._watch.note(inputs, Data(timed=True))
+            else:
+                self._watch.__exit__(None, None, None)
 
     def _look_again(self) -> None:
-        """It is done, or a layer in it begins."""
+        """A module that was not looked into is done."""
         if self._watch.is_in_neuron:
             self._watch.is_in_neuron = False
         else:
@@ -213,13 +207,14 @@ class CostCounter:
             return
         has_failed = len(rest) == 1
         keywords, output = ({}, None) if has_failed else rest
-        if self._within is module:
-            self._within = None
-            self._look_away()
-            self._watch.frames.pop()
+        if self._opaque is not None and self._opaque is not module:
+            if self._watch.is_in_neuron and isinstance(module, WEIGHTED):
+                self._watch.frames.pop()
             return
         if self._opaque is module:
             self._opaque = None
+            if isinstance(module, SpikingNeuron) and not has_failed:
+                self._neurons[self._names[id(module)]].count(output)
             self._look_again()
             if not has_failed:
                 self._leave(module, inputs, keywords, output)
@@ -251,7 +246,6 @@ class CostCounter:
         name = self._names[id(module)]
         if isinstance(module, SpikingNeuron):
             origin = Data(timed=True)
-            self._neurons[name].count(output)
             self._forward = self._forward[0], max(len(output), self._forward[1] or 1)
         elif isinstance(module, ACTIVATIONS) and isinstance(origin, Data):
             self._units[name].call(0, output.numel(), (output.shape[:-1],), origin)
@@ -275,11 +269,11 @@ class CostCounter:
 
     def _stop_watching(self) -> None:
         if self._is_watching:
-            if self._opaque is None or self._within is not None or self._watch.is_in_neuron:
+            if self._opaque is None or self._watch.is_in_neuron:
                 self._watch.__exit__(None, None, None)
             self._watch.is_in_neuron = False
             torch.set_autocast_cache_enabled(self._caches_casts)
-            self._is_watching, self._is_replaying, self._opaque, self._within = False, False, None, None
+            self._is_watching, self._is_replaying, self._opaque = False, False, None
             self._watch.forget()
 
     def _finish(self) -> None:
@@ -300,7 +294,7 @@ class CostCounter:
             passes.drop()
 
     def _all_passes(self) -> Iterator[Passes]:
-        for counts in (self._layers, self._constants, self._activations):
+        for counts in (self._layers, self._constants, self._of_neurons, self._activations):
             for count in counts.values():
                 yield count.passes
         yield from self._units.values()
@@ -311,7 +305,12 @@ class CostCounter:
         self, frame: Frame, operation: str, weight: Weight | None, shapes: Shapes, data: Data, product: Any
     ) -> None:
         """Count data times a weight or a constant."""
-        count = self._constants[frame.name, operation] if weight is None else self._layers[self._layers_of[weight.name]]
+        layer = None if weight is None else self._layers_of[weight.name]
+        count: WeightProduct
+        if isinstance(frame.module, SpikingNeuron) and layer not in self._weighted:
+            count = self._of_neurons[frame.name, operation]
+        else:
+            count = self._constants[frame.name, operation] if layer is None else self._layers[layer]
         count.count(product.key, product.x.detach(), product.weight.detach(), product.fan_out)
         count.passes.call(product.dense, product.x.numel(), shapes, data)
 
@@ -319,7 +318,8 @@ class CostCounter:
         self, frame: Frame, operation: str, shapes: Shapes, data: Data, a: Tensor, b: Tensor
     ) -> None:
         """Count data times data."""
-        count = self._activations[frame.name, operation]
+        in_ann = not isinstance(frame.module, SpikingNeuron)
+        count = self._activations.setdefault((frame.name, operation), ActivationProduct(in_ann))
         count.count(a.detach(), b.detach())
         count.passes.call(a.numel() * b.shape[-1], a.numel() + b.numel(), shapes, data)
 
@@ -339,7 +339,8 @@ class CostCounter:
         - ``weights``, ``quantized_share``, ``zero_share``: of convolutions, linear layers and every other parameter of
           two dimensions and more that is neither norm's nor neuron's; ``bytes_kept`` and ``bytes_float32``: of all
           parameters and buffers;
-        - ``neurons``, ``firing_rate`` (spikes a neuron and step; None without spiking neurons), ``spikes``;
+        - ``neurons``, ``firing_rate`` (spikes a neuron and step; None without spiking neurons), ``spikes``: outputs
+          that are not 0, which ``output`` of a layer of neurons calls spikes, ternary spikes, whole numbers or numbers;
         - ``dense_macs``: what the same network costs if zeros are not left out, over all time steps; ``ann_macs``: each
           layer once, as in an ANN of the same shape;
         - ``synaptic_operations``: ACs triggered by spikes, of which ``on_nonzero_weights`` meet a weight that is not 0;
@@ -352,7 +353,7 @@ class CostCounter:
         - ``not_counted``: what multiplies and is not understood, each with the ``name`` of its module and the
           ``operation``; empty where all is;
         - ``layers`` and ``neuron_layers``: the same by name, in order; ``products``: those of activations with
-          activations or constants.
+          activations or constants, and those of neurons with their own matrices.
         """
         if self.num_images == 0:
             raise ValueError("batches: the network has seen no image")
@@ -362,7 +363,7 @@ class CostCounter:
             layer["energy_uj"] = self._energy(layer["macs"], layer["synaptic_operations"])
         neurons = [{"name": name} | count.report(self.num_images) for name, count in self._neurons.items()]
         spikes, chances = sum(n["spikes"] for n in neurons), sum(n["chances"] for n in neurons)
-        membranes, written = self._of_neurons(neurons)
+        membranes, written = self._written(neurons)
         first = next((layer for layer in layers if layer["dense_macs"] > 0), None)
         yardstick = quantized_ann(
             [*layers, *products],
@@ -374,7 +375,7 @@ class CostCounter:
             memory=self.memory,
         )
         for entry in [*neurons, *layers, *products]:  # what only the sums above need
-            for key in ("chances", "inputs_once", "nonzero_share", "bits_read"):
+            for key in ("chances", "span", "inputs_once", "nonzero_share", "bits_read"):
                 entry.pop(key, None)
 
         def total(key: str) -> float:
@@ -420,9 +421,10 @@ class CostCounter:
         left, layers, products = dict(self._layers), [], []
         for entry in known:
             count = left.pop(entry["name"], None) or WeightProduct()
-            bits = entry["bits"] / entry.get("time_steps", 1)
+            # of a weight over time each step reads its own code, or the one that says all of them
+            bits = entry["bits"] / (1 if "encoding" in entry else entry.get("time_steps", 1))
             layers.append(entry | self._moved(count, count.report(self.num_images), bits, entry["bytes"]))
-        others = {(name, "weight"): count for name, count in left.items()} | self._constants
+        others = {(name, "weight"): count for name, count in left.items()} | self._constants | self._of_neurons
         for (name, operation), count in others.items():
             size = 4 * sum(total for _, total in count.density.values())
             counts = self._moved(count, count.report(self.num_images), 32, size)
@@ -438,6 +440,7 @@ class CostCounter:
         """A product's counts, with the energy of reading what it multiplies.
 
         Each operation reads a weight, or where there is none a number of the wider operand; each input is read once.
+        What a neuron multiplies by itself lies where membranes do, and is counted with them.
         """
         kinds = [BITS[kind] for kind in counts["input"].split(" x ")]
         inputs, once = count.passes.inputs / self.num_images, count.passes.inputs_once / self.num_images
@@ -445,6 +448,8 @@ class CostCounter:
         buffer = once * width / 8
         operations = counts["synaptic_operations"] + counts["macs"]
         read = operations * (max(kinds) if bits is None else bits)
+        if not count.passes.in_ann:
+            inputs = 0.0
         return counts | {
             "memory_weights_uj": 0.0 if bits is None else self.memory.energy_uj(read, size or 0.0),
             "memory_activations_uj": self.memory.energy_uj(inputs * width, buffer)
@@ -454,13 +459,14 @@ class CostCounter:
             "nonzero_share": count.nonzero_share if isinstance(count, WeightProduct) else 1.0,
         }
 
-    def _of_neurons(self, neurons: list[dict[str, Any]]) -> tuple[float, float]:
+    def _written(self, neurons: list[dict[str, Any]]) -> tuple[float, float]:
         """Microjoule of membranes, each read and written once a step, and of what neurons and units write."""
         membranes = written = 0.0
         for layer in neurons:
             bits = self.memory.membrane_bits
             membranes += self.memory.energy_uj(2 * bits * layer["chances"], layer["neurons"] * bits / 8)
-            written += self.memory.energy_uj(layer["chances"], layer["neurons"] / 8)
+            bits = spike_bits(layer["span"])
+            written += self.memory.energy_uj(layer["chances"] * bits, layer["neurons"] * bits / 8)
         for passes in self._units.values():
             once = passes.inputs_once / self.num_images
             written += self.memory.energy_uj(BITS["numbers"] * passes.inputs / self.num_images, once * 4)
@@ -468,16 +474,6 @@ class CostCounter:
 
     def _energy(self, macs: float, acs: float) -> float:
         return (macs * self.pj_per_mac + acs * self.pj_per_ac) / 1e6
-
-
-def _has_weights_of_its_own(module: nn.Module) -> bool:
-    """Whether a neuron has tensors of two dimensions and more that are no layer's."""
-    return isinstance(module, SpikingNeuron) and any(
-        tensor.ndim >= 2
-        for part in module.modules()
-        if not isinstance(part, (*WEIGHTED, parametrize.ParametrizationList))
-        for tensor in own_tensors(part).values()
-    )
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -55,9 +55,13 @@ class Passes:
     event frames; and where the layer is called T times, or a multiple of T. Any other runs once.
     Of T images, T tokens before all neurons look like ``[T, B, ...]``, and are no time where images lead. Attention and
     recurrent layers may transpose their input before they compute, so both shapes are looked at.
+
+    Args:
+        in_ann: whether an ANN of the same shape has this too; if not, it does nothing in one step without time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, in_ann: bool = True) -> None:
+        self.in_ann = in_ann
         self.dense = self.inputs = 0  # over all time steps
         self.dense_once = self.inputs_once = 0.0  # without time
         self._calls: list[tuple[int, int, tuple[torch.Size, ...], Data]] = []
@@ -87,8 +91,9 @@ class Passes:
             steps = time_steps if has_time or in_a_loop else 1
             self.dense += dense
             self.inputs += inputs
-            self.dense_once += dense / steps
-            self.inputs_once += inputs / steps
+            if self.in_ann:
+                self.dense_once += dense / steps
+                self.inputs_once += inputs / steps
         self._calls.clear()
 
     def drop(self) -> None:
@@ -102,8 +107,10 @@ class WeightProduct:
     An input that is not 0 costs one operation at each of its synapses, a weight at an output position.
     """
 
+    is_layer: ClassVar[bool] = True
+
     def __init__(self) -> None:
-        self.passes = Passes()
+        self.passes = Passes(in_ann=self.is_layer)
         self.kind = SPIKES
         self.num_nonzero = 0.0
         self.density: dict[Any, tuple[int, int]] = {}
@@ -145,6 +152,8 @@ class WeightProduct:
             num_nonzero += float(nonzero.sum())
             operations += float((nonzero * every).sum())
             on_nonzero += float((nonzero * some).sum())
+        if not self.is_layer:
+            operations = on_nonzero
         accumulates = self.kind <= TERNARY
         acs, macs = (operations, 0.0) if accumulates else (0.0, operations)
         return {
@@ -166,11 +175,24 @@ class WeightProduct:
         return nonzero / total
 
 
-class ActivationProduct:
-    """Products of two activations: an operation where neither is 0."""
+class NeuronProduct(WeightProduct):
+    """A neuron's own product with a matrix, as that over time of a parallel neuron.
 
-    def __init__(self) -> None:
-        self.passes = Passes()
+    No ANN has it. Zeros of the matrix are its shape, such as a triangle, and cost nothing.
+    """
+
+    is_layer = False
+
+
+class ActivationProduct:
+    """Products of two activations: an operation where neither is 0.
+
+    Args:
+        in_ann: see :class:`Passes`.
+    """
+
+    def __init__(self, in_ann: bool = True) -> None:
+        self.passes = Passes(in_ann)
         self.kinds = (SPIKES, SPIKES)
         self.operations: Tensor | float = 0.0
 
@@ -195,10 +217,12 @@ class ActivationProduct:
 
 
 class NeuronCount:
-    """Spikes of one layer of neurons, ``[T, B, ...]``."""
+    """Spikes of one layer of neurons, ``[T, B, ...]``: what is not 0, and what it may be beside 1."""
 
     def __init__(self) -> None:
         self.spikes: Tensor | int = 0
+        self.kind = SPIKES
+        self.low = self.high = 0.0
         self.chances = 0
         self.neurons = 0  # of the largest forward
         self._calls: list[tuple[int, int]] = []
@@ -206,6 +230,10 @@ class NeuronCount:
     def count(self, output: Tensor) -> None:
         """Spikes ``[T, B, ...]``."""
         self.spikes = self.spikes + (output.detach() != 0).sum()
+        self.kind = kind_of(output.detach(), self.kind)
+        if self.kind >= WHOLE and output.numel():
+            low, high = output.detach().aminmax()
+            self.low, self.high = min(self.low, low.item()), max(self.high, high.item())
         self.chances += output.numel()
         self._calls.append((len(output), output[0, 0].numel()))
 
@@ -220,8 +248,14 @@ class NeuronCount:
         self._calls.clear()
 
     def report(self, num_images: int) -> dict[str, Any]:
-        """The counts of an image; ``chances`` are neurons times steps."""
+        """The counts of an image; ``chances`` are neurons times steps, a spike is one of ``span`` + 1 numbers.
+
+        The span is None where spikes are no whole numbers.
+        """
+        span = {SPIKES: 1, TERNARY: 2, WHOLE: round(self.high - self.low)}.get(self.kind)
         return {
+            "output": KINDS[self.kind],
+            "span": span,
             "neurons": self.neurons,
             "firing_rate": int(self.spikes) / self.chances if self.chances else 0.0,
             "spikes": int(self.spikes) / num_images,

@@ -211,7 +211,7 @@ class Watch(TorchDispatchMode):
         super().__init__()
         self.sink = sink
         self.frames: list[Frame] = []
-        self.is_in_neuron = False  # only its products with weights are told of, as not counted
+        self.is_in_neuron = False  # whose elementwise arithmetic is not looked at, products of matrices alone
         named = [*network.named_parameters(), *network.named_buffers()]
         self._weights = {id(tensor): Weight(name, tensor.numel()) for name, tensor in named}
         self._origins: Any = WeakTensorKeyDictionary()
@@ -298,12 +298,6 @@ class Watch(TorchDispatchMode):
         name = f"{func.namespace}.{func._opname}"
         plain = func._opname.removesuffix("_") if func.namespace == "aten" else ""
         handler = self._handlers.get(plain)
-        if self.is_in_neuron:
-            operands = tensors_in(args)
-            if handler is not None and any(isinstance(self.origin(tensor), Weight) for tensor in operands):
-                self._not_counted(name)
-            out = self._decomposed(func, args, kwargs) if len(operands) > 1 else NotImplemented
-            return func(*args, **kwargs) if out is NotImplemented else out
         if handler is not None and not all(_is_plain(tensor) for tensor in tensors_in(args)):
             self._not_counted(name)
         elif handler is not None:
@@ -323,7 +317,7 @@ class Watch(TorchDispatchMode):
             return func(*args, **kwargs)
         if len(operands) > 1 and (out := self._decomposed(func, args, kwargs)) is not NotImplemented:
             return out
-        if self._multiplies(plain, operands, name):
+        if not self.is_in_neuron and self._multiplies(plain, operands, name):
             self._not_counted(name)
         return func(*args, **kwargs)
 

@@ -22,10 +22,10 @@ def quantized_ann(
     """What an ANN costs that has the network's layers, weights and their precision, and carries as much an activation.
 
     A neuron of T steps says with its spikes one of T + 1 numbers, as an activation of ceil(log2(T + 1)) bits does (Yan
-    et al., arXiv 2409.08290). Each layer runs once, on activations none of which counts as 0. A ternary or binary
-    weight accumulates (an AC), any other multiplies (a MAC), and so does each product of two activations; the first
-    layer, which sees the same input in both, is priced as in the network itself, zeros included. Memory is as for the
-    network, without membranes.
+    et al., arXiv 2409.08290); where a spike is one of s + 1 numbers, one of s T + 1; where it is any, one of 32 bits.
+    Each layer runs once, on activations none of which counts as 0. A ternary or binary weight accumulates (an AC), any
+    other multiplies (a MAC), and so does each product of two activations; the first layer, which sees the same input in
+    both, is priced as in the network itself, zeros included. Memory is as for the network, without membranes.
 
     Returns:
         ``activation_bits``; ``acs``, ``macs`` and the ``operations`` of both; those ``on_nonzero_weights``;
@@ -33,7 +33,7 @@ def quantized_ann(
     """
     if not neurons or not any(layer["chances"] for layer in neurons):
         return None
-    bits = math.ceil(math.log2(time_steps + 1))
+    bits = max(spike_bits(layer["span"], time_steps) for layer in neurons)
     acs = macs = on_nonzero = moved = 0.0
     for layer in layers:
         operations = layer["ann_macs"]
@@ -60,3 +60,8 @@ def quantized_ann(
         "energy_uj": (acs * pj_per_ac + macs * pj_per_mac) / 1e6,
         "energy_memory_uj": moved,
     }
+
+
+def spike_bits(span: int | None, time_steps: int = 1) -> int:
+    """Bits that say what a neuron fires in so many steps; a spike is one of ``span`` + 1 numbers, None of any."""
+    return BITS["numbers"] if span is None else math.ceil(math.log2(span * time_steps + 1))

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from tna_lightning.export.parts import parts_of, refuse_weights_over_time
-from tna_lightning.models import LIF, BasicBlock, Network
+from tna_lightning.models import LIF, BasicBlock, Network, SpikingNeuron
 from tna_lightning.quantization.folding import ScaledConv2d, ScaledLinear
 from tna_lightning.quantization.packing import inputs_entry
 
@@ -91,11 +91,12 @@ class _Builder:
             node = self.nir.Flatten({"input": np.array(self.shape)}, start_dim=0, end_dim=-1)
             self.add(name, node, (math.prod(self.shape),))
         elif not isinstance(module, nn.Identity):
-            own = "; a network of one's own must derive from nn.Sequential, its modules in the order of its forward"
-            raise ValueError(
-                f"network{'.' * bool(name)}{name}: NIR has no node for {type(module).__name__}"
-                f"{own if next(module.children(), None) is not None else ''}"
-            )
+            why = f"NIR has no node for {type(module).__name__}"
+            if not isinstance(module, SpikingNeuron) and next(module.children(), None) is not None:
+                why += (
+                    "; a network of one's own must derive from nn.Sequential, its modules in the order of its forward"
+                )
+            raise ValueError(f"network{'.' * bool(name)}{name}: {why}")
 
     def add_neuron(self, name: str, neuron: LIF) -> None:
         constants = neuron.of_one_step(torch.Size([1, *self.shape]))

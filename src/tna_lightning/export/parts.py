@@ -13,8 +13,8 @@ from tna_lightning.models.over_time import OverTime
 def parts_of(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Name and module of each part of a ``Network`` or an ``nn.Sequential``; of any other, none."""
     if isinstance(module, Network):
-        yield from (("stem", module.stem), ("body", module.body), ("pool", module.pool), ("flatten", nn.Flatten()))
-        yield from (("head", module.head), ("classifier", module.classifier))
+        yield from (("stem", module.stem), ("body", module.body), ("pool", module.pool), ("head", module.head))
+        yield from (("flatten", nn.Flatten()), ("classifier", module.classifier))
     elif isinstance(module, nn.Sequential):
         for name, child in module._modules.items():  # named_children names one that is used twice once
             assert child is not None

@@ -17,7 +17,9 @@ from torch.nn.modules import activation
 from tna_lightning.models.checkpointing import checkpointed
 from tna_lightning.models.chunks import are_causal, in_chunks
 from tna_lightning.models.neurons import SpikingNeuron
+from tna_lightning.models.norms import new_norm
 from tna_lightning.models.over_time import OverTime, has_weights_over_time
+from tna_lightning.models.quant_relu import QuantReLU
 from tna_lightning.models.settings import parameters_of
 
 NeuronFactory = Callable[..., nn.Module]
@@ -30,7 +32,7 @@ POOLS: dict[str, type[nn.AvgPool2d] | type[nn.MaxPool2d]] = {"avg": nn.AvgPool2d
 
 # units without time; PReLU is none of them, since it may have a weight for each entry of the second dimension, here B
 _NOT_ELEMENTWISE = {"GLU", "LogSoftmax", "MultiheadAttention", "PReLU", "Softmax", "Softmax2d", "Softmin"}
-UNITS = (nn.Identity, *(getattr(nn, name) for name in activation.__all__ if name not in _NOT_ELEMENTWISE))
+UNITS = (QuantReLU, nn.Identity, *(getattr(nn, name) for name in activation.__all__ if name not in _NOT_ELEMENTWISE))
 
 
 def new_neuron(neuron: NeuronFactory, **hints: Any) -> nn.Module:
@@ -52,12 +54,12 @@ def check_unit(layer: nn.Module) -> None:
     """Refuse a module in a neuron's place that would take time for something else.
 
     Raises:
-        ValueError: it is neither a `SpikingNeuron` nor an elementwise activation of torch.nn.
+        ValueError: it is neither a `SpikingNeuron` nor a `QuantReLU` nor an elementwise activation of torch.nn.
     """
     if not isinstance(layer, SpikingNeuron) and type(layer) not in UNITS:
         raise ValueError(
             f"neuron={type(layer).__name__}: must derive from tna_lightning.models.SpikingNeuron, "
-            "or be an elementwise activation of torch.nn"
+            "or be an elementwise activation of torch.nn, or QuantReLU"
         )
 
 
@@ -83,15 +85,39 @@ class PerStep(nn.Sequential):
 
 
 class ConvNorm(PerStep):
-    """Convolution without bias (Kaiming normal, fan out), then batch norm over time, batch and pixels."""
+    """Convolution without bias (Kaiming normal, fan out), then batch norm over time, batch and pixels.
+
+    Args:
+        in_channels: C of the input.
+        out_channels: C of the output.
+        kernel_size: of the convolution, odd.
+        stride: of the convolution.
+        norm: `bn`; `tdbn`, which is `bn` but for where its weight starts (`start`); or `tebn`, a scale for each step.
+        time_steps: T, for `tebn`.
+    """
 
     conv: nn.Conv2d
     norm: nn.BatchNorm2d
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        stride: int = 1,
+        norm: str = "bn",
+        time_steps: int | None = None,
+    ):
         conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-        super().__init__(OrderedDict(conv=conv, norm=nn.BatchNorm2d(out_channels)))
+        super().__init__(OrderedDict(conv=conv, norm=new_norm(norm, out_channels, time_steps)))
+        self.is_threshold_dependent = norm == "tdbn"
+
+    def start(self, neuron: nn.Module, alpha: float = 1.0) -> None:
+        """Let the weight of `tdbn` start at alpha times the threshold of the neuron behind it (arXiv 2011.05280)."""
+        if self.is_threshold_dependent:
+            threshold = torch.as_tensor(getattr(neuron, "threshold", 1.0)).detach()
+            self.norm.weight.data.copy_((alpha * threshold).expand_as(self.norm.weight))
 
 
 def pooling(pool: str) -> PerStep:
@@ -118,18 +144,33 @@ class BasicBlock(nn.Module):
     weight of 0.1, and with a bias of 0.25, since a spike of 1 alone is not above a threshold of 1. With the usual 1 and
     0 the residual drowns the shortcut, and after some blocks the spikes no longer tell one image from another. The two
     values were the best of seven pairs by validation accuracy on digits (ResNet-20 of half width, T = 2, one seed).
+    With `norm="tdbn"` norms start as in its paper: at the threshold, those of the two summands at 1 / sqrt 2 of it.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, neuron: NeuronFactory):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        neuron: NeuronFactory,
+        norm: str = "bn",
+        time_steps: int | None = None,
+    ):
         super().__init__()
-        self.conv1 = ConvNorm(in_channels, out_channels, stride=stride)
+        conv_norm = partial(ConvNorm, norm=norm, time_steps=time_steps)
+        self.conv1 = conv_norm(in_channels, out_channels, stride=stride)
         self.neuron1 = new_neuron(neuron, channels=out_channels)
-        self.conv2 = ConvNorm(out_channels, out_channels)
-        nn.init.constant_(self.conv2.norm.weight, 0.1)
-        nn.init.constant_(self.conv2.norm.bias, 0.25)
+        self.conv2 = conv_norm(out_channels, out_channels)
+        if norm != "tdbn":
+            nn.init.constant_(self.conv2.norm.weight, 0.1)
+            nn.init.constant_(self.conv2.norm.bias, 0.25)
         same_shape = stride == 1 and in_channels == out_channels
-        self.shortcut = nn.Identity() if same_shape else ConvNorm(in_channels, out_channels, 1, stride)
+        self.shortcut = nn.Identity() if same_shape else conv_norm(in_channels, out_channels, 1, stride)
         self.neuron2 = new_neuron(neuron, channels=out_channels)
+        self.conv1.start(self.neuron1)
+        for summand in (self.conv2, self.shortcut):
+            if isinstance(summand, ConvNorm):
+                summand.start(self.neuron2, alpha=0.5**0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         """Spikes of the second neuron."""
@@ -142,8 +183,8 @@ class Network(nn.Module):
 
     `[B, C, H, W]` is a static image: the stem runs once for it, and its output is the current of every one of
     `time_steps` steps; a stem whose weight differs by step runs at each. `[B, T, C, H, W]` are event frames, which
-    bring their own T. Gives logits `[T, B, K]`; without spiking neurons a static image is seen once, so T = 1. No state
-    outlives a forward pass.
+    bring their own T. Gives logits `[T, B, K]`; without spiking neurons a static image is seen once, so T = 1, unless a
+    weight differs by step. No state outlives a forward pass.
 
     Args:
         stem: first convolution and norm.
@@ -199,7 +240,7 @@ class Network(nn.Module):
         if static and has_weights_over_time(self.stem):
             x = x.expand(self.time_steps, -1, -1, -1, -1)
         current = self.stem(x)
-        if static and is_spiking(self):
+        if static and (is_spiking(self) or has_weights_over_time(self)):
             current = current.expand(self.time_steps, -1, -1, -1, -1)
         if self.checkpoint_stages and self.training and torch.is_grad_enabled():
             for stage in self.stages():

@@ -39,6 +39,12 @@ class SpikingNeuron(nn.Module):
         """Names of those parameters that weight decay must leave alone: here all."""
         return {name for name, _ in self.named_parameters()}
 
+    def progress(self, share: float) -> None:
+        """For neurons that change over the training: called when an epoch begins, with the share of it that is over.
+
+        It is `epoch / (epochs - 1)`: 0 in the first epoch, 1 in the last, and 1 where there is no last one.
+        """
+
 
 class LIF(SpikingNeuron):
     """Leaky integrate-and-fire neurons with snntorch's equations, names and parameters (`snn.Leaky`, delayed reset).

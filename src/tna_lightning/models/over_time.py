@@ -40,7 +40,9 @@ class Conv2dOverTime(OverTime, nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Currents `[T, B, C_out, H, W]`."""
-        return torch.stack([self._conv_forward(step, weight, self.bias) for step, weight in self.steps(x)])
+        # joined as images, since only four dimensions keep a channels-last layout
+        images = torch.cat([self._conv_forward(step, weight, self.bias) for step, weight in self.steps(x)])
+        return images.unflatten(0, x.shape[:2])
 
 
 class LinearOverTime(OverTime, nn.Linear):

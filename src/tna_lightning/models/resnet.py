@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -20,6 +21,7 @@ def resnet(
     width: float = 1.0,
     stem_stride: int = 1,
     num_hidden: int | None = None,
+    norm: str = "bn",
 ) -> Network:
     """Stem, stages of basic blocks of which each after the first halves the pixels, average pool, linear classifier.
 
@@ -33,6 +35,7 @@ def resnet(
         width: multiplies the channels of every layer, and the hidden neurons.
         stem_stride: 2 halves the pixels in the stem already, which costs a quarter of the operations.
         num_hidden: hidden neurons, fully connected, between the average pool and the classifier.
+        norm: `bn`; `tdbn`, starting at the neurons' threshold; or `tebn`, with a learned scale for each step.
 
     Raises:
         ValueError: `time_steps` or `stem_stride` below 1, or `width` not above 0.
@@ -40,18 +43,22 @@ def resnet(
     if not (isinstance(stem_stride, int) and stem_stride >= 1):
         raise ValueError(f"stem_stride={stem_stride!r}: must be a whole number of at least 1")
     neuron = with_hints(neuron, time_steps=time_steps)
+    conv_norm = partial(ConvNorm, norm=norm, time_steps=time_steps)
     num_features = scaled(channels[0], width)
-    stem = ConvNorm(in_channels, num_features, stride=stem_stride)
+    stem = conv_norm(in_channels, num_features, stride=stem_stride)
     body: list[nn.Module] = [new_neuron(neuron, channels=num_features)]
+    stem.start(body[0])
     for stage, (stage_channels, stage_blocks) in enumerate(zip(channels, num_blocks, strict=True)):
         for block in range(stage_blocks):
             stride = 2 if stage > 0 and block == 0 else 1
-            body.append(BasicBlock(num_features, scaled(stage_channels, width), stride, neuron))
+            body.append(BasicBlock(num_features, scaled(stage_channels, width), stride, neuron, norm, time_steps))
             num_features = scaled(stage_channels, width)
     head: list[nn.Module] = []
     if num_hidden is not None:
         hidden = scaled(num_hidden, width)
-        head = [ConvNorm(num_features, hidden, 1), new_neuron(neuron, channels=hidden)]
+        fully_connected = conv_norm(num_features, hidden, 1)
+        head = [fully_connected, new_neuron(neuron, channels=hidden)]
+        fully_connected.start(head[1])
         num_features = hidden
     return Network(stem, body, head, nn.Linear(num_features, num_classes), time_steps)
 

@@ -14,6 +14,7 @@ from tna_lightning.data.batch import Inputs
 from tna_lightning.models.settings import parameters_of
 
 PACKAGE = "tna_lightning.models"
+HINTS = ("channels", "time_steps", "threshold")  # what a backbone says to its neurons, see `SpikingNeuron`
 
 
 def build(spec: Mapping[str, Any]) -> nn.Module:
@@ -32,7 +33,7 @@ def build(spec: Mapping[str, Any]) -> nn.Module:
     missing = {"model", "neuron", *sizes} - spec.keys()
     if missing:
         raise ValueError(f"spec={sorted(spec)!r}: must also have {', '.join(sorted(missing))}")
-    neuron = _resolve("neuron", spec["neuron"])
+    neuron = _resolve("neuron", spec["neuron"], by_backbone=HINTS)
     target = own_target("model._target_", spec["model"].get("_target_"))
     backbone = _resolve("model", {**spec["model"], **sizes_for(target, spec), "neuron": neuron})
     try:
@@ -65,16 +66,17 @@ def sizes_for(backbone: Callable[..., Any], spec: Mapping[str, Any]) -> dict[str
     return {"inputs": inputs} | {name: size for name, size in sizes.items() if name in names}
 
 
-def _resolve(key: str, description: Mapping[str, Any]) -> Callable[[], Any]:
+def _resolve(key: str, description: Mapping[str, Any], by_backbone: tuple[str, ...] = ()) -> Callable[..., Any]:
     """The call that `description` stands for: its target and its settings, those inside it called already."""
     target = own_target(f"{key}._target_", description.get("_target_"))
     settings = {
-        name: _resolve(f"{key}.{name}", value)() if isinstance(value, Mapping) else value
+        name: _resolve(f"{key}.{name}", value)() if isinstance(value, Mapping) and "_target_" in value else value
         for name, value in description.items()
         if name not in ("_target_", "_partial_")
     }
+    names, _ = parameters_of(target)
     try:
-        inspect.signature(target).bind(**settings)
+        inspect.signature(target).bind(**{name: None for name in by_backbone if name in names} | settings)
     except TypeError as error:
         raise ValueError(f"{key}={sorted(settings)!r}: must be settings of {target.__name__} ({error})") from None
     return partial(target, **settings)

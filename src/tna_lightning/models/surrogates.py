@@ -49,6 +49,8 @@ class Surrogate:
 
     def __call__(self, shifted: Tensor) -> Tensor:
         """Spikes (0 or 1, dtype of `shifted`) that pass this surrogate's gradient backwards."""
+        if torch.compiler.is_exporting():  # inference: nothing but plain operations
+            return (shifted > 0).to(shifted.dtype)
         return _Spike.apply(shifted, self)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -21,6 +22,7 @@ def plain_network(
     width: float = 1.0,
     pool: str = "max",
     pool_size: int = 1,
+    norm: str = "bn",
 ) -> Network:
     """3 x 3 convolutions with norm and neuron in the order of `plan`, average pool, linear classifier.
 
@@ -33,21 +35,26 @@ def plain_network(
         width: multiplies the channels of every layer.
         pool: `avg` or `max`.
         pool_size: pixels along each side that reach the classifier.
+        norm: `bn`; `tdbn`, starting at the neurons' threshold; or `tebn`, with a learned scale for each step.
 
     Raises:
         ValueError: `time_steps` below 1, `width` not above 0, or an unknown `pool`.
     """
     neuron = with_hints(neuron, time_steps=time_steps)
+    conv_norm = partial(ConvNorm, norm=norm, time_steps=time_steps)
     first, *rest = plan
     channels = scaled(int(first), width)
-    stem = ConvNorm(in_channels, channels)
+    stem = conv_norm(in_channels, channels)
     body: list[nn.Module] = [new_neuron(neuron, channels=channels)]
+    stem.start(body[0])
     for entry in rest:
         if entry == POOL:
             body.append(pooling(pool))
         else:
             wide = scaled(int(entry), width)
-            body += [ConvNorm(channels, wide), new_neuron(neuron, channels=wide)]
+            layer = conv_norm(channels, wide)
+            body += [layer, new_neuron(neuron, channels=wide)]
+            layer.start(body[-1])
             channels = wide
     classifier = nn.Linear(channels * pool_size**2, num_classes)
     return Network(stem, body, [], classifier, time_steps, pool_size)

@@ -12,6 +12,7 @@ from tna_lightning.quantization.parametrized import dequantize_network, plain_st
 from tna_lightning.quantization.quantizers import (
     Binary,
     Quantizer,
+    TemporalTernary,
     Ternary,
     TernaryAbsmean,
     TernaryTTQ,
@@ -25,6 +26,7 @@ __all__ = [
     "Binary",
     "Codes",
     "Quantizer",
+    "TemporalTernary",
     "Ternary",
     "TernaryAbsmean",
     "TernaryTTQ",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 SIGN, STEP, CHANNEL = "sign", "step", "channel"
+VALUES, PERIODS = "values", "periods"  # how values become bytes
 
 
 def alphabet(bits: int) -> tuple[int, ...]:
@@ -17,6 +19,29 @@ def alphabet(bits: int) -> tuple[int, ...]:
         return (-1, 1)
     limit = 2 ** (bits - 1) - 1
     return tuple(range(-limit, limit + 1))
+
+
+def period_bits(time_steps: int) -> int:
+    """Bits of a period with its sign, -T .. T: 4 for T up to 7."""
+    return time_steps.bit_length() + 1
+
+
+def to_periods(values: Tensor) -> Tensor:
+    """Ternary values ``[T, ...]`` by one number each, ``[...]``: the first step that is not 0, with its sign.
+
+    Steps count from 1; 0 stands where all are 0. :func:`from_periods` gives the values back if each weight is not 0 at
+    the multiples of its period alone.
+    """
+    steps = torch.arange(len(values), 0, -1, device=values.device).view(-1, *[1] * (values.ndim - 1))
+    period = len(values) + 1 - (steps * values.abs()).amax(0)  # of a weight that is always 0: T + 1
+    return (period * values.sum(0).sign()).to(torch.int8)
+
+
+def from_periods(periods: Tensor, time_steps: int) -> Tensor:
+    """Values ``[T, ...]``: the period's sign at the steps that are its multiples, counted from 1, else 0."""
+    steps = torch.arange(1, time_steps + 1, device=periods.device).view(-1, *[1] * periods.ndim)
+    is_due = steps % periods.abs().long().clamp_min(1) == 0
+    return (periods.sign() * is_due).to(torch.int8)
 
 
 def packed_size(count: int, bits: int) -> int:
@@ -59,6 +84,8 @@ class Codes:
         axes: names of the first axes of ``values``: ``("channel",)``, or ``("step", "channel")`` for a weight that
             differs by time step. The others lie within an output channel.
         scale_axes: along which axes the scale differs, in the order sign, step, channel; ``()`` is one scale a layer.
+        encoding: how values become bytes: ``values``, each by itself; or ``periods``, ternary values of a weight over
+            time by one number, since they are its sign at the multiples of its period, and else 0.
 
     Raises:
         ValueError: names, shapes and dtypes do not fit one another.
@@ -70,6 +97,7 @@ class Codes:
     bits: int
     axes: tuple[str, ...] = (CHANNEL,)
     scale_axes: tuple[str, ...] = ()
+    encoding: str = VALUES
 
     def __post_init__(self) -> None:
         if self.axes not in ((CHANNEL,), (STEP, CHANNEL)):
@@ -80,6 +108,13 @@ class Codes:
             raise ValueError(
                 f"scale_axes={list(self.scale_axes)!r}: must be names of {', '.join((SIGN, *self.axes))}, in this order"
             )
+        if self.encoding not in (VALUES, PERIODS):
+            raise ValueError(f"encoding={self.encoding!r}: must be {VALUES!r} or {PERIODS!r}")
+        if self.encoding == PERIODS:
+            if STEP not in self.axes or self.bits != 2:
+                raise ValueError(f"encoding={self.encoding!r}: must be of 2-bit codes that differ by step")
+            if not torch.equal(from_periods(to_periods(self.values), len(self.values)), self.values):
+                raise ValueError(f"encoding={self.encoding!r}: its codes do not recur by a period each")
         if self.scale is None:
             if self.scale_axes:
                 raise ValueError(f"scale_axes={list(self.scale_axes)!r}: must be [] without a scale")
@@ -107,10 +142,29 @@ class Codes:
         return len(self.values) if STEP in self.axes else None
 
     @property
+    def stored(self) -> tuple[Tensor, int]:
+        """What becomes bytes: the values, or their periods, and the bits of each."""
+        if self.encoding == PERIODS:
+            return to_periods(self.values), period_bits(len(self.values))
+        return self.values, self.bits
+
+    @property
+    def bits_per_weight(self) -> int:
+        """Bits of one weight as stored, of all its steps together."""
+        return period_bits(len(self.values)) if self.encoding == PERIODS else self.bits * (self.time_steps or 1)
+
+    @property
+    def information(self) -> float:
+        """Bits of one weight in information, of all its steps together: log2 of how many it may be."""
+        if self.encoding == PERIODS:
+            return math.log2(2 * len(self.values) + 1)
+        return (self.time_steps or 1) * math.log2(len(alphabet(self.bits)))
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of values and scale when packed."""
         scale_bytes = 0 if self.scale is None else self.scale.numel() * self.scale.element_size()
-        return packed_size(self.values.numel(), self.bits) + scale_bytes
+        return packed_size(self.values.numel() // (self.time_steps or 1), self.bits_per_weight) + scale_bytes
 
 
 def scale_shape(shape: Sequence[int], axes: Sequence[str], scale_axes: Sequence[str]) -> list[int]:

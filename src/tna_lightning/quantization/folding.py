@@ -101,16 +101,17 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
 
     Raises:
         ValueError: a batch norm does not directly follow a convolution or linear layer in an ``nn.Sequential``, has no
-            running statistics, or stands at a second place too; or the weight before it differs by time step, or is
-            computed by others.
+            running statistics, or stands at a second place too; its scale, or the weight before it, differs by time
+            step; or that weight is computed by others.
     """
     network = without_quantizers(network)
     aliases = aliases_of(network)
     for parent, layer_name, norm_name in _pairs(network):
         layer, norm = parent[layer_name], cast(nn.BatchNorm2d, parent[norm_name])
         name = aliases[id(norm)][0]
-        if isinstance(layer, OverTime):
-            raise ValueError(f"network: cannot fold {name}: the weight before it differs by time step")
+        if isinstance(layer, OverTime) or isinstance(norm, OverTime):
+            what = "the weight before it" if isinstance(layer, OverTime) else "its scale"
+            raise ValueError(f"network: cannot fold {name}: {what} differs by time step")
         if norm.running_mean is None:
             raise ValueError(f"network: cannot fold {name}: it has no running statistics (track_running_stats=False)")
         if computed := computed_tensors(layer):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tna_lightning.models.over_time import OverTime
-from tna_lightning.quantization.codes import Codes, alphabet
+from tna_lightning.quantization.codes import VALUES, Codes, alphabet
 from tna_lightning.quantization.parametrized import plain_state_dict, weighted_layers
 from tna_lightning.quantization.weights import modules_of, other_weights, parameter_layers
 
@@ -45,8 +45,9 @@ def weight_report(network: nn.Module) -> dict[str, Any]:
     All weights are in it: of convolutions and linear layers, and the :func:`other_weights`.
     Bytes are those of codes and scales, or of the weights where they are kept as they are; ``bytes_float32`` is 4 a
     weight. Zeros and ``code_shares`` (given up to three bits a code) are those of the weights as eval mode sees them.
-    A weight that differs by time step counts once: its ``bits`` are those of all its T codes together, ``zeros`` the
-    mean over its steps, and the layer has an entry ``time_steps``.
+    ``bits`` are those of a weight as stored, ``information`` log2 of how many codes it may have. A weight that differs
+    by time step counts once: both are those of all its T codes together, ``zeros`` the mean over its steps, and the
+    layer has an entry ``time_steps``, and one ``encoding`` if they are stored by their period.
     A parameter that several layers share is in it once, under the first's name. Shares of no weights are 0.
     """
     layers = []
@@ -66,13 +67,16 @@ def weight_report(network: nn.Module) -> dict[str, Any]:
             entry |= {"scheme": str(weight.dtype).removeprefix("torch."), "bits": 8 * weight.element_size()}
             entry["bytes"] = weight.numel() * weight.element_size()
         else:
-            entry |= {"scheme": kept.scheme, "bits": kept.bits, "bytes": kept.num_bytes}
+            entry |= {"scheme": kept.scheme, "bits": kept.bits_per_weight, "information": kept.information}
+            entry |= {"bytes": kept.num_bytes} | ({} if kept.encoding == VALUES else {"encoding": kept.encoding})
             if kept.bits <= 3:
                 shares = {code: int((kept.values == code).sum()) / weight.numel() for code in alphabet(kept.bits)}
                 entry["code_shares"] = {str(code): share for code, share in shares.items()}
         entry["zeros"] = int((weight == 0).sum())
         if steps is not None:
-            entry |= {"bits": entry["bits"] * steps, "zeros": entry["zeros"] / steps, "time_steps": steps}
+            entry |= {"zeros": entry["zeros"] / steps, "time_steps": steps}
+            if kept is None:
+                entry["bits"] *= steps
         layers.append(entry)
     total = sum(layer["weights"] for layer in layers)
     all_weights = total or 1

@@ -7,9 +7,10 @@ metadata have one entry, named after the format, in JSON:
 - ``sha256``: the first entry. Of the bytes of the whole file, in which its own 64 letters are zeros ("0").
 - ``version``: 3.
 - ``layers``: of each quantised weight by name, what :class:`~.codes.Codes` says of it: ``scheme``, ``bits``, ``axes``,
-  ``scale_axes`` (null without a scale), ``shape`` of the codes, and ``encoding``, how they became bytes. So far there
-  is one, ``values``: each code in the order of memory, its rank in the alphabet of so many bits, low bit first; the
-  last byte is filled with zeros.
+  ``scale_axes`` (null without a scale), ``shape`` of the codes, and ``encoding``, how they became bytes: ``values``,
+  each code in the order of memory, its rank in the alphabet of so many bits, low bit first; the last byte is filled
+  with zeros; or ``periods``, for ternary codes over T steps, of each weight the period with its sign
+  (:func:`~.codes.to_periods`), written likewise with :func:`~.codes.period_bits` each.
 - ``spec``: how to build the network; null for one of the user's own.
 - ``inputs``: what the network expects, see :data:`INPUTS`; null where that is unknown.
 - whatever the caller adds.
@@ -37,7 +38,17 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tna_lightning.files import write_bytes
-from tna_lightning.quantization.codes import CHANNEL, SIGN, Codes, alphabet, packed_size
+from tna_lightning.quantization.codes import (
+    CHANNEL,
+    PERIODS,
+    SIGN,
+    VALUES,
+    Codes,
+    alphabet,
+    from_periods,
+    packed_size,
+    period_bits,
+)
 from tna_lightning.quantization.folding import adopt_folding
 from tna_lightning.quantization.kept import kept_weights, weight_name
 from tna_lightning.quantization.parametrized import check_exists, give_steps, plain_state_dict
@@ -45,9 +56,7 @@ from tna_lightning.quantization.weights import aliases_of, modules_of, plain_nam
 
 FORMAT = "tna_lightning.packed"
 VERSION = 3
-ENCODING = "values"
 NO_DIGEST = "0" * 64
-
 
 # what a network expects, by name: what may stand there, in words and as a test of the value from JSON
 INPUTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -146,7 +155,7 @@ def packed_state(network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]
         _check_finite(weight_name(layer), weight)
         for name in map(weight_name, aliases[id(modules[layer])]):
             del tensors[name]
-            tensors[f"{name}.codes"] = pack(kept.values, kept.bits)
+            tensors[f"{name}.codes"] = pack(*kept.stored)
             if kept.scale is not None:
                 tensors[f"{name}.scale"] = kept.scale
             layers[name] = {
@@ -155,7 +164,7 @@ def packed_state(network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]
                 "axes": list(kept.axes),
                 "scale_axes": None if kept.scale is None else list(kept.scale_axes),
                 "shape": list(kept.values.shape),
-                "encoding": ENCODING,
+                "encoding": kept.encoding,
             }
     for name, tensor in tensors.items():
         _check_finite(name, tensor)
@@ -322,8 +331,9 @@ def _codes(layer: Mapping[str, Any], packed: Tensor, scale: Tensor | None) -> Co
     """The codes of a layer's entry in the header, in which nothing is believed before it is checked."""
     if not isinstance(layer["scheme"], str):
         raise ValueError(f"scheme={layer['scheme']!r}: must be a name")
-    if layer["encoding"] != ENCODING:
-        raise ValueError(f"encoding={layer['encoding']!r}: must be {ENCODING!r}, the one that this version reads")
+    encoding = layer["encoding"]
+    if encoding not in (VALUES, PERIODS):
+        raise ValueError(f"encoding={encoding!r}: must be {VALUES!r} or {PERIODS!r}, those that this version reads")
     shape, axes, scale_axes = layer["shape"], layer["axes"], layer["scale_axes"]
     if not _is_list(shape, _is_count):
         raise ValueError(f"shape={shape!r}: must be a list of whole numbers above 0")
@@ -334,8 +344,15 @@ def _codes(layer: Mapping[str, Any], packed: Tensor, scale: Tensor | None) -> Co
     for name, names in {"axes": axes, "scale_axes": scale_axes}.items():
         if not isinstance(names, list):
             raise ValueError(f"{name}={names!r}: must be a list of names")
-    values = unpack(packed, layer["bits"], shape)
-    return Codes(values, scale, layer["scheme"], layer["bits"], tuple(axes), tuple(scale_axes))
+    if encoding == PERIODS:
+        time_steps, *of_one_step = shape
+        periods = unpack(packed, period_bits(time_steps), of_one_step)
+        if int(periods.abs().max()) > time_steps:
+            raise ValueError(f"period {int(periods.abs().max())}: must be at most {time_steps}")
+        values = from_periods(periods, time_steps)
+    else:
+        values = unpack(packed, layer["bits"], shape)
+    return Codes(values, scale, layer["scheme"], layer["bits"], tuple(axes), tuple(scale_axes), encoding)
 
 
 def _layer_of_version_1(layer: Mapping[str, Any], scale: Tensor | None) -> dict[str, Any]:
@@ -347,7 +364,7 @@ def _layer_of_version_1(layer: Mapping[str, Any], scale: Tensor | None) -> dict[
         scale_axes = [SIGN] * has_signs + [CHANNEL] * (list(channels) == layer["shape"][:1])
     elif layer.get("scaled", False):
         scale_axes = []  # and missing
-    return {**layer, "axes": [CHANNEL], "scale_axes": scale_axes, "encoding": ENCODING}
+    return {**layer, "axes": [CHANNEL], "scale_axes": scale_axes, "encoding": VALUES}
 
 
 def load_packed(path: Path | str, network: nn.Module | None = None) -> nn.Module:

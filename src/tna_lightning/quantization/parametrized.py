@@ -194,6 +194,13 @@ def schemes_by_layer(
             f"quantizer={schemes[refused[0]].name}: its codes differ by time step, so each layer must be a Conv2d or "
             f"Linear right in a PerStep; leave out what is not, skip=[{','.join([*skip, *refused])}]"
         )
+    known = getattr(network, "time_steps", None)
+    for scheme in schemes.values():
+        if scheme.time_steps is not None and isinstance(known, int) and scheme.time_steps != known:
+            raise ValueError(
+                f"quantizer.time_steps={scheme.time_steps!r}: the network is built for time_steps={known}; must be "
+                "the same"
+            )
     return schemes
 
 
@@ -312,9 +319,9 @@ def quantize_network(
 
     Raises:
         ValueError: a name in ``skip`` or ``layer_quantizers`` matches no layer, or is in both; no quantizer; one whose
-            codes differ by time step, for a layer that does not stand in a ``PerStep``; a weight that others compute
-            (weight norm, spectral norm, pruning), that does not exist yet (lazy), that is quantised in another way, or
-            that another module uses in another way.
+            codes differ by time step, for a layer that does not stand in a ``PerStep`` or a network of another
+            ``time_steps``; a weight that others compute (weight norm, spectral norm, pruning), that does not exist yet
+            (lazy), that is quantised in another way, or that another module uses in another way.
     """
     check_names(skip, layer_quantizers)
     own = layer_quantizers or {}

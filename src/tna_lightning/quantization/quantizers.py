@@ -5,22 +5,25 @@ A scheme is a pure function of ``rows``, the weights that share a scale: ``[G, N
 that follows from the bits of a code alone (:func:`~.codes.alphabet`), and :func:`~.codes.decode` is the same for every
 scheme. One whose codes differ by time step gives ``[T, G, N]``.
 
-Quantising twice gives the codes of quantising once. It gives the same weights to the bit for TWN, binary, and learned
-scales; a maximum scale may move by one rounding, and absmean shrinks its scale by the share of nonzero codes, which is
-how that scheme is defined. TTQ is stable as long as both learned scales are positive and neither falls below
-``threshold`` times the other. In bfloat16 all this holds for up to 4 bits.
+Quantising twice gives the codes of quantising once, but for TaWQ, which standardises anew. It gives the same weights to
+the bit for TWN, binary, and learned scales; a maximum scale may move by one rounding, and absmean shrinks its scale by
+the share of nonzero codes, which is how that scheme is defined. TTQ is stable as long as both learned scales are
+positive and neither falls below ``threshold`` times the other. In bfloat16 all this holds for up to 4 bits.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+from functools import reduce
+from itertools import pairwise
+from operator import or_
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from tna_lightning.quantization.codes import CHANNEL, SIGN, STEP, Codes, decode, scale_shape
+from tna_lightning.quantization.codes import CHANNEL, PERIODS, SIGN, STEP, VALUES, Codes, decode, scale_shape
 
 
 def twn(rows: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
@@ -53,6 +56,34 @@ def two_sided(rows: Tensor, threshold: float) -> Tensor:
     """Codes of TTQ (arXiv 1612.01064): ``sign(w)`` where ``|w| > threshold * max|w|``, else 0."""
     magnitude = rows.abs()
     return rows.sign() * (magnitude > threshold * magnitude.amax(1, keepdim=True))
+
+
+TAWQ_TAU, TAWQ_THRESHOLD, TAWQ_SLOPE, TAWQ_EPSILON = 2.0, 0.25, 4.0, 1e-6  # the authors'
+
+
+def standardised(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """All rows together at mean 0 and (unbiased) deviation 1, and one over the deviation; zeros if all are equal."""
+    centred = rows - rows.mean()
+    deviation = (centred.square().sum() / max(1, rows.numel() - 1)).sqrt()
+    inverse = torch.where(deviation > 0, 1 / deviation, 0.0)
+    return centred * inverse, inverse
+
+
+def temporal_ternary(rows: Tensor, time_steps: int) -> tuple[Tensor, Tensor]:
+    """Temporal-adaptive weight quantisation (TaWQ, arXiv 2511.17567; the authors' code), in closed form.
+
+    The standardised weight x (:func:`standardised`) charges a membrane, ``u[t] = v[t-1] + (x - v[t-1]) / 2``; the code
+    is ``sign(u[t])`` where ``|u[t]| > 1/4``, which empties it, else 0. As x is the same at every step, the code is
+    ``sign(x)`` at the multiples of the smallest k with ``|x| (1 - 2^-k) > 1/4``, if k is at most T, and else 0. The
+    scale of a row and step is ``1 / (mean|code| + 1e-6)``.
+    """
+    x, _ = standardised(rows)
+    magnitude, steps = x.abs(), range(1, time_steps + 1)
+    has_fired = [magnitude > TAWQ_THRESHOLD / (1 - 0.5**n) for n in steps]  # after n steps without a reset
+    has_period = [has_fired[0], *(late & ~early for early, late in pairwise(has_fired))]
+    is_due = [reduce(or_, (has_period[k - 1] for k in steps if t % k == 0)) for t in steps]
+    codes = x.sign() * torch.stack(is_due)
+    return codes, 1 / (codes.abs().mean(2, keepdim=True) + TAWQ_EPSILON)
 
 
 def uniform(rows: Tensor, step: Tensor, bits: int) -> Tensor:
@@ -136,6 +167,45 @@ def _are_alike(a: Any, b: Any) -> bool:
     return repr(a) == repr(b) or (hasattr(a, "__dict__") and _are_alike(vars(a), vars(b)))
 
 
+class _TaWQ(torch.autograd.Function):
+    """Codes of TaWQ times their scales, with the gradient that the authors' step-by-step code has; rows ``[G, N]``.
+
+    Backwards through the density (``mean|code|``), through each code, ``dq/du = (s'(u - 1/4) + s'(u + 1/4)) / 2`` with
+    ``s'(u) = 4 sigmoid(4 u) (1 - sigmoid(4 u))``, through charge and reset, in which ``|code|`` is a constant, and
+    through the standardisation.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, codes, scale)
+        return decode(codes, scale, (STEP,))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        rows, codes, scale = ctx.saved_tensors
+        wide = torch.promote_types(rows.dtype, torch.float32)
+        grad, codes, scale = grads[0].to(wide), codes.to(wide), scale.to(wide)
+        x, inverse = standardised(rows.to(wide))
+        through_density = (grad * codes).sum(2, keepdim=True) * scale.square() / rows.shape[1]
+        grad_codes = grad * scale - through_density * codes  # abs(code) has the derivative code
+        is_silent = 1 - codes.abs()
+        decay = 1 - 1 / TAWQ_TAU
+        charged, rest = [], torch.zeros_like(x)
+        for silent in is_silent:
+            charged.append(decay * rest + x / TAWQ_TAU)
+            rest = silent * charged[-1]
+        grad_x = grad_rest = torch.zeros_like(x)
+        for membrane, silent, grad_code in reversed(list(zip(charged, is_silent, grad_codes, strict=True))):
+            low = torch.sigmoid(TAWQ_SLOPE * (membrane - TAWQ_THRESHOLD))
+            high = torch.sigmoid(TAWQ_SLOPE * (membrane + TAWQ_THRESHOLD))
+            slope = TAWQ_SLOPE / 2 * (low * (1 - low) + high * (1 - high))
+            grad_membrane = grad_code * slope + grad_rest * silent
+            grad_x = grad_x + grad_membrane / TAWQ_TAU
+            grad_rest = decay * grad_membrane
+        along = (grad_x * x).sum() / max(1, x.numel() - 1)
+        return ((grad_x - grad_x.mean() - x * along) * inverse).to(rows.dtype), None, None
+
+
 class Quantizer(nn.Module):
     """A quantiser of weights: ``weight -> encode(weight).weight`` with a straight-through gradient.
 
@@ -151,6 +221,7 @@ class Quantizer(nn.Module):
         bits: of one code when packed; the codes lie in ``alphabet(bits)``.
         time_steps: T of codes that differ by step; None where they do not.
         scales_by: what has a scale each beside what ``per`` says: ``sign``, ``step`` or both, in this order.
+        encoding: how codes become bytes, see :class:`~.codes.Codes`.
         grows: whether training may see a part of the weights quantised: false where the scales start far from them.
         scale: the learned scale, a parameter; None where the scale follows from the weights.
     """
@@ -159,6 +230,7 @@ class Quantizer(nn.Module):
     bits: int
     time_steps: int | None = None
     scales_by: tuple[str, ...] = ()
+    encoding: str = VALUES
     grows = True
     scale: nn.Parameter | None
 
@@ -228,7 +300,7 @@ class Quantizer(nn.Module):
         axes = (CHANNEL,) if self.time_steps is None else (STEP, CHANNEL)
         scale_axes = (*self.scales_by, CHANNEL) if self.per == "channel" else self.scales_by
         scale = scale.detach().reshape(scale_shape(values.shape, axes, scale_axes))
-        return Codes(values, scale, self.name, self.bits, axes, scale_axes)
+        return Codes(values, scale, self.name, self.bits, axes, scale_axes, self.encoding)
 
     def forward(self, weight: Tensor) -> Tensor:
         """The quantised weight, in the weight's shape (with a leading T where codes differ by step) and dtype."""
@@ -319,6 +391,39 @@ class TernaryAbsmean(Quantizer):
 
     def quantize(self, rows: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
         return absmean(rows)
+
+
+class TemporalTernary(Quantizer):
+    """Ternary weights that differ by time step, 2T + 1 codes a weight: TaWQ, :func:`temporal_ternary`.
+
+    ``weight -> [T, *weight.shape]``; a scale for each output channel and step. Stored as sign times period, 4 bits a
+    weight for T up to 7. At T = 1 a static ternary quantiser, of weights beyond half a deviation from the mean.
+
+    Args:
+        time_steps: T of the network.
+    """
+
+    name = "tawq"
+    bits = 2
+    scales_by = (STEP,)
+    encoding = PERIODS
+    grows = False
+
+    def __init__(self, time_steps: int) -> None:
+        super().__init__()
+        if not isinstance(time_steps, int) or not 1 <= time_steps <= 127:
+            raise ValueError(f"time_steps={time_steps!r}: must be a whole number from 1 to 127")
+        self.time_steps = time_steps
+
+    def quantize(self, rows: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+        assert self.time_steps is not None
+        return temporal_ternary(rows, self.time_steps)
+
+    def with_gradient(self, rows: Tensor, codes: Tensor, scale: Tensor) -> Tensor:  # noqa: D102
+        return _TaWQ.apply(rows, codes, scale)
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return f"time_steps={self.time_steps}"
 
 
 class Binary(Quantizer):

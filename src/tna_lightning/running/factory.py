@@ -21,7 +21,7 @@ from torch import nn
 from tna_lightning.data.batch import Inputs
 from tna_lightning.data.images import ImageDataModule
 from tna_lightning.data.module import BatchedDataModule
-from tna_lightning.models import Network, compile_neurons, is_spiking
+from tna_lightning.models import Network, Stepwise, compile_neurons, is_spiking
 from tna_lightning.models.blocks import check_unit, with_hints
 from tna_lightning.models.fused import has_compiler
 from tna_lightning.models.settings import parameters_of, takers
@@ -247,7 +247,7 @@ def build_network(spec: Mapping[str, Any], prefix: str = "", channels_last: bool
     if "_target_" in spec["neuron"] and not spec["neuron"].get("_partial_"):
         raise ValueError(f"{prefix}neuron={spec['neuron']['_target_']}: its YAML must say `_partial_: true`")
     neuron = build(f"{prefix}neuron", spec["neuron"])
-    time_steps = spec["model"].get("time_steps")
+    time_steps = spec["model"].get("time_steps", spec.get("inputs", {}).get("time_steps"))
     if time_steps is not None:  # for backbones that call `neuron()` and know nothing of hints
         neuron = with_hints(neuron, time_steps=time_steps)
     with under(f"{prefix}neuron"):
@@ -286,8 +286,12 @@ def compile_network(network: nn.Module, how: str) -> None:
     """Let torch.compile take nothing ("none"), the time loops ("neurons") or all of a network ("network").
 
     The whole network is left to its neurons where there is no compiler, which they then say, and where a layer is
-    unsafe in the layout that the compiler would choose on a CPU (:func:`unsafe_channels_last`), which one line says.
+    unsafe in the layout that the compiler would choose on a CPU (:func:`unsafe_channels_last`), or a neuron of another
+    library is stepped, which one line says.
     """
+    if how == "network" and any(isinstance(module, Stepwise) for module in network.modules()):
+        log.warning("compile=network: left out, since the neurons of another library keep their state in themselves")
+        return
     unsafe = unsafe_channels_last(network) if how == "network" else None
     if unsafe is not None:
         log.warning("compile=network: the neurons alone are compiled, since %s has too few channels for it", unsafe)

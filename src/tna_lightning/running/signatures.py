@@ -46,6 +46,13 @@ class Source:
 
 SOURCES = {
     "LIF": Source("tna_lightning.models.LIF", is_partial=True, without=("channels",)),
+    **{
+        name: Source(f"tna_lightning.models.{name}", is_partial=True)
+        for name in ("PSN", "MaskedPSN", "SlidingPSN", "PSU", "IPSU", "RPSU", "ALIF", "TernaryLIF", "IntegerLIF")
+    },
+    "QuantReLU": Source("tna_lightning.models.QuantReLU", is_partial=True),
+    "snntorch_neuron": Source("tna_lightning.models.snntorch_neuron", is_partial=True, without=("channels",)),
+    "spikingjelly_neuron": Source("tna_lightning.models.spikingjelly_neuron", is_partial=True),
     **{name: Source(f"tna_lightning.models.{name}") for name in ("resnet8", "resnet18", "resnet19", "resnet20")},
     **{name: Source(f"tna_lightning.models.{name}") for name in ("convnet", "vgg11", "vgg16", "vggsnn")},
     **{
@@ -79,6 +86,7 @@ SOURCES = {
         "tna_lightning.quantization.WeightQuantization", without=("network", "companion_quantizer")
     ),
     "Binary": Source("tna_lightning.quantization.Binary"),
+    "TemporalTernary": Source("tna_lightning.quantization.TemporalTernary"),
     "Ternary": Source("tna_lightning.quantization.Ternary"),
     "TernaryAbsmean": Source("tna_lightning.quantization.TernaryAbsmean"),
     "TernaryTTQ": Source("tna_lightning.quantization.TernaryTTQ"),

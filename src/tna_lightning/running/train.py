@@ -30,6 +30,7 @@ from tna_lightning.callbacks.exact_resume import refuse_another_run
 from tna_lightning.callbacks.inference_cost import InferenceCost
 from tna_lightning.data import BatchedDataModule
 from tna_lightning.learner import TwinLearner
+from tna_lightning.models.norms import TemporalEffectiveBatchNorm2d
 from tna_lightning.packages import require
 from tna_lightning.quantization import WeightQuantization
 from tna_lightning.quantization.kept import weight_report
@@ -355,6 +356,14 @@ def build_learner(config: Mapping[str, Any], datamodule: Any) -> TwinLearner:
         try_network(networks[name], inputs, prefix=prefix)
         if node["weights"] not in ("random", "pretrained"):
             load_weights(f"{prefix}weights", networks[name], node["weights"], neurons="same")
+    modules = (module for network in (base, *networks.values()) for module in network.modules())
+    if config["trainer"]["sync_batchnorm"] and any(isinstance(each, TemporalEffectiveBatchNorm2d) for each in modules):
+        raise ValueError("trainer.sync_batchnorm=True: must be false with model.norm=tebn, whose scale it would drop")
+    if config["compile"] == "network" and config["objective"].get("rate_weight"):
+        raise ValueError(
+            f"objective.rate_weight={config['objective']['rate_weight']!r}: needs compile=none or neurons, since code "
+            "for a whole network does not show its spikes"
+        )
     for name, network in {"base": base, **networks}.items():
         compile_network(network, config["compile"])
         if config["checkpoint_stages"]:

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from tna_lightning.models import SpikingNeuron
+from tna_lightning.models.blocks import UNITS
 from tna_lightning.quantization.packing import decoded_state
 from tna_lightning.quantization.parametrized import plain_state_dict
 from tna_lightning.running.checkpoints import open_checkpoint
 from tna_lightning.running.record import NETWORK, finished_record
 
-NEURON_CONSTANTS = ("beta", "threshold")
+NEURON_CONSTANTS = ("beta", "threshold", "tau", "adaptation", "rho")
 
 
 def weights_file(key: str, source: Path | str) -> Path:
@@ -82,24 +83,33 @@ def _deployed_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _with_neurons(network: nn.Module, state: Mapping[str, Tensor], neurons: str) -> dict[str, Tensor]:
-    """The state with the network's own fixed constants of its neurons, and with none for other activations."""
+    """The state with what the network's own neurons have fixed, without what only neurons of another kind have.
+
+    What they learn is copied; they start as they are made where the source has neurons of another kind, or none.
+    """
     state = dict(state)
     own = network.state_dict()
     learned = {name for name, _ in network.named_parameters()}
-    modules = dict(network.named_modules())
-    for name in [*own, *state]:
-        module, _, constant = name.rpartition(".")
-        if constant not in NEURON_CONSTANTS or name in learned:
-            continue
-        if neurons == "same":
-            if name in own and name in state and not torch.equal(own[name], state[name].to(own[name])):
+    if neurons == "same":
+        for name in own:
+            is_constant = name.rpartition(".")[2] in NEURON_CONSTANTS and name not in learned
+            if is_constant and name in state and not torch.equal(own[name], state[name].to(own[name])):
                 there, here = _words(state[name]), _words(own[name])
                 raise ValueError(f"neurons: {name} is {there} there and {here} here; they must be the same")
-        elif isinstance(modules.get(module), SpikingNeuron):
-            state[name] = own[name]
-        else:  # an activation without a memory stands where the source has a neuron
-            state.pop(name, None)
+        return state
+    places = tuple(f"{name}." for name, module in network.named_modules() if _is_neuron(module))
+    for name in [*own, *state]:
+        if name.startswith(places):
+            if name not in own:
+                state.pop(name, None)
+            elif name not in learned or name not in state:
+                state[name] = own[name]
     return state
+
+
+def _is_neuron(module: nn.Module) -> bool:
+    """Whether it stands in a neuron's place: a neuron or an activation."""
+    return isinstance(module, SpikingNeuron) or (type(module) in UNITS and type(module) is not nn.Identity)
 
 
 def _words(value: Tensor) -> str:
