@@ -1,5 +1,5 @@
-"""Compiled time loops give what eager ones give, bit for bit: only a sum over all neurons of a layer may be rounded
-otherwise, and so the gradient of a learned parameter that they share.
+"""Compiled time loops give what eager ones give, bit for bit. Only two things may be rounded otherwise: a sum over all
+neurons of a layer, and so the gradient of a learned parameter that they share; and an exponential in a surrogate.
 """
 
 import copy
@@ -36,7 +36,10 @@ def assert_compiled_equals_eager(lif, current):
     (spikes, gradient, parameters), (compiled_spikes, compiled_gradient, compiled_parameters) = results
     assert torch.equal(spikes, compiled_spikes)
     assert spikes.stride() == compiled_spikes.stride()
-    assert torch.equal(compiled_gradient, gradient)
+    if isinstance(lif.surrogate, surrogates.S2NN):
+        torch.testing.assert_close(compiled_gradient, gradient)
+    else:
+        assert torch.equal(compiled_gradient, gradient)
     for ours, other in zip(compiled_parameters, parameters, strict=True):
         if lif.per == "channel":
             assert torch.equal(ours, other)
