@@ -122,7 +122,14 @@ def test_contestants_whose_library_is_missing_are_left_out():
     assert record["left_out"] == {"peer": "No module named 'spikingjelly'"}
 
 
-@pytest.mark.parametrize("name", [name for name in COMPARISONS if name not in start_up.COMPARISONS])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "stack" else ())  # two processes
+        for name in COMPARISONS
+        if name not in start_up.COMPARISONS
+    ],
+)
 def test_a_comparison_runs_at_toy_size_and_renders(name, uncompiled):
     record = recorded(name)
     assert all(len(entry["seconds"]) == 2 for entry in record["contestants"].values())

@@ -182,6 +182,35 @@ def test_logged_accuracies_are_those_of_the_time_averaged_logits(network, sample
     torch.testing.assert_close(learner(x), network(x).mean(0))
 
 
+def test_an_epoch_is_handed_to_lightning_once_and_one_that_was_broken_off_leaves_nothing(network, samples, monkeypatch):
+    class Break(lightning.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.current_epoch == 1 and batch_idx == 0:
+                raise RuntimeError("broken off")
+
+    learner = TwinLearner(network, num_classes=CLASSES)
+    with pytest.raises(RuntimeError, match="broken off"):
+        fit(learner, Loader(samples), max_epochs=2, callbacks=[Break()])
+    assert learner.accuracies["train_base_acc"].samples.sum() == BATCH
+    seen, handed, log, losses = [], [], learner.log, learner.losses
+
+    def watched(batch):
+        found = losses(batch)
+        seen.append((found[0]["loss"].item(), len(batch.target)))
+        return found
+
+    monkeypatch.setattr(learner, "losses", watched)
+    monkeypatch.setattr(learner, "log", lambda name, *rest, **named: (handed.append(name), log(name, *rest, **named)))
+    fitted = fit(learner, Loader(samples, 7), max_epochs=1)
+    assert sorted(handed) == sorted(
+        ["loss"] * (-(-len(seen) // 10)) + ["train/loss", "train/cross_entropy", "train/acc"]
+    )
+    assert not any(name.endswith("top5") for name in fitted.callback_metrics)
+    assert sum(samples for _, samples in seen) == SAMPLES
+    mean = sum(loss * samples for loss, samples in seen) / SAMPLES
+    assert fitted.callback_metrics["train/loss"].item() == pytest.approx(mean)
+
+
 def test_five_classes_have_no_top5(samples):
     few = TensorDataset(samples.tensors[0], samples.tensors[1] % 5)
     net = convnet(in_channels=2, num_classes=5, neuron=LIF, width=0.125, time_steps=2)
@@ -467,7 +496,7 @@ def test_unlabelled_samples_are_matched_but_have_no_loss_and_no_accuracy(network
     some = target.where(torch.arange(SAMPLES) % 3 > 0, -100)
     network.eval()
     learner = TwinLearner(network, num_classes=CLASSES, objective=Plain(ignore_index=-100))
-    results = trainer().validate(learner, Loader(TensorDataset(x, some), SAMPLES), verbose=False)[0]
+    results = trainer().validate(learner, Loader(TensorDataset(x, some), 7), verbose=False)[0]  # unlike numbers of them
     labelled = TensorDataset(x[some >= 0], target[some >= 0])
     expected = trainer().validate(TwinLearner(network, num_classes=CLASSES), Loader(labelled, SAMPLES), verbose=False)[
         0

@@ -1,6 +1,6 @@
 """All comparisons by name, in the order of the page."""
 
-from benchmarks.speed import growth, loading, neuron_layer, objectives, start_up, training_step
+from benchmarks.speed import growth, loading, neuron_layer, objectives, stack, start_up, training_step
 from benchmarks.speed.comparison import Comparison
 
 COMPARISONS: dict[str, Comparison] = {
@@ -9,5 +9,6 @@ COMPARISONS: dict[str, Comparison] = {
     **objectives.COMPARISONS,
     **growth.COMPARISONS,
     **loading.COMPARISONS,
+    **stack.COMPARISONS,
     **start_up.COMPARISONS,
 }

@@ -1,4 +1,4 @@
-"""Accuracies, counted by class on the device."""
+"""Accuracies and mean losses of an epoch, summed on the device."""
 
 from __future__ import annotations
 
@@ -31,19 +31,44 @@ class Accuracy(Metric):
         super().__init__()
         self.rank, self.by_class = rank, by_class
         self.of_each: Tensor | None = None
-        for name in ("correct", "samples"):
-            self.add_state(name, torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+        for name in ("correct", "samples"):  # one place more, for what has no label
+            self.add_state(name, torch.zeros(num_classes + 1, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Count a batch: logits ``[B, K]`` and class indices ``[B]``."""
-        best = logits.argmax(1, keepdim=True) if self.rank == 1 else logits.topk(self.rank).indices
-        is_right = (best == labels.unsqueeze(1)).any(1, keepdim=True)
-        is_of_class = labels.unsqueeze(1) == torch.arange(len(self.samples), device=labels.device)
-        self.samples += is_of_class.sum(0)
-        self.correct += (is_of_class & is_right).sum(0)
+        num_classes = len(self.samples) - 1
+        if self.rank == 1:
+            is_right = logits.argmax(1) == labels
+        else:
+            is_right = (logits.topk(self.rank).indices == labels.unsqueeze(1)).any(1)
+        place = torch.where((labels >= 0) & (labels < num_classes), labels, num_classes)
+        self.samples.index_add_(0, place, torch.ones_like(place))
+        self.correct.index_add_(0, place, is_right.to(place.dtype))
 
     def compute(self) -> Tensor:
         """The accuracy so far; NaN before the first labelled sample."""
-        correct, samples = self.correct.float(), self.samples.float()
+        correct, samples = self.correct[:-1].float(), self.samples[:-1].float()
         self.of_each = correct / samples
         return self.of_each.nanmean() if self.by_class else correct.sum() / samples.sum()
+
+
+class Mean(Metric):
+    """Mean of a loss over the samples of an epoch; over several devices over all of theirs. NaN before the first."""
+
+    full_state_update = False
+    total: Tensor
+    samples: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("samples", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, mean: Tensor, samples: Tensor | int) -> None:
+        """Take in the mean of a batch, a scalar, and over how many samples it is."""
+        self.total = self.total + mean.detach() * samples
+        self.samples = self.samples + samples
+
+    def compute(self) -> Tensor:
+        """The mean so far."""
+        return self.total / self.samples

@@ -23,7 +23,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
-from tna_lightning.accuracy import Accuracy
+from tna_lightning.accuracy import Accuracy, Mean
 from tna_lightning.data.batch import Batch
 from tna_lightning.length import length_of
 from tna_lightning.models.blocks import is_spiking
@@ -113,10 +113,11 @@ class TwinLearner(lightning.LightningModule):
             is not there; a teacher is not to be frozen. In training: inputs, labels, logits, or the trainer's length do
             not fit; the message names the network.
 
-    Logs ``train/*``, ``val/*`` and ``test/*``: ``loss`` and its parts, ``acc`` (base) and ``<name>_acc`` (top-1),
-    and ``acc_top5`` where K > 5; of the base in validation and test ``acc_macro``, the mean of the classes' own.
-    Accuracies are shares in [0, 1]. Of several loaders the second logs ``val_1/*`` and so on. ``trainer.predict``
-    gives logits ``[B, K]``.
+    Logs, at the end of an epoch, ``train/*``, ``val/*`` and ``test/*``: ``loss`` and its parts, ``acc`` (base) and
+    ``<name>_acc`` (top-1); in validation and test also ``acc_top5`` where K > 5, and of the base ``acc_macro``, the
+    mean of the classes' own. Accuracies are shares in [0, 1]; losses are means over the samples, with the objective's
+    ``ignore_index`` over those that have a label. Of several loaders the second logs ``val_1/*`` and so on.
+    ``trainer.predict`` gives logits ``[B, K]``.
 
     Example::
 
@@ -174,7 +175,7 @@ class TwinLearner(lightning.LightningModule):
             placed = dict.fromkeys(companions, companion_device)
         _named("companion_device", placed, companions)
         self.companion_devices = {name: torch.device(device) for name, device in placed.items()}
-        self.accuracies = nn.ModuleDict()
+        self.means, self.accuracies = nn.ModuleDict(), nn.ModuleDict()
         _refuse_shared({"base": base, **companions})
         self.base = base
         for name, network in companions.items():
@@ -217,7 +218,9 @@ class TwinLearner(lightning.LightningModule):
 
     def _accuracies(self, stage: str) -> list[tuple[str, str, Accuracy, str]]:
         """Network, logged name, metric and its attribute's name, each made when it is first asked for."""
-        kinds = [("acc", 1, False), *([("acc_top5", 5, False)] if self.num_classes > 5 else [])]
+        kinds = [("acc", 1, False)]
+        if self.num_classes > 5 and stage != "train":
+            kinds.append(("acc_top5", 5, False))
         found = []
         for network in self._names:
             macro = [("acc_macro", 1, True)] if network == "base" and stage != "train" else []
@@ -275,6 +278,7 @@ class TwinLearner(lightning.LightningModule):
                         state[name] = value.to(parameter.device)
 
     def on_train_epoch_start(self) -> None:  # noqa: D102
+        self.forget("train")
         self._epochs_trained = self.current_epoch + 1
         last = (self.trainer.max_epochs or 0) - 1
         share = min(1.0, self.current_epoch / last) if last > 0 else 1.0
@@ -301,6 +305,12 @@ class TwinLearner(lightning.LightningModule):
             state = {key: value for key, value in checkpoint["state_dict"].items() if key.startswith(f"{name}.")}
             if state:
                 check_state(name, network, {key.removeprefix(f"{name}."): value for key, value in state.items()})
+
+    def on_validation_epoch_start(self) -> None:  # noqa: D102
+        self.forget("val")
+
+    def on_test_epoch_start(self) -> None:  # noqa: D102
+        self.forget("test")
 
     def on_train_epoch_end(self) -> None:  # noqa: D102
         self._raise_if_inputs_were_bad("train")
@@ -390,22 +400,47 @@ class TwinLearner(lightning.LightningModule):
         losses, logits = self.losses(batch)
         if not stage.startswith("test"):  # there a cost may be counted, once a sample
             self._refuse_batch_first(batch.x, logits)
-        batch_size = len(target)
-        settings: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": batch_size}
-        settings["add_dataloader_idx"] = False  # the stage's name says it
-        for part, value in losses.items():
-            self.log(f"{stage}/{part}", value, sync_dist=True, **settings)
-        if stage == "train":
-            self.log("loss", losses["loss"], prog_bar=True, logger=False, batch_size=batch_size)
         labels = target.argmax(1) if target.ndim == 2 else target  # mixed samples count for their larger share
+        samples: Tensor | int = len(target)
         if ignored is not None and target.ndim == 1:
+            samples = (labels != ignored).sum()
             labels = torch.where(labels == ignored, -1, labels.long())
+        for part, value in losses.items():
+            mean: Any = self._mean(stage, part)
+            mean.update(value, samples)
+            self._log_once(f"{stage}/{part}", mean, f"means.{stage}_{part}")
         predictions = {name: readout(each.detach()) for name, each in logits.items()}
         for network, name, accuracy, attribute in self._accuracies(stage):
             accuracy.update(predictions[network], labels)
-            in_bar = name == "val/acc"  # all would not fit into a line
-            self.log(name, accuracy, metric_attribute=attribute, prog_bar=in_bar, **settings)
+            self._log_once(name, accuracy, attribute, prog_bar=name == "val/acc")  # all would not fit into a line
+        if stage == "train" and number % 10 == 0:  # for the progress bar; a call takes 1 ms
+            self.log("loss", losses["loss"], prog_bar=True, logger=False, batch_size=len(target))
         return losses["loss"]
+
+    def _mean(self, stage: str, part: str) -> nn.Module:
+        key = f"{stage}_{part}"
+        if key not in self.means:
+            self.means[key] = Mean().to(self.device)
+        return self.means[key]
+
+    def _log_once(self, name: str, metric: Any, attribute: str, prog_bar: bool = False) -> None:
+        """Hand a metric to Lightning in the first batch of an epoch, at whose end it is read: a call takes 1 ms."""
+        if metric.update_count == 1:
+            self.log(
+                name,
+                metric,
+                metric_attribute=attribute,
+                prog_bar=prog_bar,
+                on_step=False,
+                on_epoch=True,
+                add_dataloader_idx=False,  # the stage's name says it
+            )
+
+    def forget(self, stage: str) -> None:
+        """Begin the sums of a stage anew, also where an epoch was broken off."""
+        for key, metric in [*self.means.items(), *self.accuracies.items()]:
+            if key.startswith(stage):
+                metric.reset()  # type: ignore[operator]
 
     def _refuse_batch_first(self, x: Tensor, logits: Mapping[str, Tensor]) -> None:
         """Once a network; only where T equals B is there a doubt."""

@@ -132,8 +132,8 @@ def logged_names(learner: TwinLearner, num_classes: int, *, is_validated: bool) 
     finally:
         for name in stand_ins:
             del vars(learner)[name]
-        for accuracy in learner.accuracies.values():
-            accuracy.reset()  # type: ignore[operator]  # of torchmetrics
+        learner.forget("train")
+        learner.forget("val")
     return list(dict.fromkeys(names))
 
 
