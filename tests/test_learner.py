@@ -567,6 +567,30 @@ def test_a_schedule_is_told_the_epochs_length_however_training_is_bounded(networ
     assert told == [(18, 6), (4, 6), (6, 2), (None, None), (4, None)]
 
 
+@pytest.mark.parametrize("from_checkpoint", [False, True])
+def test_a_schedule_of_a_second_fit_is_of_the_steps_that_are_left(from_checkpoint, network, samples, tmp_path):
+    rates = []
+
+    class Note(lightning.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"] / 2e-3)
+
+    fitter = trainer(max_epochs=1, callbacks=[Note()])
+    learner = TwinLearner(network, num_classes=CLASSES)
+    fitter.fit(learner, Loader(samples), Loader(samples))
+    path = None
+    if from_checkpoint:
+        fitter.save_checkpoint(path := tmp_path / "last.ckpt")
+    fitter.fit_loop.max_epochs = 3
+    fitter.fit(learner, Loader(samples), Loader(samples), ckpt_path=path, weights_only=True)
+    first = [0.5 * (1 + math.cos(math.pi * step / 6)) for step in range(6)]
+    # anew over 12 steps; with the checkpoint's scheduler as planned over all 18
+    second = [0.5 * (1 + math.cos(math.pi * step / 12)) for step in range(12)]
+    if from_checkpoint:
+        second = [0.0, *(0.5 * (1 + math.cos(math.pi * step / 18)) for step in range(7, 18))]
+    assert rates == pytest.approx(first + second, abs=1e-12)
+
+
 def test_the_learning_rate_that_a_finder_finds_is_the_one_that_trains(network, samples, tmp_path, monkeypatch):
     monkeypatch.setattr(_LRFinder, "suggestion", lambda self, *_: 0.5)
     rates = []

@@ -51,7 +51,7 @@ def cosine(
 
     Args:
         optimizer: whose learning rates are scheduled.
-        total_steps: steps of the whole training.
+        total_steps: steps of the training.
         steps_per_epoch: steps of an epoch.
         warmup_epochs: epochs of linear warm-up.
 
@@ -101,8 +101,9 @@ class TwinLearner(lightning.LightningModule):
             device, not DDP.
         optimizer: called with named parameter groups. One optimizer serves all networks, since Lightning counts
             ``global_step`` once per optimizer (Lightning#17958).
-        schedule: called with the optimizer, the total number of optimizer steps and the steps per epoch (None where
-            they are not known). A scheduler is stepped every batch, a ``ReduceLROnPlateau`` every epoch by
+        schedule: called with the optimizer, the number of optimizer steps and the steps per epoch (None where they are
+            not known). The steps are those of the fit: of a trainer that fits once more (with ``max_epochs`` raised),
+            and not from a checkpoint, those that are left, for which the schedule begins anew. A scheduler is stepped every batch, a ``ReduceLROnPlateau`` every epoch by
             ``val/loss``; for anything else return Lightning's mapping, ``{"scheduler": ..., "interval": "epoch"}``.
             None keeps the learning rate constant.
 
@@ -192,6 +193,7 @@ class TwinLearner(lightning.LightningModule):
         self._labels_seen: set[str] = set()
         self._first_bad_inputs: dict[str, Tensor] = {}
         self._epochs_trained: int | None = None
+        self._steps_before = 0  # of earlier fits of the trainer
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -442,6 +444,8 @@ class TwinLearner(lightning.LightningModule):
             raise ValueError("base: has no parameter that trains (requires_grad)")
         if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # a few batches, to see that all works
             self.objective.check_epochs(length_of(self.trainer).epochs)
+        # a trainer that fits a second time counts on; from a checkpoint the schedule goes on as well
+        self._steps_before = self.trainer.global_step if self.trainer.ckpt_path is None else 0
         groups = list(self.parameter_groups())
         if self._lr is not None:
             groups = [group | {"lr": self._lr} for group in groups]
@@ -454,7 +458,10 @@ class TwinLearner(lightning.LightningModule):
         if self.schedule_factory is None:
             return {}
         length = length_of(self.trainer)
-        schedule = self.schedule_factory(optimizer, length.steps, length.steps_per_epoch)
+        steps = length.steps
+        if steps is not None and steps > self._steps_before:  # else nothing is left to train
+            steps -= self._steps_before
+        schedule = self.schedule_factory(optimizer, steps, length.steps_per_epoch)
         if isinstance(schedule, Mapping):
             return dict(schedule)
         if isinstance(schedule, ReduceLROnPlateau):
