@@ -30,7 +30,7 @@ from tna_lightning.models.blocks import is_spiking
 from tna_lightning.models.neurons import SpikingNeuron
 from tna_lightning.models.recording import watched
 from tna_lightning.objectives import Losses, Objective, Plain, readout
-from tna_lightning.quantization.parametrized import check_state
+from tna_lightning.quantization.parametrized import QUANTIZERS, check_quantizers, check_state, quantizers_of
 from tna_lightning.shapes import check_batch, check_labels, refuse_batch_first, time_first
 
 log = logging.getLogger(__name__)
@@ -103,9 +103,9 @@ class TwinLearner(lightning.LightningModule):
             ``global_step`` once per optimizer (Lightning#17958).
         schedule: called with the optimizer, the number of optimizer steps and the steps per epoch (None where they are
             not known). The steps are those of the fit: of a trainer that fits once more (with ``max_epochs`` raised),
-            and not from a checkpoint, those that are left, for which the schedule begins anew. A scheduler is stepped every batch, a ``ReduceLROnPlateau`` every epoch by
-            ``val/loss``; for anything else return Lightning's mapping, ``{"scheduler": ..., "interval": "epoch"}``.
-            None keeps the learning rate constant.
+            and not from a checkpoint, those that are left, for which the schedule begins anew. A scheduler is stepped
+            every batch, a ``ReduceLROnPlateau`` every epoch by ``val/loss``; for anything else return Lightning's
+            mapping, ``{"scheduler": ..., "interval": "epoch"}``. None keeps the learning rate constant.
 
     Raises:
         ValueError: the objective takes other companions or classes, is called in another way, or weighs the firing rate
@@ -303,6 +303,10 @@ class TwinLearner(lightning.LightningModule):
             state = {key: value for key, value in checkpoint["state_dict"].items() if key.startswith(f"{name}.")}
             if state:
                 check_state(name, network, {key.removeprefix(f"{name}."): value for key, value in state.items()})
+                check_quantizers(name, network, checkpoint.get(QUANTIZERS, {}).get(name, {}))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:  # noqa: D102
+        checkpoint[QUANTIZERS] = {name: quantizers_of(network) for name, network in self.networks.items()}
 
     def on_train_epoch_end(self) -> None:  # noqa: D102
         self._raise_if_inputs_were_bad("train")

@@ -29,6 +29,7 @@ from tna_lightning.export import (
     packed,
     spikes_of,
 )
+from tna_lightning.export.c.program import to_program
 from tna_lightning.export.nir_graph import DT, NIRRunner, to_nir, write_nir
 from tna_lightning.models import LIF, PerStep, build
 from tna_lightning.quantization import Ternary, load_packed, quantize_network, save_network
@@ -331,12 +332,46 @@ def test_what_a_sequential_does_otherwise_than_nir_is_refused_and_what_it_does_t
         (nn.AvgPool2d(2, divisor_override=3), "NIR divides by the size of the window"),
         (nn.AvgPool2d(3, 1, 1, count_include_pad=False), "NIR divides by the size of the window"),
         (Doubled(4, 4), "NIR has no node for Doubled, whose forward is its own"),
+        (nn.Flatten(0), "NIR has no node for flattening but of a whole sample, here start_dim=2"),
+        (nn.Flatten(1, 2), "NIR has no node for flattening but of a whole sample"),
+        (nn.Linear(4, 4), r"NIR's Affine takes 4 numbers of a sample, not \(1, 4, 4\); flatten it before"),
     ):
         with pytest.raises(ValueError, match=f"^network.1: {message}"):
             to_nir(nn.Sequential(nn.Conv2d(1, 1, 1), module), (1, 4, 4))
     neuron, linear = LIF(), nn.Linear(4, 4)
     graph = to_nir(nn.Sequential(linear, neuron, linear, neuron), (4,))
     assert [*graph.nodes] == ["input", "0", "1", "2", "3", "output"]
+    with pytest.raises(ValueError, match=r"^network.0.0: NIR has no node for flattening .*, here start_dim=1$"):
+        to_nir(nn.Sequential(PerStep(nn.Flatten(2))), (1, 4, 4))
+    assert to_nir(nn.Sequential(nn.Flatten(2)), (1, 4, 4)).nodes["output"].output_type["output"].tolist() == [16]
+    assert to_nir(nn.Sequential(PerStep(nn.Flatten())), (1, 4, 4)).nodes["output"].output_type["output"].tolist() == [
+        16
+    ]
+
+
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+def test_hooks_are_refused_by_name_where_a_layer_is_written_down(register, tmp_path, batches):
+    for name in ("stem.conv", "body.0", ""):
+        network = make_network(make_spec())
+        getattr(network.get_submodule(name), register)(lambda module, *arguments: None)
+        with pytest.raises(ValueError, match=rf"^network{'.' * bool(name)}{name}: NIR has no node for a forward hook"):
+            export_nir(network, tmp_path / "network.nir", batches)
+        with pytest.raises(ValueError, match=rf"^network{'.' * bool(name)}{name}: there is no C kernel for a forward"):
+            to_program(network, (1, 8, 8))
+        if name == "stem.conv":
+            with pytest.raises(ValueError, match=r"^network: cannot fold stem.norm: it, or the layer before it, has a"):
+                fold_batch_norm(network)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("write", [export_nir, export_onnx, save_network])
+def test_a_file_does_not_say_another_t_than_its_network_has(write, tmp_path, batches):
+    network, inputs = make_network(make_spec()), INPUTS | {"time_steps": 4}
+    path = tmp_path / "file"
+    arguments = (path, network) if write is save_network else (network, path, batches)
+    with pytest.raises(ValueError, match=r"^inputs.time_steps=4: must be 3, as the network"):
+        write(*arguments, inputs=inputs)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_the_package_nir_does_not_read_is_refused():
