@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
@@ -32,10 +33,12 @@ from tna_lightning.export import (
 from tna_lightning.export.c.program import to_program
 from tna_lightning.export.nir_graph import DT, NIRRunner, to_nir, write_nir
 from tna_lightning.models import LIF, PerStep, build
+from tna_lightning.models.surrogates import Surrogate
 from tna_lightning.quantization import Ternary, load_packed, quantize_network, save_network
 from tna_lightning.quantization.folding import fold_batch_norm
 from tna_lightning.quantization.packing import read_packed
 from tna_lightning.running.config import compose
+from tna_lightning.running.factory import build_network
 from tna_lightning.running.home import options
 
 
@@ -406,6 +409,40 @@ def test_a_network_of_any_neuron_is_packed_and_nir_refuses_those_that_it_cannot_
 
 
 OTHERS = ("psn", "masked_psn", "psu", "ipsu", "rpsu", "alif", "ternary_lif", "integer_lif", "snntorch", "quant_relu")
+
+
+@dataclass(frozen=True)
+class Steep(Surrogate):
+    """A surrogate of one's own, which a packed file names and must not call."""
+
+    slope: float = 9.0
+
+    def derivative(self, shifted):
+        return torch.exp(-self.slope * shifted.square())
+
+
+def test_a_network_with_a_surrogate_of_ones_own_is_exported_and_rebuilt_by_who_has_it(tmp_path, batches):
+    surrogate = {"_target_": f"{__name__}.Steep", "slope": 5.0}
+    spec = make_spec() | {"neuron": {"_target_": "tna_lightning.models.LIF", "_partial_": True, "surrogate": surrogate}}
+    network = build_network(spec)
+    quantize_network(network, Ternary())
+    for x in batches:
+        network(x)
+    network.eval()
+    path = tmp_path / "network.safetensors"
+    counts = export_packed(network, path, batches, spec, rebuild=lambda: build_network(spec))
+    for each in (counts, export_nir(network, tmp_path / "network.nir", batches)):
+        assert (each["predictions_differing"], each["spikes_differing"]) == (0, 0)
+    assert export_onnx(network, tmp_path / "network.onnx", batches)["predictions_differing"] == 0
+    with pytest.raises(
+        ValueError, match=r"no network can be built from its spec \(neuron.surrogate._target_='.*Steep'"
+    ):
+        load_packed(path)
+    loaded = load_packed(path, network=build_network(spec))
+    assert next(module for module in loaded.modules() if isinstance(module, LIF)).surrogate == Steep(5.0)
+    x = torch.cat(list(batches))
+    with torch.no_grad():
+        assert torch.equal(loaded(x), network(x))
 
 
 @pytest.mark.parametrize("neuron", ["sliding_psn", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])

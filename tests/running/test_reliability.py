@@ -9,6 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
+import lightning
 import pytest
 import torch
 from filelock import FileLock
@@ -17,6 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tna_lightning.data.digits import DigitsDataModule
 from tna_lightning.report import __main__ as report
 from tna_lightning.running import record as records
+from tna_lightning.running import train as composition
 from tna_lightning.running.archive import read_records
 from tna_lightning.running.config import compose, read_config, write_config
 from tna_lightning.running.console import BUSY, leave
@@ -293,6 +295,14 @@ def test_what_does_not_fit_into_a_training_is_refused_before_it_has_a_folder(ove
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         train(config("data.batch_size=20", *overrides), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_it_is_said_that_the_first_steps_wait_for_the_compiler(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(composition, "compile_network", lambda *arguments: None)
+    monkeypatch.setattr(lightning.Trainer, "fit", lambda *arguments, **settings: 1 / 0)
+    with caplog.at_level(logging.INFO), pytest.raises(ZeroDivisionError):
+        train(config("compile=neurons"), tmp_path)
+    assert "compile=neurons: the first steps wait for torch.compile, a minute or so" in caplog.text
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: ...")])
