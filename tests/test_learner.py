@@ -24,7 +24,17 @@ from tna_lightning.learner import TwinLearner, cosine
 from tna_lightning.models import LIF, convnet
 from tna_lightning.models.recording import spikes_of
 from tna_lightning.objectives import Cohort, Distillation, Objective, Plain, TwinAugmentation
-from tna_lightning.quantization import Ternary, TernaryTTQ, WeightQuantization, dequantize_network, quantize_network
+from tna_lightning.quantization import (
+    Binary,
+    Ternary,
+    TernaryAbsmean,
+    TernaryTTQ,
+    Uniform,
+    WeightQuantization,
+    dequantize_network,
+    quantize_network,
+)
+from tna_lightning.quantization.parametrized import QUANTIZERS
 from tna_lightning.running.console import quiet_lightning
 
 CLASSES, BATCH, SAMPLES = 7, 8, 48
@@ -596,6 +606,30 @@ def test_a_schedule_is_told_the_epochs_length_however_training_is_bounded(networ
     assert told == [(18, 6), (4, 6), (6, 2), (None, None), (4, None)]
 
 
+@pytest.mark.parametrize("from_checkpoint", [False, True])
+def test_a_schedule_of_a_second_fit_is_of_the_steps_that_are_left(from_checkpoint, network, samples, tmp_path):
+    rates = []
+
+    class Note(lightning.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"] / 2e-3)
+
+    fitter = trainer(max_epochs=1, callbacks=[Note()])
+    learner = TwinLearner(network, num_classes=CLASSES)
+    fitter.fit(learner, Loader(samples), Loader(samples))
+    path = None
+    if from_checkpoint:
+        fitter.save_checkpoint(path := tmp_path / "last.ckpt")
+    fitter.fit_loop.max_epochs = 3
+    fitter.fit(learner, Loader(samples), Loader(samples), ckpt_path=path, weights_only=True)
+    first = [0.5 * (1 + math.cos(math.pi * step / 6)) for step in range(6)]
+    # anew over 12 steps; with the checkpoint's scheduler as planned over all 18
+    second = [0.5 * (1 + math.cos(math.pi * step / 12)) for step in range(12)]
+    if from_checkpoint:
+        second = [0.0, *(0.5 * (1 + math.cos(math.pi * step / 18)) for step in range(7, 18))]
+    assert rates == pytest.approx(first + second, abs=1e-12)
+
+
 def test_the_learning_rate_that_a_finder_finds_is_the_one_that_trains(network, samples, tmp_path, monkeypatch):
     monkeypatch.setattr(_LRFinder, "suggestion", lambda self, *_: 0.5)
     rates = []
@@ -703,6 +737,29 @@ def test_a_checkpoint_of_a_quantised_run_is_loaded_once_the_network_is_quantised
         load(tmp_path / "last.ckpt", fresh)
     dequantize_network(fresh)
     assert load(tmp_path / "plain.ckpt", fresh).base is fresh
+
+
+def test_a_checkpoint_of_other_quantisers_is_refused_where_no_tensor_tells(network, samples, tmp_path):
+    learner = TwinLearner(network, num_classes=CLASSES)
+    with quiet_lightning():
+        fitted = trainer(max_epochs=1, callbacks=[WeightQuantization(Ternary())])
+        fitted.fit(learner, Loader(samples), Loader(samples))
+    fitted.save_checkpoint(path := tmp_path / "last.ckpt")
+    there = (
+        r"^checkpoint: base is quantised there in another way than here \(stem\.conv: Ternary\(per='channel', thresh"
+    )
+    for other in (TernaryAbsmean(), Binary(), Ternary(0.5), Ternary(per="layer"), Uniform(2, scale="max")):
+        dequantize_network(network)
+        quantize_network(network, other)
+        with pytest.raises(ValueError, match=rf"{there}.*, here {type(other).__name__}\("):
+            TwinLearner.load_from_checkpoint(path, base=network, num_classes=CLASSES, weights_only=True)
+    dequantize_network(network)
+    quantize_network(network, Ternary())
+    TwinLearner.load_from_checkpoint(path, base=network, num_classes=CLASSES, weights_only=True)
+    for content in ({}, {"base": {"stem.conv": {"quantizer": "Ternary", "of_a_later_version": 1}}}):
+        checkpoint = torch.load(path, weights_only=True) | {QUANTIZERS: content}
+        torch.save(checkpoint, path)
+        TwinLearner.load_from_checkpoint(path, base=network, num_classes=CLASSES, weights_only=True)
 
 
 def test_a_firing_rate_is_weighed_beside_any_objective(network, samples):

@@ -7,13 +7,14 @@ import sys
 
 from tna_lightning.packages import quick_imports
 from tna_lightning.running.console import errors_from_hydra, leave
-from tna_lightning.running.processes import Terminated, interrupts_later
+from tna_lightning.running.processes import Terminated, interrupts_later, outlive_readers
 
 
 def main() -> None:
     """Run what the command line says; leave with 0 (done), 1 (a run failed), 2 (bad input), or as ``leave`` says."""
     from tna_lightning.running.home import home, own_folder, refuse_hidden, searched_folders
 
+    outlive_readers()
     words = sys.argv[1:]
     try:
         if (own := own_folder(words)) is not None:

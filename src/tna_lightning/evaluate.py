@@ -16,6 +16,7 @@ from tna_lightning.export.c.library import CNetwork, load_c
 from tna_lightning.learner import TwinLearner
 from tna_lightning.objectives import Plain
 from tna_lightning.running.console import leave, quiet_lightning, title, warn_of_changes
+from tna_lightning.running.processes import outlive_readers
 from tna_lightning.running.record import environment, finished_record, reading
 from tna_lightning.running.train import device_name
 from tna_lightning.running.trust import kept_network, rebuilt, refuse_foreign
@@ -105,6 +106,7 @@ def _evaluate_c(network: CNetwork, datamodule: Any) -> dict[str, float]:
 
 def main() -> None:
     """The command line: status 1 where the same machine and versions give other results than the recorded ones."""
+    outlive_readers()
     parser = argparse.ArgumentParser(prog="python -m tna_lightning.evaluate", description=__doc__)
     parser.add_argument("run", help="a finished run's folder")
     parser.add_argument("--data-root", help="where the data are, if not where they were in training")

@@ -30,7 +30,7 @@ from tna_lightning.models.blocks import is_spiking
 from tna_lightning.models.neurons import SpikingNeuron
 from tna_lightning.models.recording import watched
 from tna_lightning.objectives import Losses, Objective, Plain, readout
-from tna_lightning.quantization.parametrized import check_state
+from tna_lightning.quantization.parametrized import QUANTIZERS, check_quantizers, check_state, quantizers_of
 from tna_lightning.shapes import check_batch, check_labels, refuse_batch_first, time_first
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def cosine(
 
     Args:
         optimizer: whose learning rates are scheduled.
-        total_steps: steps of the whole training.
+        total_steps: steps of the training.
         steps_per_epoch: steps of an epoch.
         warmup_epochs: epochs of linear warm-up.
 
@@ -101,10 +101,11 @@ class TwinLearner(lightning.LightningModule):
             device, not DDP.
         optimizer: called with named parameter groups. One optimizer serves all networks, since Lightning counts
             ``global_step`` once per optimizer (Lightning#17958).
-        schedule: called with the optimizer, the total number of optimizer steps and the steps per epoch (None where
-            they are not known). A scheduler is stepped every batch, a ``ReduceLROnPlateau`` every epoch by
-            ``val/loss``; for anything else return Lightning's mapping, ``{"scheduler": ..., "interval": "epoch"}``.
-            None keeps the learning rate constant.
+        schedule: called with the optimizer, the number of optimizer steps and the steps per epoch (None where they are
+            not known). The steps are those of the fit: of a trainer that fits once more (with ``max_epochs`` raised),
+            and not from a checkpoint, those that are left, for which the schedule begins anew. A scheduler is stepped
+            every batch, a ``ReduceLROnPlateau`` every epoch by ``val/loss``; for anything else return Lightning's
+            mapping, ``{"scheduler": ..., "interval": "epoch"}``. None keeps the learning rate constant.
 
     Raises:
         ValueError: the objective takes other companions or classes, is called in another way, or weighs the firing rate
@@ -193,6 +194,7 @@ class TwinLearner(lightning.LightningModule):
         self._labels_seen: set[str] = set()
         self._first_bad_inputs: dict[str, Tensor] = {}
         self._epochs_trained: int | None = None
+        self._steps_before = 0  # of earlier fits of the trainer
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -305,6 +307,10 @@ class TwinLearner(lightning.LightningModule):
             state = {key: value for key, value in checkpoint["state_dict"].items() if key.startswith(f"{name}.")}
             if state:
                 check_state(name, network, {key.removeprefix(f"{name}."): value for key, value in state.items()})
+                check_quantizers(name, network, checkpoint.get(QUANTIZERS, {}).get(name, {}))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:  # noqa: D102
+        checkpoint[QUANTIZERS] = {name: quantizers_of(network) for name, network in self.networks.items()}
 
     def on_validation_epoch_start(self) -> None:  # noqa: D102
         self.forget("val")
@@ -477,6 +483,8 @@ class TwinLearner(lightning.LightningModule):
             raise ValueError("base: has no parameter that trains (requires_grad)")
         if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # a few batches, to see that all works
             self.objective.check_epochs(length_of(self.trainer).epochs)
+        # a trainer that fits a second time counts on; from a checkpoint the schedule goes on as well
+        self._steps_before = self.trainer.global_step if self.trainer.ckpt_path is None else 0
         groups = list(self.parameter_groups())
         if self._lr is not None:
             groups = [group | {"lr": self._lr} for group in groups]
@@ -489,7 +497,10 @@ class TwinLearner(lightning.LightningModule):
         if self.schedule_factory is None:
             return {}
         length = length_of(self.trainer)
-        schedule = self.schedule_factory(optimizer, length.steps, length.steps_per_epoch)
+        steps = length.steps
+        if steps is not None and steps > self._steps_before:  # else nothing is left to train
+            steps -= self._steps_before
+        schedule = self.schedule_factory(optimizer, steps, length.steps_per_epoch)
         if isinstance(schedule, Mapping):
             return dict(schedule)
         if isinstance(schedule, ReduceLROnPlateau):

@@ -32,3 +32,12 @@ def length_of(trainer: Any) -> Length:
     if known_steps is not None and steps_per_epoch is not None:
         epochs = math.ceil(known_steps / steps_per_epoch)
     return Length(known_steps, steps_per_epoch, epochs)
+
+
+def planned_length(trainer: Any, batches: int) -> Length:
+    """The length of a training whose epochs have so many batches, for a trainer that does not know its data yet."""
+    steps_per_epoch = max(1, math.ceil(batches / trainer.accumulate_grad_batches))
+    steps = trainer.max_epochs * steps_per_epoch
+    if trainer.max_steps != -1:
+        steps = min(steps, trainer.max_steps)
+    return Length(steps, steps_per_epoch, math.ceil(steps / steps_per_epoch))

@@ -159,7 +159,9 @@ def main() -> None:
     from tna_lightning.running.config import compose
     from tna_lightning.running.console import leave
     from tna_lightning.running.factory import build
+    from tna_lightning.running.processes import outlive_readers
 
+    outlive_readers()
     parser = argparse.ArgumentParser(prog="python -m tna_lightning.show", description=__doc__)
     parser.add_argument("overrides", nargs="*", help="as for training: data=cifar10dvs data.root=DIR data.time_steps=5")
     parser.add_argument("--config-dir", type=Path, help="a folder with choices of your own, DIR/data/NAME.yaml")

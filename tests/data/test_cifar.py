@@ -227,6 +227,23 @@ class TestBadFiles:
         loaded(pickles.parent)
         assert f"{pickles}: of test_batch the MD5 is not that of the official file" in caplog.text
 
+    @LAYOUTS
+    def test_the_official_test_images_where_training_images_belong(self, cifar_files, layout: str, monkeypatch) -> None:
+        pixels, labels = cifar_files.content("cifar10", 5)
+        content = cifar_files.content
+        monkeypatch.setattr(
+            cifar_files, "content", lambda name, index: (pixels, labels[::-1]) if index == 5 else content(name, index)
+        )
+        monkeypatch.setattr(cifar, "CIFAR10_TEST_BEGINS", tuple(labels[::-1].tolist()))
+        folder = cifar_files.write("cifar10", layout)
+        loaded(folder.parent)
+        test, last = (next(folder.glob(f"{name}*")) for name in ("test_batch", "data_batch_5"))
+        test.rename(folder / "aside")
+        last.rename(test)
+        (folder / "aside").rename(last)
+        with pytest.raises(ValueError, match=r"^root=.*data_batch_5.* holds the official test images; get cifar-10-"):
+            loaded(folder.parent)
+
     def test_coarse_and_fine_labels_swapped(self, cifar_files) -> None:
         folder = cifar_files.write("cifar100", "binary")
         records = np.fromfile(folder / "train.bin", np.uint8).reshape(-1, 3074)

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
@@ -29,12 +30,15 @@ from tna_lightning.export import (
     packed,
     spikes_of,
 )
+from tna_lightning.export.c.program import to_program
 from tna_lightning.export.nir_graph import DT, NIRRunner, to_nir, write_nir
 from tna_lightning.models import LIF, PerStep, build
+from tna_lightning.models.surrogates import Surrogate
 from tna_lightning.quantization import Ternary, load_packed, quantize_network, save_network
 from tna_lightning.quantization.folding import fold_batch_norm
 from tna_lightning.quantization.packing import read_packed
 from tna_lightning.running.config import compose
+from tna_lightning.running.factory import build_network
 from tna_lightning.running.home import options
 
 
@@ -331,12 +335,46 @@ def test_what_a_sequential_does_otherwise_than_nir_is_refused_and_what_it_does_t
         (nn.AvgPool2d(2, divisor_override=3), "NIR divides by the size of the window"),
         (nn.AvgPool2d(3, 1, 1, count_include_pad=False), "NIR divides by the size of the window"),
         (Doubled(4, 4), "NIR has no node for Doubled, whose forward is its own"),
+        (nn.Flatten(0), "NIR has no node for flattening but of a whole sample, here start_dim=2"),
+        (nn.Flatten(1, 2), "NIR has no node for flattening but of a whole sample"),
+        (nn.Linear(4, 4), r"NIR's Affine takes 4 numbers of a sample, not \(1, 4, 4\); flatten it before"),
     ):
         with pytest.raises(ValueError, match=f"^network.1: {message}"):
             to_nir(nn.Sequential(nn.Conv2d(1, 1, 1), module), (1, 4, 4))
     neuron, linear = LIF(), nn.Linear(4, 4)
     graph = to_nir(nn.Sequential(linear, neuron, linear, neuron), (4,))
     assert [*graph.nodes] == ["input", "0", "1", "2", "3", "output"]
+    with pytest.raises(ValueError, match=r"^network.0.0: NIR has no node for flattening .*, here start_dim=1$"):
+        to_nir(nn.Sequential(PerStep(nn.Flatten(2))), (1, 4, 4))
+    assert to_nir(nn.Sequential(nn.Flatten(2)), (1, 4, 4)).nodes["output"].output_type["output"].tolist() == [16]
+    assert to_nir(nn.Sequential(PerStep(nn.Flatten())), (1, 4, 4)).nodes["output"].output_type["output"].tolist() == [
+        16
+    ]
+
+
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+def test_hooks_are_refused_by_name_where_a_layer_is_written_down(register, tmp_path, batches):
+    for name in ("stem.conv", "body.0", ""):
+        network = make_network(make_spec())
+        getattr(network.get_submodule(name), register)(lambda module, *arguments: None)
+        with pytest.raises(ValueError, match=rf"^network{'.' * bool(name)}{name}: NIR has no node for a forward hook"):
+            export_nir(network, tmp_path / "network.nir", batches)
+        with pytest.raises(ValueError, match=rf"^network{'.' * bool(name)}{name}: there is no C kernel for a forward"):
+            to_program(network, (1, 8, 8))
+        if name == "stem.conv":
+            with pytest.raises(ValueError, match=r"^network: cannot fold stem.norm: it, or the layer before it, has a"):
+                fold_batch_norm(network)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("write", [export_nir, export_onnx, save_network])
+def test_a_file_does_not_say_another_t_than_its_network_has(write, tmp_path, batches):
+    network, inputs = make_network(make_spec()), INPUTS | {"time_steps": 4}
+    path = tmp_path / "file"
+    arguments = (path, network) if write is save_network else (network, path, batches)
+    with pytest.raises(ValueError, match=r"^inputs.time_steps=4: must be 3, as the network"):
+        write(*arguments, inputs=inputs)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_the_package_nir_does_not_read_is_refused():
@@ -371,6 +409,40 @@ def test_a_network_of_any_neuron_is_packed_and_nir_refuses_those_that_it_cannot_
 
 
 OTHERS = ("psn", "masked_psn", "psu", "ipsu", "rpsu", "alif", "ternary_lif", "integer_lif", "snntorch", "quant_relu")
+
+
+@dataclass(frozen=True)
+class Steep(Surrogate):
+    """A surrogate of one's own, which a packed file names and must not call."""
+
+    slope: float = 9.0
+
+    def derivative(self, shifted):
+        return torch.exp(-self.slope * shifted.square())
+
+
+def test_a_network_with_a_surrogate_of_ones_own_is_exported_and_rebuilt_by_who_has_it(tmp_path, batches):
+    surrogate = {"_target_": f"{__name__}.Steep", "slope": 5.0}
+    spec = make_spec() | {"neuron": {"_target_": "tna_lightning.models.LIF", "_partial_": True, "surrogate": surrogate}}
+    network = build_network(spec)
+    quantize_network(network, Ternary())
+    for x in batches:
+        network(x)
+    network.eval()
+    path = tmp_path / "network.safetensors"
+    counts = export_packed(network, path, batches, spec, rebuild=lambda: build_network(spec))
+    for each in (counts, export_nir(network, tmp_path / "network.nir", batches)):
+        assert (each["predictions_differing"], each["spikes_differing"]) == (0, 0)
+    assert export_onnx(network, tmp_path / "network.onnx", batches)["predictions_differing"] == 0
+    with pytest.raises(
+        ValueError, match=r"no network can be built from its spec \(neuron.surrogate._target_='.*Steep'"
+    ):
+        load_packed(path)
+    loaded = load_packed(path, network=build_network(spec))
+    assert next(module for module in loaded.modules() if isinstance(module, LIF)).surrogate == Steep(5.0)
+    x = torch.cat(list(batches))
+    with torch.no_grad():
+        assert torch.equal(loaded(x), network(x))
 
 
 @pytest.mark.parametrize("neuron", ["sliding_psn", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])

@@ -13,10 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from snntorch import surrogate as reference
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tna_lightning.models import LIF, compile_neurons, eager, fused, surrogates
 from tna_lightning.models.surrogates import SURROGATES, get_surrogate
+from tna_lightning.quantization import Ternary, load_packed, quantize_network, save_network
 
 RESETS = ["zero", "subtract", "none"]
 # ours, snntorch's: its sigmoid overflows far below threshold (so a flatter one), its leaky operator does not run
@@ -221,6 +223,39 @@ def test_state_moves_to_leaky_and_back(learned):
     assert not back.load_state_dict(leaky.state_dict(), strict=False).missing_keys
     assert (back.beta, back.threshold) == (ours.beta, ours.threshold)
     assert [name for name, _ in back.named_parameters()] == (["beta", "threshold"] if learned else [])
+
+
+def test_a_kept_network_gives_its_state_to_one_of_snntorch(tmp_path):
+    class Net(nn.Module):
+        def __init__(self, neuron):
+            super().__init__()
+            self.fc1, self.lif1, self.fc2, self.lif2 = nn.Linear(16, 32), neuron(), nn.Linear(32, 10), neuron()
+
+        def forward(self, x):
+            return self.lif2(self.fc2(self.lif1(self.fc1(x))))
+
+    class InSnntorch(Net):
+        def forward(self, x):
+            first, second, spikes = self.lif1.reset_mem(), self.lif2.reset_mem(), []
+            for step in x:
+                hidden, first = self.lif1(self.fc1(step), first)
+                out, second = self.lif2(self.fc2(hidden), second)
+                spikes.append(out)
+            return torch.stack(spikes)
+
+    torch.manual_seed(0)
+    trained = Net(lambda: LIF(0.8, 0.5, "zero"))
+    quantize_network(trained, Ternary())
+    save_network(tmp_path / "kept.safetensors", trained)
+    kept = load_packed(tmp_path / "kept.safetensors", Net(LIF))
+    theirs = InSnntorch(lambda: snntorch.Leaky(0.1, reset_mechanism="zero")).eval()
+    loaded = theirs.load_state_dict(kept.state_dict(), strict=False)
+    assert not loaded.unexpected_keys
+    x = torch.randn(6, 5, 16)
+    with torch.no_grad():
+        spikes = kept(x)
+        assert torch.equal(theirs(x), spikes)
+    assert 0 < spikes.mean() < 1
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tna_lightning import load_packed, record, save_network
-from tna_lightning.models import LIF, build
+from tna_lightning.models import LIF, SpikingNeuron, build
 from tna_lightning.models.recording import spikes_of, watched
 
 
@@ -76,6 +76,26 @@ def test_what_is_written_into_spikes_later_and_the_networks_own_statistics_are_l
     assert torch.equal(logits, layer.spikes + 7)
     assert torch.equal(layer.spikes, (layer.membranes > 1).float())
     assert (network.norm.running_mean.tolist(), int(network.norm.num_batches_tracked)) == ([0, 0, 0], 0)
+
+
+def test_currents_are_those_that_came_though_a_layer_writes_into_them():
+    class Halving(SpikingNeuron):
+        def forward(self, current):
+            return (current.mul_(0.5) > 1).to(current.dtype)
+
+    class Outer(SpikingNeuron):
+        """A layer within a layer: its call ends after the inner one's."""
+
+        def __init__(self):
+            super().__init__()
+            self.inner = Halving()
+
+        def forward(self, current):
+            return self.inner(current.sub_(1))
+
+    _, (inner, outer) = record(nn.Sequential(Outer()), torch.full((2, 1, 3), 4.0))
+    assert [layer.name for layer in (inner, outer)] == ["0.inner", "0"]
+    assert (inner.currents.unique().tolist(), outer.currents.unique().tolist()) == ([3], [4])
 
 
 def test_the_example_of_the_guide_runs(tmp_path, monkeypatch, capsys):

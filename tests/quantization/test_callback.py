@@ -322,6 +322,16 @@ def test_resumed_training_equals_uninterrupted(callback, tmp_path, monkeypatch):
     assert all(torch.equal(state[name], expected[name]) for name in expected)
 
 
+def test_training_does_not_go_on_with_another_quantiser(tmp_path):
+    trainer = fit(Learner(), WeightQuantization(Ternary(0.5)), tmp_path, epochs=1)
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    message = (
+        r"^checkpoint: base is quantised there in another way than here \(0: Ternary\(.*threshold=0\.5.*here Binary"
+    )
+    with pytest.raises(ValueError, match=message):
+        fit(Learner(), WeightQuantization(Binary()), tmp_path, ckpt_path=tmp_path / "one.ckpt")
+
+
 def test_networks_can_be_copied_after_quantisation(tmp_path):
     learner = Learner()
     fit(learner, WeightQuantization(TernaryTTQ()), tmp_path)

@@ -266,7 +266,9 @@ def test_a_tawq_network_is_packed_to_the_bit_at_four_bits_a_weight_and_reported_
     # TWN reads 2 bits an operation, this one all 4, which say the code of every step
     operations = cost["layers"][1]["synaptic_operations"]
     assert cost["layers"][1]["memory_weights_uj"] == pytest.approx(operations * 4 / 64 * 10 / 1e6)
-    with pytest.raises(ValueError, match=r"^network.body.1.conv: NIR has no node whose weight differs by time step"):
+    with pytest.raises(
+        ValueError, match=r"^network.body.1.conv: NIR has no node for a weight that differs by time step"
+    ):
         export_nir(network, tmp_path / "network.nir", [x])
 
 
@@ -438,7 +440,9 @@ def test_exports_run_it_or_refuse_it_by_name(tmp_path):
     assert counts["spikes"] > 500
     assert counts["spikes_differing"] == 0
     assert export_onnx(network, tmp_path / "network.onnx", batches)["images"] == 11
-    with pytest.raises(ValueError, match=r"^network\.stem\.conv: NIR has no node whose weight differs by time step$"):
+    with pytest.raises(
+        ValueError, match=r"^network\.stem\.conv: NIR has no node for a weight that differs by time step$"
+    ):
         export_nir(network, tmp_path / "network.nir", batches)
     for candidate in (network, load_packed(tmp_path / "network.safetensors")):
         with pytest.raises(ValueError, match=r"^network: cannot fold stem\.norm: the weight before it differs by time"):

@@ -171,16 +171,18 @@ def test_epochs_that_are_not_validated_have_no_figures_and_are_not_the_best(run,
         assert (tmp_path / f"{stage}-profile.txt").read_text().startswith(f"{stage.upper()} Profiler Report")
 
 
+class Stop(lightning.Callback):
+    def on_train_epoch_end(self, trainer, pl_module):
+        trainer.should_stop = True
+
+
 def test_best_of_no_validation_is_said_in_one_line(run, tmp_path):
+    config = compose([*TINY, "keep=best", "epochs=2", "trainer.check_val_every_n_epoch=2"])
     with pytest.raises(ValueError, match=r"^keep='best': training ended before its first validation; keep=last"):
-        run(compose([*TINY, "keep=best", "trainer.max_steps=1"]), tmp_path)
+        run(config, tmp_path, [Stop()])
 
 
 def test_a_run_that_another_callback_stopped_says_so(run, tmp_path):
-    class Stop(lightning.Callback):
-        def on_train_epoch_end(self, trainer, pl_module):
-            trainer.should_stop = True
-
     record = run(compose(TINY), tmp_path, [Stop()])
     assert record["epochs"] == 1
     stopped = {name: value for name, value in record["stopped"].items() if value is not None}

@@ -274,6 +274,11 @@ def test_the_version_is_this_packages(monkeypatch, capsys):
         (["trainer.accumulate_grad_batches=-1"], "trainer.accumulate_grad_batches=-1: must be at least 1"),
         (["trainer.min_epochs=31"], "trainer.min_epochs=31: must be at most the epochs (30)"),
         (["trainer.min_steps=5", "trainer.max_steps=4"], "trainer.min_steps=5: must be at most trainer.max_steps (4)"),
+        (["trainer.val_check_interval=00:00:10:00"], "trainer.val_check_interval='00:00:10:00': must be a number"),
+        (
+            ["trainer.overfit_batches=3", "trainer.limit_val_batches=1"],
+            "trainer.limit_val_batches=1: leave it out, trainer.overfit_batches says it",
+        ),
         (["trainer.gradient_clip_algorithm=norm"], "trainer.gradient_clip_algorithm: needs trainer.gradient_clip_val"),
         (["trainer.log_every_n_steps=5"], "trainer.log_every_n_steps: needs a logger"),
         (["keep=best", "trainer.limit_val_batches=0"], "keep='best': needs a validation"),

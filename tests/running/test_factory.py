@@ -101,6 +101,11 @@ class Drawing(LIF):
         return (torch.rand_like(current) < 0.5).to(current.dtype)
 
 
+class Writing(LIF):
+    def forward(self, current):
+        return super().forward(current.mul_(2))
+
+
 class DrawingOpenly(Drawing):
     is_random = True
 
@@ -198,6 +203,8 @@ def test_a_neuron_of_ones_own_is_tried(inputs):
         try_network(network_of(KeepingInTraining, inputs), inputs)
     with pytest.raises(ValueError, match=r"^neuron=Drawing: draws random numbers in eval mode .*is_random = True"):
         try_network(network_of(Drawing, inputs), inputs)
+    with pytest.raises(ValueError, match=r"^neuron=Writing: writes into the currents that it is given \(neuron\)"):
+        try_network(network_of(Writing, inputs), inputs)
     for neuron in (Flat, Double) if inputs is EVENTS else (Double,):
         with pytest.raises(
             ValueError, match=rf"^neuron={neuron.__name__}: must give spikes of the shape .*, \[., 32, 4\]"

@@ -6,8 +6,10 @@ import os
 import re
 import shutil
 import signal
+import sys
 from pathlib import Path
 
+import lightning
 import pytest
 import torch
 from filelock import FileLock
@@ -16,11 +18,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tna_lightning.data.digits import DigitsDataModule
 from tna_lightning.report import __main__ as report
 from tna_lightning.running import record as records
+from tna_lightning.running import train as composition
 from tna_lightning.running.archive import read_records
 from tna_lightning.running.config import compose, read_config, write_config
 from tna_lightning.running.console import BUSY, leave
-from tna_lightning.running.processes import TERMINATED, Terminated, interrupts_later
+from tna_lightning.running.processes import TERMINATED, Terminated, interrupts_later, outlive_readers
 from tna_lightning.running.record import LAST_CHECKPOINT, NETWORK, RECORD, Busy, Run, as_record, read_record
+from tna_lightning.running.train import main as start
 from tna_lightning.running.train import train
 from tna_lightning.running.trust import refuse_foreign
 
@@ -241,6 +245,64 @@ def test_ctrl_c_waits_for_imports_to_end():
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_training_whose_output_nobody_reads_is_done(tmp_path, monkeypatch):
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as pipe:
+        for name in ("stdout", "__stdout__"):
+            monkeypatch.setattr(sys, name, pipe)
+        os.close(reader)
+        write_config(compose([*TINY[:-1], "epochs=1"]), tmp_path)
+        start([str(tmp_path)])  # prints a line an epoch and a table
+        print("and more", flush=True)
+    assert read_record(tmp_path)["status"] == "done"
+
+
+def test_an_output_that_is_closed_is_none_to_write_to(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    outlive_readers()
+    with sys.stdout:
+        print("this", flush=True)
+        assert not sys.stdout.isatty()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["trainer.val_check_interval=0.6"], "trainer.val_check_interval=0.6: the last validation of an epoch (5 batc"),
+        (["trainer.val_check_interval=6"], "trainer.val_check_interval=6: must be at most 5, the batches of an epoch"),
+        (["trainer.limit_train_batches=0.1"], "trainer.limit_train_batches=0.1: is less than one of the 5 batches"),
+        (["trainer.limit_val_batches=0.1"], "trainer.limit_val_batches=0.1: is less than the only batch"),
+        (["trainer.limit_test_batches=0.1"], "trainer.limit_test_batches=0.1: is less than the only batch"),
+        (["trainer.overfit_batches=0.1"], "trainer.overfit_batches=0.1: is less than one of the 5 batches"),
+        (["trainer.min_steps=16"], "trainer.min_steps=16: must be at most 15, where training ends"),
+        (
+            ["trainer.min_steps=9", "trainer.accumulate_grad_batches=2", "trainer.limit_train_batches=4"],
+            "trainer.min_steps=9: must be at most 6, where",
+        ),
+        (["trainer.min_epochs=2", "trainer.max_steps=5"], "trainer.min_epochs=2: must be at most 1, where"),
+        (["quant=ternary", "quant.start_epoch=1", "trainer.max_steps=5"], "quant.start_epoch=1: must be at most 0"),
+        (["schedule.warmup_epochs=1", "trainer.max_steps=5"], "schedule.warmup_epochs=1: must be at least 0 and short"),
+        (["trainer.max_steps=4"], "keep='best': training ends before its first validation"),
+        (
+            ["baseline=tna", "objective.match_start_epoch=1", "trainer.max_steps=5"],
+            "objective.match_start_epoch=1: must be at most 0",
+        ),
+    ],
+)
+def test_what_does_not_fit_into_a_training_is_refused_before_it_has_a_folder(overrides, message, tmp_path):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        train(config("data.batch_size=20", *overrides), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_it_is_said_that_the_first_steps_wait_for_the_compiler(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(composition, "compile_network", lambda *arguments: None)
+    monkeypatch.setattr(lightning.Trainer, "fit", lambda *arguments, **settings: 1 / 0)
+    with caplog.at_level(logging.INFO), pytest.raises(ZeroDivisionError):
+        train(config("compile=neurons"), tmp_path)
+    assert "compile=neurons: the first steps wait for torch.compile, a minute or so" in caplog.text
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: ...")])

@@ -371,6 +371,22 @@ def test_bad_input_gets_one_clear_line(overrides, message, tmp_path, monkeypatch
     assert not [path for path in tmp_path.iterdir() if path.name != ".data"]  # no run's folder, and no teacher's
 
 
+def test_a_module_of_ones_own_that_fails_is_named_once(tmp_path, monkeypatch, capsys):
+    from tna_lightning.__main__ import main
+
+    (tmp_path / "my_broken_neuron.py").write_text("import nothing_of_this_name\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["tna_lightning", *SMALL[:-1], "neuron._target_=my_broken_neuron.LIF"])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        "error: neuron._target_='my_broken_neuron.LIF': my_broken_neuron fails (No module named 'nothing_of_this_name')"
+    )
+
+
 def test_bad_input_leaves_what_is_there_as_it_is(done_run, tmp_path):
     source, _ = done_run
     folder = tmp_path / "run"

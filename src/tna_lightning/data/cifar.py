@@ -106,6 +106,9 @@ CHANNELS = {
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
 
+# the first labels of CIFAR-10's test images tell their file in both layouts; of the binary files no MD5 is published
+CIFAR10_TEST_BEGINS = (3, 8, 8, 0, 6, 6, 1, 6, 3, 1, 0, 9, 5, 7, 9, 8, 5, 7, 8, 6)
+
 _CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
 _CIFAR100_CLASSES = """
 apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
@@ -192,6 +195,9 @@ class CIFARDataModule(ImageDataModule):
             if len(set(sizes[:-1])) > 1:
                 held = ", ".join(f"{file} {size}" for file, size in zip(layout.train_files, sizes, strict=False))
                 raise ValueError(f"{folder}: its training files must hold equally many images, one is cut off: {held}")
+            for file, (_, labels) in zip(layout.train_files, parts, strict=False):
+                if self.name == "cifar10" and tuple(labels[: len(CIFAR10_TEST_BEGINS)]) == CIFAR10_TEST_BEGINS:
+                    raise ValueError(f"{folder}: {file} holds the official test images; get {layout.archive} again")
         num_train, num_test = sum(sizes[:-1]), sizes[-1]
         if (num_train, num_test) != (50_000, 10_000):
             log.warning("%s holds %d + %d images; the official set has 50000 + 10000", folder, num_train, num_test)

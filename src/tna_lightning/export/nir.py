@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tna_lightning.export.checking import check, peek
-from tna_lightning.export.nir_graph import NIRRunner, check_weights, to_nir, write_nir
+from tna_lightning.export.nir_graph import NIRRunner, check_modules, to_nir, write_nir
 from tna_lightning.files import replacing
 from tna_lightning.packages import require
 from tna_lightning.quantization.folding import fold_batch_norm
@@ -28,11 +28,13 @@ def export_nir(
         ValueError: NIR cannot say what the network does.
     """
     require("h5py", "nir", extra="export")
-    check_weights(network)  # before folding, which refuses them too
+    check_modules(network)  # before folding, which refuses them too
     first, batches = peek(batches)
     with replacing(path) as temporary:
         time_steps = first.shape[1] if first.ndim == 5 else getattr(network, "time_steps", 1)
         known = {"time_steps": time_steps, **(inputs or {})}
+        if known["time_steps"] not in (None, time_steps):
+            raise ValueError(f"inputs.time_steps={known['time_steps']!r}: must be {time_steps}, as the network runs")
         write_nir(temporary, to_nir(fold_batch_norm(network), tuple(first.shape[-3:]), known))
         runner = NIRRunner(temporary)
 

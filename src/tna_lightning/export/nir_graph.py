@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tna_lightning.export.parts import parts_of, refuse_weights_over_time
+from tna_lightning.export.parts import parts_of, refuse_what_no_layer_says
 from tna_lightning.models import LIF, BasicBlock, Network, SpikingNeuron
 from tna_lightning.quantization.folding import ScaledConv2d, ScaledLinear
 from tna_lightning.quantization.packing import inputs_entry
@@ -82,6 +82,11 @@ class _Builder:
         elif isinstance(module, nn.Conv2d):
             self.add_convolution(name, module)
         elif isinstance(module, nn.Linear):
+            if self.shape != (module.in_features,):
+                raise ValueError(
+                    f"network.{name}: NIR's Affine takes {module.in_features} numbers of a sample, not {self.shape}; "
+                    "flatten it before"
+                )
             bias = torch.zeros(module.out_features) if module.bias is None else module.bias
             weight = module.weight * module.scale[:, None] if isinstance(module, ScaledLinear) else module.weight
             self.add(name, self.nir.Affine(_array(weight), _array(bias)), (module.out_features,))
@@ -163,13 +168,13 @@ class _Builder:
         self.add(name, node, (self.shape[0], *pooled))
 
 
-def check_weights(network: nn.Module) -> None:
-    """Refuse weights that NIR cannot say.
+def check_modules(network: nn.Module) -> None:
+    """Refuse what NIR cannot say, before folding refuses it or loses it.
 
     Raises:
-        ValueError: one differs by time step; the message names the module.
+        ValueError: a weight differs by time step, or there is a hook; the message names the module.
     """
-    refuse_weights_over_time(network, "NIR has no node whose weight differs by time step")
+    refuse_what_no_layer_says(network, "NIR has no node")
 
 
 def to_nir(network: nn.Module, input_shape: tuple[int, ...], inputs: Mapping[str, Any] | None = None) -> Any:
@@ -187,14 +192,14 @@ def to_nir(network: nn.Module, input_shape: tuple[int, ...], inputs: Mapping[str
     """
     import nir
 
-    check_weights(network)
+    check_modules(network)
     builder = _Builder(input_shape)
     with torch.no_grad():
         builder.walk("", network)
     if len(builder.resets) > 1:
         raise ValueError("network: some neurons reset to zero and some by subtraction; one NIR file cannot say that")
     builder.add("output", nir.Output({"output": np.array(builder.shape)}), builder.shape)
-    metadata = {"dt": DT, "reset": next(iter(builder.resets), "zero"), "inputs": inputs_entry(inputs)}
+    metadata = {"dt": DT, "reset": next(iter(builder.resets), "zero"), "inputs": inputs_entry(network, inputs)}
     if inputs is not None and inputs.get("time_steps") is not None:
         metadata["time_steps"] = inputs["time_steps"]
     if metadata["reset"] == "subtract":

@@ -53,7 +53,7 @@ def export_onnx(
 
     if not LEAST_OPSET <= opset <= onnx.defs.onnx_opset_version():
         raise ValueError(f"opset={opset!r}: must lie in [{LEAST_OPSET}, {onnx.defs.onnx_opset_version()}]")
-    entry = inputs_entry(inputs)
+    entry = inputs_entry(network, inputs)
     network = without_quantizers(network)
     first, batches = peek(batches)
     # two images, because torch takes a batch of one for a constant

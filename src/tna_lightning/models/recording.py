@@ -40,10 +40,9 @@ def record(network: nn.Module, x: Tensor) -> tuple[Tensor, list[LayerRecord]]:
         x: its input.
     """
     calls: list[tuple[str, Tensor, Tensor]] = []
-    # copies, since what comes behind a layer may write into its spikes (`spikes += shortcut`)
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
     try:
-        with watched(network, lambda name, currents, spikes: calls.append((name, currents.clone(), spikes.clone()))):
+        with watched(network, lambda *call: calls.append(call), copies=True):
             logits = network(x)
     finally:
         for buffer, before in buffers:
@@ -65,20 +64,31 @@ def _membranes(neuron: nn.Module, currents: Tensor) -> Tensor | None:
 
 
 @contextmanager
-def watched(network: nn.Module, note: Callable[[str, Tensor, Tensor], None]) -> Iterator[None]:
+def watched(network: nn.Module, note: Callable[[str, Tensor, Tensor], None], *, copies: bool = False) -> Iterator[None]:
     """Call ``note(name, currents, spikes)`` after each call of a layer of neurons, in the order of the calls.
 
     Nothing is kept here: both are ``[T, B, ...]`` of every layer, which a caller may sum up rather than store.
+
+    Args:
+        network: any.
+        note: is called.
+        copies: hand on copies. A layer may write into its currents, and what comes behind it into its spikes
+            (``spikes += shortcut``).
     """
+    before: list[Tensor] = []  # currents of the calls that have begun
+
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...], by_name: dict[str, Tensor]) -> None:
+        before.append([*inputs, *by_name.values()][0].clone())
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor], Tensor], None]:
+        if copies:
+            return lambda module, inputs, by_name, spikes: note(name, before.pop(), spikes.clone())
         return lambda module, inputs, by_name, spikes: note(name, [*inputs, *by_name.values()][0], spikes)
 
-    handles = [
-        module.register_forward_hook(hook(name), with_kwargs=True)
-        for name, module in network.named_modules()
-        if isinstance(module, SpikingNeuron)
-    ]
+    neurons = {name: module for name, module in network.named_modules() if isinstance(module, SpikingNeuron)}
+    handles = [module.register_forward_hook(hook(name), with_kwargs=True) for name, module in neurons.items()]
+    if copies:
+        handles += [module.register_forward_pre_hook(keep, with_kwargs=True) for module in neurons.values()]
     try:
         with torch.compiler.set_stance("force_eager"):  # compiled code does not call hooks
             yield

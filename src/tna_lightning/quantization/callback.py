@@ -13,11 +13,14 @@ from torch import nn
 
 from tna_lightning.length import length_of
 from tna_lightning.quantization.parametrized import (
+    QUANTIZERS,
     check_names,
     check_quantizer,
+    check_quantizers,
     layers_to_quantize,
     quantize_network,
     quantized_layers,
+    quantizers_of,
     schemes_by_layer,
 )
 from tna_lightning.quantization.quantizers import Quantizer
@@ -183,6 +186,18 @@ class WeightQuantization(lightning.Callback):
                 if epoch <= self.start_epoch and (self.start_epoch or not quantized.has_trained):
                     quantized.quantizer.reset_scale(weight)
                 quantized.has_trained = self.share(epoch) > 0
+
+    def on_save_checkpoint(  # noqa: D102
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        networks = zip(self._quantizers, self._networks(pl_module), strict=True)
+        checkpoint[QUANTIZERS] = {name: quantizers_of(network) for name, (network, _) in networks}
+
+    def on_load_checkpoint(  # noqa: D102
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        for name, (network, _) in zip(self._quantizers, self._networks(pl_module), strict=True):
+            check_quantizers(name, network, checkpoint.get(QUANTIZERS, {}).get(name, {}))
 
     def _networks(self, pl_module: lightning.LightningModule) -> Iterator[tuple[nn.Module, Quantizer]]:
         for name, quantizer in self._quantizers.items():

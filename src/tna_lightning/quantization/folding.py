@@ -14,7 +14,7 @@ from tna_lightning.models.over_time import OverTime
 from tna_lightning.quantization.codes import CHANNEL, SIGN, Codes
 from tna_lightning.quantization.kept import kept_weights
 from tna_lightning.quantization.parametrized import put_back, quantization_of
-from tna_lightning.quantization.weights import WRAPPER, aliases_of, computed_tensors, modules_of, own_tensors
+from tna_lightning.quantization.weights import WRAPPER, aliases_of, computed_tensors, has_hooks, modules_of, own_tensors
 
 
 class Scaled(nn.Module):
@@ -102,7 +102,7 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
     Raises:
         ValueError: a batch norm does not directly follow a convolution or linear layer in an ``nn.Sequential``, has no
             running statistics, or stands at a second place too; its scale, or the weight before it, differs by time
-            step; or that weight is computed by others.
+            step; or that weight is computed by others; or there is a forward hook.
     """
     network = without_quantizers(network)
     aliases = aliases_of(network)
@@ -117,6 +117,8 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
         if computed := computed_tensors(layer):
             tensor = next(iter(computed.values()))
             raise ValueError(f"network: cannot fold {name}: the layer before it is {tensor.words} ({tensor.removal})")
+        if has_hooks(layer) or has_hooks(norm):
+            raise ValueError(f"network: cannot fold {name}: it, or the layer before it, has a hook that would be lost")
         if len(aliases[id(layer)]) > 1 or len(aliases[id(norm)]) > 1 or _is_tied(network, layer):
             raise ValueError(f"network: cannot fold {name}: it, or the layer before it, is used at several places")
         parent[layer_name], parent[norm_name] = _folded(layer, norm), nn.Identity()

@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tna_lightning.files import write_bytes
+from tna_lightning.models.blocks import is_spiking
 from tna_lightning.quantization.codes import (
     CHANNEL,
     PERIODS,
@@ -81,13 +82,26 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
-def inputs_entry(inputs: Mapping[str, Any] | None) -> str:
+def inputs_entry(network: nn.Module, inputs: Mapping[str, Any] | None) -> str:
     """What a network expects (:data:`INPUTS`), in JSON with all entries, for files of other formats.
 
     Raises:
         ValueError: as for :func:`save_network`.
     """
-    return json.dumps(_checked_inputs({} if inputs is None else inputs))
+    return json.dumps(_inputs_of(network, inputs))
+
+
+def _inputs_of(network: nn.Module, inputs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """All entries of ``inputs``.
+
+    Raises:
+        ValueError: one cannot be, or the network shows an image for another number of steps.
+    """
+    entries = _checked_inputs({} if inputs is None else inputs)
+    shown = getattr(network, "time_steps", None) if is_spiking(network) else None
+    if entries["kind"] == "images" and isinstance(shown, int) and entries["time_steps"] not in (None, shown):
+        raise ValueError(f"inputs.time_steps={entries['time_steps']!r}: must be {shown}, as the network has it")
+    return entries
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
@@ -204,15 +218,10 @@ def save_network(
         ValueError: a weight or buffer holds NaN or infinite values, or a weight does once it is decoded; a module's
             ``get_extra_state`` gives anything but a tensor; a lazy module
             has seen no input; a name in ``metadata`` is the format's own; or ``inputs`` has another entry or one that
-            cannot be.
+            cannot be, such as another ``time_steps`` than the network's.
     """
     tensors, layers = packed_state(network)
-    header = {
-        "version": VERSION,
-        "layers": layers,
-        "spec": spec,
-        "inputs": _checked_inputs({} if inputs is None else inputs),
-    }
+    header = {"version": VERSION, "layers": layers, "spec": spec, "inputs": _inputs_of(network, inputs)}
     if reserved := (header.keys() | {"sha256"}) & (metadata or {}).keys():
         raise ValueError(f"metadata={sorted(reserved)}: must have other names than sha256, {', '.join(header)}")
     write_packed(path, tensors, header | dict(metadata or {}))

@@ -29,6 +29,7 @@ from tna_lightning.quantization.weights import (
 )
 
 OURS = "parametrizations.weight."  # where a quantised layer keeps its weight and quantiser
+QUANTIZERS = "tna_lightning.quantizers"  # of the networks, in a checkpoint
 
 
 class QuantizedWeight(nn.Module):
@@ -398,6 +399,38 @@ def plain_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif rest == "original":
             plain[plain_name(f"{module}weight")] = value
     return plain
+
+
+def quantizers_of(network: nn.Module) -> dict[str, dict[str, Any]]:
+    """What quantises each quantised layer of a network, for a checkpoint: its tensors do not tell all schemes apart."""
+    return {name: quantized.quantizer.described() for name, _, quantized in quantized_layers(network)}
+
+
+def check_quantizers(name: str, network: nn.Module, there: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse a checkpoint of a network whose layers others quantised, or with other settings.
+
+    Args:
+        name: of the network, for the message.
+        network: that is to get the checkpoint's state.
+        there: of the network of the checkpoint, from :func:`quantizers_of`; settings that one of both lacks, being of
+            another version, do not count.
+
+    Raises:
+        ValueError: they are others.
+    """
+    for layer, ours in quantizers_of(network).items():
+        theirs = there.get(layer, ours)
+        if any(theirs.get(key, value) != value for key, value in ours.items()):
+            raise ValueError(
+                f"checkpoint: {name} is quantised there in another way than here ({layer or 'it'}: {_words(theirs)}, "
+                f"here {_words(ours)}); quantise it as it was in training, or load the full-precision weights alone, "
+                "plain_state_dict"
+            )
+
+
+def _words(described: Mapping[str, Any]) -> str:
+    settings = ", ".join(f"{key}={value!r}" for key, value in described.items() if key != "quantizer")
+    return f"{described.get('quantizer')}({settings})"
 
 
 def check_state(name: str, network: nn.Module, state: Mapping[str, Tensor]) -> None:

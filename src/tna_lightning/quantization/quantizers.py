@@ -276,9 +276,16 @@ class Quantizer(nn.Module):
 
     def is_alike(self, other: Quantizer) -> bool:
         """Whether another quantiser is of the same class with the same settings, whatever its scale has learned."""
-        plain = vars(nn.Module())
-        mine, others = ({name: value for name, value in vars(q).items() if name not in plain} for q in (self, other))
-        return type(self) is type(other) and _are_alike(mine, others)
+        return type(self) is type(other) and _are_alike(self._settings(), other._settings())
+
+    def described(self) -> dict[str, Any]:
+        """Class and settings, as far as these are numbers and words, for a checkpoint to remember."""
+        plain = {name: value for name, value in self._settings().items() if isinstance(value, int | float | str | None)}
+        return {"quantizer": type(self).__qualname__, **plain}
+
+    def _settings(self) -> dict[str, Any]:
+        of_modules = vars(nn.Module())
+        return {name: value for name, value in vars(self).items() if name not in of_modules}
 
     @torch.no_grad()
     def reset_scale(self, weight: Tensor) -> None:

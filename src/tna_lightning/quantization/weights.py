@@ -103,6 +103,14 @@ def computed_tensors(module: nn.Module) -> dict[str, Computed]:
     return found
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether hooks of others see what goes into a module or comes out, and may make it something else."""
+    before = module._forward_pre_hooks.values()
+    return bool(module._forward_hooks) or not all(
+        isinstance(hook, WeightNorm | SpectralNorm | prune.BasePruningMethod) for hook in before
+    )
+
+
 def _in_eval_mode(parametrizations: nn.Module) -> Tensor:
     """What they compute in eval mode, since in training mode some, as spectral norm, change by it."""
     were_training = [(module, module.training) for module in parametrizations.modules()]

@@ -18,6 +18,7 @@ from tna_lightning.report.references import Published, published
 from tna_lightning.report.statistics import Row, missing, rows
 from tna_lightning.report.tables import as_csv, as_latex, as_markdown, legend, plain_words
 from tna_lightning.running.archive import RECORDS, SUFFIX, keep_records
+from tna_lightning.running.processes import outlive_readers
 from tna_lightning.running.record import RECORD, limits_words
 
 if TYPE_CHECKING:
@@ -194,6 +195,7 @@ def _image(figure: Figure, kind: str) -> bytes:
 
 def main() -> None:
     """The command line."""
+    outlive_readers()
     parser = argparse.ArgumentParser(prog="python -m tna_lightning.report", description=__doc__)
     parser.add_argument(
         "studies",

@@ -16,6 +16,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from tna_lightning.files import replacing, write_bytes
+from tna_lightning.length import Length, length_of
 
 # where version 0.1 put the state of `savers`, as Lightning would: a user's ModelCheckpoint may have the same settings
 _KEYS_OF_0_1 = {
@@ -48,6 +49,7 @@ class Saver(ModelCheckpoint):
         batches, interval = trainer.num_training_batches, trainer.val_check_batch or math.inf
         if trainer.enable_validation and math.isfinite(batches) and math.isfinite(interval):
             refuse_rest(trainer.val_check_interval, int(interval), int(batches))
+        refuse_more(trainer, length_of(trainer))
 
     @property
     def state_key(self) -> str:  # noqa: D102
@@ -77,6 +79,18 @@ def refuse_rest(asked: int | float, interval: int, batches: int) -> None:
             f"trainer.val_check_interval={asked!r}: the last validation of an epoch ({batches} batches) would be of "
             f"other weights than those that are kept at its end; allowed are whole numbers of batches: {allowed}"
         )
+
+
+def refuse_more(trainer: Any, length: Length) -> None:
+    """Refuse to go on for longer than there is something to train on.
+
+    Raises:
+        ValueError: ``min_steps`` or ``min_epochs`` of the trainer is beyond the end of training.
+    """
+    for name, most in (("min_steps", length.steps), ("min_epochs", length.epochs)):
+        least = getattr(trainer, name)
+        if least is not None and most is not None and least > most:
+            raise ValueError(f"trainer.{name}={least!r}: must be at most {most}, where training ends")
 
 
 def _placed(state: Mapping[str, Any], folder: str | None) -> dict[str, Any]:

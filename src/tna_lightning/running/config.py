@@ -292,6 +292,15 @@ def _check_trainer(config: Mapping[str, Any]) -> None:
         raise ValueError(f"trainer.min_epochs={trainer['min_epochs']!r}: must be at most the epochs ({max_epochs})")
     if max_steps != -1 and numbers.get("min_steps", 0) > max_steps:
         raise ValueError(f"trainer.min_steps={trainer['min_steps']!r}: must be at most trainer.max_steps ({max_steps})")
+    if isinstance(interval := trainer.get("val_check_interval"), str | Mapping):  # Lightning's time between validations
+        raise ValueError(
+            f"trainer.val_check_interval={interval!r}: must be a number; what a clock chooses comes out differently "
+            "each time"
+        )
+    if numbers.get("overfit_batches"):
+        for key in ("limit_train_batches", "limit_val_batches"):
+            if trainer.get(key) not in (None, 1.0) or isinstance(trainer.get(key), int):
+                raise ValueError(f"trainer.{key}={trainer[key]!r}: leave it out, trainer.overfit_batches says it")
     if trainer.get("gradient_clip_algorithm") is not None and trainer.get("gradient_clip_val") is None:
         raise ValueError(
             "trainer.gradient_clip_algorithm: needs trainer.gradient_clip_val, without which nothing is clipped"

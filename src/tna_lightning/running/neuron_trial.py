@@ -106,7 +106,10 @@ def _try_neuron(named: str, name: str, neuron: nn.Module, currents: Tensor, may_
     for seed, strong in ((0, some), (0, others), (0, some), (1, some)):
         with torch.no_grad(), isolate_rng():
             torch.manual_seed(seed)
-            spikes = neuron(strong)
+            given = strong.clone()
+            spikes = neuron(given)
+        if not torch.equal(given, strong):
+            raise ValueError(f"{named}: writes into the currents that it is given ({name}); they are others' too")
         if not isinstance(spikes, Tensor) or spikes.shape != strong.shape or spikes.dtype != strong.dtype:
             raise ValueError(
                 f"{named}: must give spikes of the shape [T, B, ...] and the dtype of its currents, "

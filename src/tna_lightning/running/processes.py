@@ -1,13 +1,16 @@
 """Processes that end with the one that started them, on Linux: a killed sweep must leave no training on a GPU.
 
-And signals: SIGTERM ends all processes of a run, Ctrl-C waits until modules are imported.
+And signals: SIGTERM ends all processes of a run, Ctrl-C waits until modules are imported. A pipe that nobody reads any
+more (``| head``) ends nothing.
 """
 
 from __future__ import annotations
 
 import ctypes
+import io
 import os
 import signal
+import stat
 import sys
 import threading
 import time
@@ -134,3 +137,30 @@ def interrupts_later() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
     if noted and callable(before):
         before(*noted[0])
+
+
+def outlive_readers() -> None:
+    """Let this process go on where nobody reads what it prints, as behind ``| head``: that is lost, and nothing else.
+
+    The same for a standard output or error that was closed when the process began.
+    """
+    for name in ("stdout", "stderr"):
+        stream: Any = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+        elif stream is getattr(sys, f"__{name}__") and stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode):
+            stream.flush()
+            raw = io.BufferedWriter(_Pipe(stream.fileno(), "w", closefd=False))
+            lines = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
+            setattr(sys, name, io.TextIOWrapper(raw, stream.encoding, stream.errors, **lines))
+
+
+class _Pipe(io.FileIO):
+    def write(self, content: Any) -> int:
+        try:
+            return super().write(content)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return len(content)

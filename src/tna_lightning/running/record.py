@@ -115,11 +115,15 @@ def refuse_damaged_record(folder: Path | str, record: Mapping[str, Any]) -> None
         raise ValueError(f"run={str(folder)!r}: {RECORD} has no test accuracy from 0 to 1, but {accuracy!r}")
     for key, value in faults("", record, TYPES):
         raise ValueError(f"run={str(folder)!r}: {RECORD} is damaged, its {key} is {str(value)[:40]!r}")
-    if record["config"].get("seed", record["seed"]) != record["seed"]:
-        raise ValueError(f"run={str(folder)!r}: {RECORD} is damaged, its seed is not that of its config")
+    _refuse_another_seed(folder, record)
     for part, key, needed in TOGETHER:
         if record[part].get(key) is not None and record[part].get(needed) is None:
             raise ValueError(f"run={str(folder)!r}: {RECORD} is damaged, its {part} has {key}, but no {needed}")
+
+
+def _refuse_another_seed(folder: Path | str, record: Mapping[str, Any]) -> None:
+    if record["config"].get("seed", record["seed"]) != record["seed"]:
+        raise ValueError(f"run={str(folder)!r}: {RECORD} is damaged, its seed is not that of its config")
 
 
 def _refuse_missing(folder: Path | str, prefix: str, found: Any, wanted: set[str]) -> None:
@@ -143,6 +147,7 @@ def finished_record(folder: Path | str) -> dict[str, Any]:
     _refuse_missing(folder, "config.", record["config"], {"data", "model", "neuron", "trainer"})
     # less than a report asks for: who rebuilds the network needs no more
     refuse_types(folder, record, {"seed": int, "results": {"*": int | float | None}, "choices": TYPES["choices"]})
+    _refuse_another_seed(folder, record)
     return record
 
 

@@ -30,6 +30,7 @@ from tna_lightning.callbacks.exact_resume import refuse_another_run
 from tna_lightning.callbacks.inference_cost import InferenceCost
 from tna_lightning.data import BatchedDataModule
 from tna_lightning.learner import TwinLearner
+from tna_lightning.length import Length
 from tna_lightning.models.norms import TemporalEffectiveBatchNorm2d
 from tna_lightning.packages import require
 from tna_lightning.quantization import WeightQuantization
@@ -53,7 +54,7 @@ from tna_lightning.running.factory import (
 )
 from tna_lightning.running.neuron_trial import try_network
 from tna_lightning.running.pictures import plot_curves, plot_inspection
-from tna_lightning.running.processes import Terminated, end_together, end_with_parent, interrupts_later
+from tna_lightning.running.processes import Terminated, end_together, end_with_parent, interrupts_later, outlive_readers
 from tna_lightning.running.record import (
     LAST_CHECKPOINT,
     NETWORK,
@@ -62,7 +63,7 @@ from tna_lightning.running.record import (
     reading,
     refuse_damaged_record,
 )
-from tna_lightning.running.trainer import build_trainer
+from tna_lightning.running.trainer import build_trainer, check_length
 from tna_lightning.running.weights import digest, load_weights, weights_file
 
 log = logging.getLogger(__name__)
@@ -262,9 +263,17 @@ def _prepare(run: Run) -> _Prepared:
         callbacks.insert(0, quantization)
 
     trainer = build_trainer(config, run.folder, callbacks)
+    epochs = trainer.max_epochs
+    if _rank() == 0 and isinstance(datamodule, BatchedDataModule):  # others tell their length when they are trained on
+        length = check_length(trainer, datamodule, config["keep"])
+        epochs = length.epochs
+        with under("objective"):
+            learner.objective.check_epochs(epochs)
+        with under("schedule"):
+            _try_schedule(learner, length)
     if quantization is not None:
         with under("quant"):
-            quantization.check(learner, trainer.max_epochs)
+            quantization.check(learner, epochs)
     logger = None
     if config["logger"]:
         logger = build("logger", config["logger"])
@@ -389,6 +398,13 @@ def build_learner(config: Mapping[str, Any], datamodule: Any) -> TwinLearner:
     )
 
 
+def _try_schedule(learner: TwinLearner, length: Length) -> None:
+    """Call the schedule as training will: its errors are wanted now."""
+    if learner.schedule_factory is not None:
+        tried = learner.optimizer_factory([{"name": "tried", "params": [nn.Parameter(torch.zeros(1))]}])
+        learner.schedule_factory(tried, length.steps, length.steps_per_epoch)
+
+
 def build_quantization(config: Mapping[str, Any]) -> Any:
     """The callback that quantises what ``quant`` and the companions' ``precision`` say; None where nothing is."""
     precisions = {name: node["precision"] for name, node in companion_nodes(config).items()}
@@ -510,6 +526,7 @@ def main(arguments: Sequence[str]) -> None:
     """Train the config that stands in a run's folder."""
     if len(arguments) != 1:
         sys.exit("usage: python -m tna_lightning.running.start FOLDER   (a run's folder, with its config.yaml)")
+    outlive_readers()
     end_with_parent()
     folder = Path(arguments[0])
     logging.basicConfig(stream=sys.stdout, format="%(message)s")

@@ -47,6 +47,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 
 from tna_lightning.callbacks.progress import EpochBar, EpochLines
+from tna_lightning.data import BatchedDataModule
+from tna_lightning.length import Length, planned_length
 from tna_lightning.running import checkpoints
 from tna_lightning.running.console import quiet_lightning
 from tna_lightning.running.factory import build
@@ -96,6 +98,52 @@ def build_trainer(config: Mapping[str, Any], folder: Path, callbacks: Sequence[C
             words = str(error).removeprefix("trainer=lightning.Trainer: ").removeprefix("trainer.")
             raise ValueError(f"trainer.{name}={node[name]!r}: {words}") from error
     return trainer
+
+
+def check_length(trainer: Any, datamodule: BatchedDataModule, keep: str) -> Length:
+    """How long training will be, now that the samples are known: what does not fit into it is refused.
+
+    Args:
+        trainer: of the run.
+        datamodule: set up.
+        keep: as in the config.
+
+    Raises:
+        ValueError: a limit of less than a batch; more steps than there are; a validation in an epoch after which
+            training goes on, or none where the best epoch is to be kept.
+    """
+    datamodule.trainer = trainer  # as the trainer will do: batches are shared by its devices
+    batches = _limited(trainer, "train", len(datamodule.train_dataloader()))
+    val_batches = batches if trainer.overfit_batches else _limited(trainer, "val", len(datamodule.val_dataloader()))
+    _limited(trainer, "test", len(datamodule.test_dataloader()))
+    length = planned_length(trainer, batches)
+    checkpoints.refuse_more(trainer, length)
+    if not val_batches:
+        return length
+    asked, every = trainer.val_check_interval, trainer.check_val_every_n_epoch
+    interval = asked if isinstance(asked, int) else max(1, int(batches * asked))
+    if every is not None and interval > batches:
+        raise ValueError(f"trainer.val_check_interval={asked!r}: must be at most {batches}, the batches of an epoch")
+    checkpoints.refuse_rest(asked, interval, batches)
+    assert length.steps is not None
+    assert length.steps_per_epoch is not None
+    whole, rest = divmod(length.steps, length.steps_per_epoch)
+    if keep == "best" and whole * batches + rest * trainer.accumulate_grad_batches < interval + batches * (
+        (every or 1) - 1
+    ):
+        raise ValueError("keep='best': training ends before its first validation; keep=last keeps the last epoch")
+    return length
+
+
+def _limited(trainer: Any, stage: str, batches: int) -> int:
+    """How many batches are left by ``limit_<stage>_batches``, or ``overfit_batches`` in its place."""
+    limit = getattr(trainer, f"limit_{stage}_batches")
+    left = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
+    if limit and batches and not left:
+        name = "overfit_batches" if trainer.overfit_batches and stage != "test" else f"limit_{stage}_batches"
+        there = "the only batch" if batches == 1 else f"one of the {batches} batches"
+        raise ValueError(f"trainer.{name}={limit!r}: is less than {there}; a whole number is one of batches")
+    return left
 
 
 def _told(node: dict[str, Any]) -> list[Callback]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tna_lightning.export.parts import parts_of, refuse_weights_over_time
+from tna_lightning.export.parts import parts_of, refuse_what_no_layer_says
 from tna_lightning.models import LIF, BasicBlock, Network, PerStep
 from tna_lightning.quantization.codes import CHANNEL, SIGN, Codes
 from tna_lightning.quantization.folding import ScaledConv2d, fold_batch_norm
@@ -144,7 +144,7 @@ def to_program(network: nn.Module, inputs: tuple[int, int, int]) -> Program:
     if not isinstance(network, Network) or type(network).forward is not Network.forward:
         kind = type(network).__name__
         raise ValueError(f"network: there is no C code for {kind}, only for tna_lightning.models.Network")
-    refuse_weights_over_time(network, "there is no C kernel for a weight that differs by time step")
+    refuse_what_no_layer_says(network, "there is no C kernel")
     _refuse_unknown(network)
     builder = _Builder(inputs)
     builder.walk("", fold_batch_norm(network))
