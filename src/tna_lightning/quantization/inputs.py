@@ -91,7 +91,7 @@ class Questions:
             if not x:
                 raise ValueError("x=[]: must hold at least one input")
             return torch.cat([self.preprocess(each) for each in x])
-        return self._normalization()(self._raw(x).cpu())
+        return self._normalization()(raw_levels(x, self.inputs).cpu())
 
     @torch.inference_mode()
     def predict(self, x: Any) -> list[Prediction]:
@@ -102,14 +102,8 @@ class Questions:
         """
         is_prepared = isinstance(x, Tensor) and x.is_floating_point()
         prepared = x if is_prepared else self.preprocess(x)
-        logits = self.network(prepared.to(next(self.network.parameters()).device))
-        probabilities_BK = (logits.mean(0) if logits.ndim == 3 else logits).float().softmax(-1)
-        names = self.inputs["class_names"] or [str(number) for number in range(probabilities_BK.shape[1])]
-        best, classes = probabilities_BK.max(-1)
-        return [
-            Prediction(names[number], probability, each)
-            for number, probability, each in zip(classes.tolist(), best.tolist(), probabilities_BK, strict=True)
-        ]
+        device = next(self.network.parameters()).device
+        return answers(self.network(prepared.to(device)), self.inputs["class_names"])
 
     def refuse_raw(self, module: nn.Module, arguments: Sequence[Any]) -> None:
         """A hook before the network's forward.
@@ -132,49 +126,6 @@ class Questions:
             "save_network(inputs=...)"
         )
 
-    def _raw(self, x: Any) -> Tensor:
-        """Uint8 with B first."""
-        shape = self.inputs["shape"]
-        if self.inputs["kind"] == "events":
-            if isinstance(x, Recording):
-                framing = self.inputs["framing"]
-                spec = FrameSpec(self.inputs["time_steps"], framing["slicing"], tuple(shape[1:]))
-                return torch.from_numpy(frames_of(x, "recording", tuple(framing["sensor"]), spec))[None]
-            counts = self._as_uint8(x)
-            wanted = [self.inputs["time_steps"], *shape]
-            if list(counts.shape[-4:]) != wanted or counts.ndim > 5:
-                raise ValueError(f"x={list(counts.shape)}: must be [T, 2, H, W] {wanted}, with or without B before it")
-            return counts.view(-1, *wanted)
-        if hasattr(x, "convert"):  # Pillow's, which is not imported for this
-            if shape[0] not in (1, 3):
-                raise ValueError(f"x={type(x).__name__}: the network takes {shape[0]} channels, pictures have 1 or 3")
-            return torch.from_numpy(np.array(levels_of(x, shape[1:], grey=shape[0] == 1), order="C"))[None]
-        levels = self._as_uint8(x)
-        size = [*levels.shape]
-        channels, height, width = shape
-        if size[-3:] == shape and levels.ndim <= 4:
-            return levels.reshape(-1, *shape)
-        if size[-3:] == [height, width, channels] and levels.ndim <= 4:
-            return levels.movedim(-1, -3).reshape(-1, *shape)
-        if channels == 1 and size[-2:] == [height, width] and levels.ndim <= 3:
-            return levels.reshape(-1, *shape)
-        hint = "; pictures of another size are scaled if they come as Pillow's" if levels.ndim in (2, 3, 4) else ""
-        raise ValueError(
-            f"x={size}: must be [C, H, W] {shape} or [H, W, C] {[height, width, channels]}, with or without B before "
-            f"it{hint}"
-        )
-
-    def _as_uint8(self, x: Any) -> Tensor:
-        is_array = isinstance(x, np.ndarray)
-        if not is_array and not isinstance(x, Tensor):
-            kinds = "a Recording" if self.inputs["kind"] == "events" else "a Pillow picture"
-            raise ValueError(f"x={type(x).__name__}: must be {kinds}, or a uint8 array or tensor")
-        if x.dtype not in (np.uint8, torch.uint8):
-            raise ValueError(
-                f"x={x.dtype}: must be uint8, 0 to 255; floats that are prepared already go into network(x)"
-            )
-        return torch.from_numpy(np.array(x, order="C")) if is_array else x  # a copy: x may be read only
-
     def _normalization(self) -> Normalization:
         """As the data modules of :mod:`tna_lightning.data` have it, operation for operation: the same bits."""
         if self.inputs["kind"] == "events":
@@ -182,6 +133,71 @@ class Questions:
             return Normalization(torch.zeros(2, 1, 1), torch.ones(2, 1, 1), gain)
         mean, std = (torch.tensor(self.inputs[name]).mul(255).view(-1, 1, 1) for name in ("mean", "std"))
         return Normalization(mean, std.reciprocal())
+
+
+def raw_levels(x: Any, inputs: Mapping[str, Any], name: str = "recording") -> Tensor:
+    """One raw input, or several in one array, as uint8 ``[B, C, H, W]``, or of events ``[B, T, 2, H, W]``.
+
+    Args:
+        x: as for :meth:`Questions.preprocess`, but no list.
+        inputs: of a file's header: ``kind`` and ``shape`` must be known. Of events, where ``time_steps`` are not, any T
+            will do, and where ``framing`` is not, recordings are refused.
+        name: of a recording, for errors.
+
+    Raises:
+        ValueError: another shape or type, or a bad recording, then ``BadSample``.
+    """
+    shape = list(inputs["shape"])
+    if inputs["kind"] == "events":
+        if isinstance(x, Recording):
+            if (framing := inputs["framing"]) is None:
+                raise ValueError("framing: is not known here, so that recordings cannot be cut into frames")
+            spec = FrameSpec(inputs["time_steps"], framing["slicing"], tuple(shape[1:]))
+            return torch.from_numpy(frames_of(x, name, tuple(framing["sensor"]), spec))[None]
+        counts = _as_uint8(x, "a Recording")
+        steps = inputs["time_steps"] or counts.shape[-4:-3].numel()
+        if list(counts.shape[-4:]) != [steps, *shape] or counts.ndim > 5:
+            words = f"[T, 2, H, W] {[inputs['time_steps'] or 'T', *shape]}"
+            raise ValueError(f"x={list(counts.shape)}: must be {words}, with or without B before it")
+        return counts.view(-1, steps, *shape)
+    channels, height, width = shape
+    if hasattr(x, "convert"):  # Pillow's, which is not imported for this
+        if channels not in (1, 3):
+            raise ValueError(f"x={type(x).__name__}: the network takes {channels} channels, pictures have 1 or 3")
+        return torch.from_numpy(np.array(levels_of(x, (height, width), grey=channels == 1), order="C"))[None]
+    levels = _as_uint8(x, "a Pillow picture")
+    size = list(levels.shape)
+    if size[-3:] == shape and levels.ndim <= 4:
+        return levels.reshape(-1, *shape)
+    if size[-3:] == [height, width, channels] and levels.ndim <= 4:
+        return levels.movedim(-1, -3).reshape(-1, *shape)
+    if channels == 1 and size[-2:] == [height, width] and levels.ndim <= 3:
+        return levels.reshape(-1, *shape)
+    hint = "; pictures of another size are scaled if they come as Pillow's" if levels.ndim in (2, 3, 4) else ""
+    raise ValueError(
+        f"x={size}: must be [C, H, W] {shape} or [H, W, C] {[height, width, channels]}, with or without B before "
+        f"it{hint}"
+    )
+
+
+def _as_uint8(x: Any, other: str) -> Tensor:
+    is_array = isinstance(x, np.ndarray)
+    if not is_array and not isinstance(x, Tensor):
+        raise ValueError(f"x={type(x).__name__}: must be {other}, or a uint8 array or tensor")
+    if x.dtype not in (np.uint8, torch.uint8):
+        raise ValueError(f"x={x.dtype}: must be uint8, 0 to 255; floats that are prepared already go into network(x)")
+    return torch.from_numpy(np.array(x, order="C")) if is_array else x  # a copy: x may be read only
+
+
+def answers(logits: Tensor, class_names: Sequence[str] | None) -> list[Prediction]:
+    """Predictions from logits, ``[T, B, K]`` or ``[B, K]``."""
+    probabilities_BK = (logits.mean(0) if logits.ndim == 3 else logits).float().softmax(-1)
+    names = class_names or [str(number) for number in range(probabilities_BK.shape[1])]
+    best, classes = probabilities_BK.max(-1)
+    return [
+        Prediction(names[number], probability, each)
+        for number, probability, each in zip(classes.tolist(), best.tolist(), probabilities_BK, strict=True)
+    ]
 
 
 def make_askable(network: nn.Module, inputs: Mapping[str, Any], path: str, *, refuses_raw: bool) -> None:
