@@ -32,7 +32,7 @@ def keep(path, inputs):
     model = {"_target_": "tna_lightning.models.convnet", "width": 0.1, "time_steps": inputs["time_steps"]}
     time_steps = inputs["time_steps"] if inputs["kind"] == "events" else None
     sizes = {"channels": channels, "height": height, "width": width, "time_steps": time_steps, "num_classes": 3}
-    spec = {"model": model, "neuron": {"_target_": "tna_lightning.models.LIF"}, "inputs": sizes}
+    spec = {"model": model, "neuron": {"_target_": "tna_lightning.models.LIF", "threshold": 0.05}, "inputs": sizes}
     torch.manual_seed(1)
     network = build(spec).eval()
     quantize_network(network, Ternary())
