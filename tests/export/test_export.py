@@ -138,7 +138,7 @@ def test_onnx_runs_any_batch_with_the_same_logits(events, opset, tmp_path, batch
     model = onnx.load(path)
     assert [(each.domain, each.version) for each in model.opset_import] == [("", opset)]
     assert {each.key: json.loads(each.value) for each in model.metadata_props} == {
-        "inputs": INPUTS | {"time_steps": None}
+        "inputs": INPUTS | {"time_steps": None, "framing": None}
     }
     operators = {node.op_type for node in model.graph.node}
     assert operators & {"Sign", "Abs", "ReduceMean"} <= {"ReduceMean"}  # of average pooling, not of a quantiser
@@ -258,7 +258,7 @@ def test_nir_nodes_have_the_parameters_of_the_network(tmp_path, batches):
 def test_a_nir_file_says_how_often_it_runs_and_what_it_expects(tmp_path, batches):
     export_nir(make_network(make_spec()), tmp_path / "network.nir", batches, INPUTS)
     metadata = nir.read(tmp_path / "network.nir").metadata
-    assert json.loads(metadata.pop("inputs")) == INPUTS | {"time_steps": 3}
+    assert json.loads(metadata.pop("inputs")) == INPUTS | {"time_steps": 3, "framing": None}
     assert metadata == {"dt": DT, "reset": "zero", "time_steps": 3}
     export_nir(make_network(make_spec()), tmp_path / "events.nir", [torch.stack([x] * 5, 1) for x in batches])
     assert nir.read(tmp_path / "events.nir").metadata["time_steps"] == 5
@@ -491,7 +491,7 @@ def test_a_run_is_exported_and_checked_on_its_test_set(format, name, run_folder)
         written = json.loads(nir.read(path).metadata["inputs"])
     digits = [str(digit) for digit in range(10)]
     expected = {"kind": "images", "shape": [1, 8, 8], "mean": [0.3051], "std": [0.3758]}
-    assert written == expected | {"class_names": digits, "time_steps": 3}
+    assert written == expected | {"class_names": digits, "time_steps": 3, "framing": None}
     assert counts["images"] == 360
     assert counts["spikes"] > 10_000 or format == "onnx"  # whose session gives logits alone
     _, counts = export(run_folder, format, num_images=40)

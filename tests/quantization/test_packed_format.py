@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from torch import nn
 
@@ -213,14 +214,15 @@ def test_the_examples_of_the_guide_run(tmp_path, monkeypatch, capsys):
         "neuron": {"_target_": "tna_lightning.models.LIF"},
         "inputs": {"channels": 1, "height": 8, "width": 8, "time_steps": None, "num_classes": 3},
     }
-    inputs = {"mean": [0.5], "std": [0.25], "class_names": ["cat", "dog", "frog"]}
+    inputs = {"kind": "images", "shape": [1, 8, 8], "mean": [0.5], "std": [0.25], "class_names": ["cat", "dog", "frog"]}
     network = build(spec).eval()
     save_network("network.safetensors", network, spec, inputs=inputs)
     page = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
-    names = {"images": torch.rand(5, 1, 8, 8)}
+    levels = torch.arange(64, dtype=torch.uint8).view(8, 8)
+    names = {"picture": Image.fromarray(levels.numpy())}
     exec("\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)), names)
-    torch.testing.assert_close(names["logits"], network((names["images"] - 0.5) / 0.25).mean(0))
-    assert names["answers"] == [inputs["class_names"][index] for index in names["logits"].argmax(1)]
+    torch.testing.assert_close(names["logits"], network((levels.view(1, 1, 8, 8) / 255 - 0.5) / 0.25).mean(0))
+    assert names["answer"].name == inputs["class_names"][int(names["logits"].argmax())]
     assert "'mean': [0.3]" in capsys.readouterr().out
 
 

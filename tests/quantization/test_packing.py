@@ -250,6 +250,7 @@ def test_files_of_version_1_are_read_as_they_were(file, tmp_path):
 def test_a_file_says_what_its_network_expects(packed, network):
     assert set(read_packed(packed)[1]["inputs"].values()) == {None}
     inputs = {"kind": "events", "shape": [2, 8, 8], "mean": (0.1, 0.2), "std": [1, 0.5], "class_names": ["a", "b"]}
+    inputs["framing"] = {"sensor": [16, 8], "slicing": "count"}
     save_network(packed, network, inputs=inputs)
     known = inputs | {"mean": [0.1, 0.2], "time_steps": None}
     assert read_packed(packed)[1]["inputs"] == known
@@ -260,6 +261,7 @@ def test_a_file_says_what_its_network_expects(packed, network):
         "std": [1.0, 0.0],
         "class_names": "ab",
         "time_steps": 0,
+        "framing": {"sensor": [16], "slicing": "count"},
         "pixels": 64,
     }.items():
         with pytest.raises(ValueError, match=rf"^inputs.*{name}"):

@@ -14,7 +14,7 @@ from torch import Tensor
 from tna_lightning.data.array_cache import ArrayCache
 from tna_lightning.data.batch import Batch, Inputs, Normalization
 from tna_lightning.data.frame_cache import cache_key, open_cache
-from tna_lightning.data.frames import FrameSpec, pixels_per_cell
+from tna_lightning.data.frames import FrameSpec, gain_of_cells
 from tna_lightning.data.loading import BatchSet, stratified_split
 from tna_lightning.data.module import BatchedDataModule
 from tna_lightning.data.recordings import RecordingSource
@@ -114,8 +114,7 @@ class EventDataModule(BatchedDataModule):
         cache = open_cache(
             self.frames_root, self.name, source, self.spec, skip_bad=self.skip_bad, workers=self.build_workers
         )
-        pixels = torch.from_numpy(pixels_per_cell(source.sensor, self.spec.size)).float()
-        self._gain = None if pixels.unique().numel() == 1 else pixels.mean() / pixels
+        self._gain = gain_of_cells(source.sensor, self.spec.size)
         self._key = cache_key(source, self.spec)
         self.sensor = source.sensor
         labels = torch.tensor(source.labels)

@@ -17,13 +17,12 @@ from torch import Tensor
 from tna_lightning.data.array_cache import ArrayCache, BadSample, key_of, open_arrays
 from tna_lightning.data.images import ImageDataModule
 from tna_lightning.data.loading import stratified_split
+from tna_lightning.data.pictures import SUFFIXES, read_picture
 
 FORMAT = 1  # raise it when pictures of the same key would come out differently
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 PARTS = ("train", "test")
 ANNOTATIONS = "val_annotations.txt"
 """Tiny ImageNet's: which class each picture of its folder ``val`` is of."""
-MOST_PIXELS = 1 << 26  # of a picture before it is scaled: 67 million, 200 MB in colour
 
 
 @dataclass(frozen=True)
@@ -253,31 +252,6 @@ def find_pictures(root: Path) -> _Found:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         warnings.warn(f"left out, no pictures by their names: {', '.join(others[:3])}{more}", stacklevel=2)
     return _Found(classes, pictures, test)
-
-
-def read_picture(path: Path, size: tuple[int, int], *, grey: bool) -> np.ndarray:
-    """A picture as uint8 ``[C, H, W]``: turned as its EXIF says, cut to the shape of ``size``, scaled.
-
-    Raises:
-        BadSample: the file is no picture, damaged, or larger than any camera's.
-    """
-    from PIL import Image, ImageOps
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as file:
-                if file.width * file.height > MOST_PIXELS:
-                    raise ValueError(f"has {file.width} x {file.height} pixels, more than {MOST_PIXELS}")
-                upright = ImageOps.exif_transpose(file)
-                if upright.mode.startswith("I;16") or upright.mode == "I":
-                    upright = Image.fromarray((np.asarray(upright) >> 8).clip(0, 255).astype(np.uint8))
-                picture = upright.convert("L" if grey else "RGB")
-        fitted = ImageOps.fit(picture, (size[1], size[0]), Image.Resampling.BICUBIC)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadSample(f"{path}: is damaged or no picture ({' '.join(str(error).split())})") from error
-    levels = np.asarray(fitted)
-    return levels[None] if grey else levels.transpose(2, 0, 1)
 
 
 def _folders(folder: Path) -> list[str]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from tna_lightning.data.recordings import Recording
+from tna_lightning.data.recordings import BadRecording, Recording, check
 
 SLICINGS = ("time", "count")
 
@@ -70,6 +72,20 @@ def to_frames(recording: Recording, sensor: tuple[int, int], spec: FrameSpec) ->
     return np.bincount(cell, minlength=np.prod(shape)).reshape(shape)
 
 
+def frames_of(recording: Recording, name: str, sensor: tuple[int, int], spec: FrameSpec) -> np.ndarray:
+    """The frames of one recording as a network is given them, uint8 ``[T, 2, H, W]``; counts above 255 are 255.
+
+    Raises:
+        BadRecording: it is empty, off the sensor, or so short that no frame has an event; the message starts with its
+            name.
+    """
+    counts = to_frames(check(recording, name, sensor), sensor, spec)
+    if not counts.any():
+        what = f"{len(recording)} event(s) in {recording.duration_us} us give {len(counts)} frames without any"
+        raise BadRecording(f"{name}: too short, its {what}")
+    return np.minimum(counts, 255).astype(np.uint8)
+
+
 def cell_of_pixel(pixels: int, cells: int) -> np.ndarray:
     """The cell of each pixel along one axis; int64 ``[pixels]``."""
     return np.arange(pixels) * cells // pixels
@@ -81,3 +97,12 @@ def pixels_per_cell(sensor: tuple[int, int], size: tuple[int, int]) -> np.ndarra
         np.bincount(cell_of_pixel(pixels, cells), minlength=cells) for pixels, cells in zip(sensor, size, strict=True)
     )
     return np.outer(rows, columns)
+
+
+def gain_of_cells(sensor: tuple[int, int], size: tuple[int, int]) -> Tensor | None:
+    """What a count of each cell is multiplied by, so that evenly spread events look even; float32 ``[H, W]``.
+
+    The mean number of pixels of a cell over its own; None where all cover equally many.
+    """
+    pixels = torch.from_numpy(pixels_per_cell(sensor, size)).float()
+    return None if pixels.unique().numel() == 1 else pixels.mean() / pixels

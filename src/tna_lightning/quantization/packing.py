@@ -28,7 +28,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tna_lightning.data.frames import SLICINGS
 from tna_lightning.files import write_bytes
 from tna_lightning.models.blocks import is_spiking
 from tna_lightning.quantization.codes import (
@@ -51,9 +52,13 @@ from tna_lightning.quantization.codes import (
     period_bits,
 )
 from tna_lightning.quantization.folding import adopt_folding
+from tna_lightning.quantization.inputs import make_askable
 from tna_lightning.quantization.kept import kept_weights, weight_name
 from tna_lightning.quantization.parametrized import check_exists, give_steps, plain_state_dict
 from tna_lightning.quantization.weights import aliases_of, modules_of, plain_name
+
+if TYPE_CHECKING:
+    from tna_lightning.quantization.inputs import KeptNetwork
 
 FORMAT = "tna_lightning.packed"
 VERSION = 3
@@ -67,7 +72,18 @@ INPUTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "std": ("a list of numbers above 0, one a channel", lambda value: _is_list(value, _is_number) and min(value) > 0),
     "class_names": ("a list of names", lambda value: _is_list(value, lambda name: isinstance(name, str))),
     "time_steps": ("a whole number of at least 1", lambda value: _is_count(value)),
+    "framing": ("sensor, [H, W] of what was recorded, and slicing, of the frames", lambda value: _is_framing(value)),
 }
+
+
+def _is_framing(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and value.keys() == {"sensor", "slicing"}
+        and value["slicing"] in SLICINGS
+        and _is_list(value["sensor"], _is_count)
+        and len(value["sensor"]) == 2
+    )
 
 
 def _is_list(value: Any, is_allowed: Callable[[Any], bool]) -> bool:
@@ -212,7 +228,7 @@ def save_network(
         metadata: more to remember, JSON-able, by name.
         inputs: what the network expects, as far as it is known: ``kind`` (``images`` or ``events``), ``shape``
             (``[C, H, W]``), ``mean`` and ``std`` (one a channel, of pixels from 0 to 1), ``class_names``,
-            ``time_steps``.
+            ``time_steps``, ``framing`` of events (``{"sensor": [H, W], "slicing": "time"}`` or ``"count"``).
 
     Raises:
         ValueError: a weight or buffer holds NaN or infinite values, or a weight does once it is decoded; a module's
@@ -376,11 +392,15 @@ def _layer_of_version_1(layer: Mapping[str, Any], scale: Tensor | None) -> dict[
     return {**layer, "axes": [CHANNEL], "scale_axes": scale_axes, "encoding": VALUES}
 
 
-def load_packed(path: Path | str, network: nn.Module | None = None) -> nn.Module:
+def load_packed(path: Path | str, network: nn.Module | None = None) -> KeptNetwork:
     """The network of a packed file, on the CPU, in eval mode, with its decoded weights as plain parameters.
 
     Its logits equal those of the network that was saved, to the bit. Each layer with decoded weights has its
     :class:`~.codes.Codes` as ``layer.kept``, for reports. Weights that differ by time step are ``[T, ...]``.
+
+    It answers about raw inputs: ``network.predict(x)`` gives class and probability of Pillow's pictures, uint8 arrays
+    and recordings, ``network.preprocess(x)`` what the network itself takes of them, ``network.classes`` the names
+    (:class:`~.inputs.Questions`). Raw inputs given to the network itself are refused.
 
     Args:
         path: written by :func:`save_network`.
@@ -391,6 +411,7 @@ def load_packed(path: Path | str, network: nn.Module | None = None) -> nn.Module
         ValueError: the file is damaged or newer, holds codes outside their alphabet, or fits another network.
     """
     state, kept, metadata = decoded_state(path)
+    is_ours = network is None
     if network is None and metadata["spec"] is None:
         raise ValueError(f"path={str(path)!r}: holds a network of your own, pass it: load_packed(path, network=...)")
     try:
@@ -401,6 +422,8 @@ def load_packed(path: Path | str, network: nn.Module | None = None) -> nn.Module
         _load(network, state, kept)
     except ValueError as error:
         raise ValueError(f"path={str(path)!r}: {error}") from None
+    inputs = metadata["inputs"]
+    is_known = is_ours or inputs["mean"] is not None or inputs["framing"] is not None
     own = {plain_name(name): value for name, value in network.state_dict().items()}
     for name, value in state.items():
         if not torch.equal(own[name], value.to(own[name])):
@@ -411,7 +434,8 @@ def load_packed(path: Path | str, network: nn.Module | None = None) -> nn.Module
         for name in map(weight_name, aliases[id(module)]):
             if name in kept:
                 module.kept = kept[name]
-    return network.eval()
+    make_askable(network.eval(), inputs, str(path), refuses_raw=is_known)
+    return cast("KeptNetwork", network)
 
 
 class _Bounded(TorchDispatchMode):

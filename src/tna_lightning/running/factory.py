@@ -19,6 +19,7 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from torch import nn
 
 from tna_lightning.data.batch import Inputs
+from tna_lightning.data.events import EventDataModule
 from tna_lightning.data.images import ImageDataModule
 from tna_lightning.data.module import BatchedDataModule
 from tna_lightning.models import Network, Stepwise, compile_neurons, is_spiking
@@ -27,6 +28,7 @@ from tna_lightning.models.fused import has_compiler
 from tna_lightning.models.settings import parameters_of, takers
 from tna_lightning.models.spec import sizes_for
 from tna_lightning.packages import MissingPackage
+from tna_lightning.quantization.packing import INPUTS
 from tna_lightning.running.config import refuse_unknown
 
 log = logging.getLogger(__name__)
@@ -203,7 +205,7 @@ def expected_inputs(network: nn.Module, datamodule: Any) -> dict[str, Any]:
     Mean, deviation and names of classes are those of the package's data modules and of what derives from them.
     """
     inputs = inputs_of(datamodule)
-    expected: dict[str, Any] = {
+    expected: dict[str, Any] = dict.fromkeys(INPUTS) | {
         "kind": "images" if inputs.time_steps is None else "events",
         "shape": [inputs.channels, inputs.height, inputs.width],
         "time_steps": inputs.time_steps or (getattr(network, "time_steps", None) if is_spiking(network) else 1),
@@ -212,6 +214,8 @@ def expected_inputs(network: nn.Module, datamodule: Any) -> dict[str, Any]:
         expected |= {name: [float(value) for value in getattr(datamodule, name)] for name in ("mean", "std")}
     if isinstance(datamodule, BatchedDataModule):
         expected["class_names"] = [str(name) for name in datamodule.class_names]
+    if isinstance(datamodule, EventDataModule):
+        expected["framing"] = {"sensor": list(datamodule.sensor), "slicing": datamodule.spec.slicing}
     return expected
 
 
