@@ -290,7 +290,7 @@ def test_pictures_of_mixed_kinds_and_sizes_are_scaled_alike(tmp_path):
     with pytest.warns(UserWarning, match=r"left out, no pictures by their names: notes.txt"):
         data.setup("fit")
     assert len(data.train_set.inputs) == 8
-    names = [name for name, _ in data._find().pictures]
+    names = [name for name, _ in data._find().files]
     by_name = dict(zip(names, data.train_set.inputs, strict=True))
     assert (by_name["dog/deep.png"] == 200).all()
     upright = by_name["dog/turned.png"].float()
@@ -308,7 +308,7 @@ def test_what_is_no_picture_is_named_and_may_be_left_out(tmp_path):
     with pytest.warns(UserWarning, match=r"2 bad picture\(s\) left out"):
         data.setup("fit")
     used = torch.cat([data.train_set.subset, data.val_set.subset, data.test_set.subset]).tolist()
-    names = [name for name, _ in data._find().pictures]
+    names = [name for name, _ in data._find().files]
     assert sorted(names[index] for index in used) == sorted(
         name for name in names if name not in ("dog/broken.jpg", "cat/page.png")
     )

@@ -64,6 +64,10 @@ SOURCES = {
         for name in ("ArraysDataModule", "CIFARDataModule", "DigitsDataModule", "IDXDataModule", "CIFAR10DVSDataModule")
     },
     "ImageFolderDataModule": Source("tna_lightning.data.ImageFolderDataModule", without=("augment",)),
+    **{
+        name: Source(f"tna_lightning.data.{name}", without=("augment",))
+        for name in ("EventFolderDataModule", "NMNISTDataModule", "DVSGestureDataModule", "NCaltech101DataModule")
+    },
     **{  # what they leave out, a blank picture, is no choice
         name: Source(f"tna_lightning.data.{name}", without=("augment", "camera", "skip_bad"))
         for name in ("DigitsDVSDataModule", "CIFAR10SimDVSDataModule")
