@@ -292,6 +292,11 @@ def test_train_and_test_folders_are_the_split_unless_another_is_asked_for(tmp_pa
     data.setup("fit")
     assert data.describe()["split"] == "folders"
     assert data.test_set.subset.tolist() == list(range(6, 12))
+    fewer = module(tmp_path, train_subset=2, test_subset=4)
+    fewer.setup("fit")
+    assert fewer.train_set.targets[fewer.train_set.subset].tolist() == [0, 1]
+    assert fewer.test_set.targets[fewer.test_set.subset].tolist() == [0, 0, 1, 1]
+    assert fewer.describe()["of_samples"] == {"train": len(data.train_set), "test": 6}
     pooled = module(tmp_path, split="last", test_fraction=0.25)
     pooled.setup("fit")
     assert [pooled.source().names[index] for index in pooled.test_set.subset] == ["test/left/10", "test/right/10"]

@@ -141,15 +141,16 @@ class EventDataModule(BatchedDataModule):
         usable = torch.zeros(len(labels), dtype=torch.bool)
         usable[torch.from_numpy(cache.usable)] = True
         frames = torch.from_numpy(cache.arrays)
-        self.train_set, self.val_set, self.test_set = (
-            BatchSet(frames, labels, indices[usable[indices]]) for indices in parts
-        )
-        for part, samples in (("train", self.train_set), ("test", self.test_set)):
+        train, val, test = (indices[usable[indices]] for indices in parts)
+        for part, samples in (("train", train), ("test", test)):
             if not len(samples):
                 key, value = {"file": ("split_file", str(self.split_file)), "folders": ("split", "folders")}.get(
                     self.rule, ("test_fraction", self.test_fraction)
                 )
                 raise ValueError(f"{key}={value!r}: leaves no recording to {part}")
+        self.train_set, self.val_set, self.test_set = (
+            BatchSet(frames, labels, indices) for indices in self.reduce(labels, train, val, test)
+        )
         self.cache = cache
 
     @property

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from tna_lightning.packages import LEAF_SPEC, quiet
 from tna_lightning.running.own import changed_since
 from tna_lightning.running.processes import Terminated
-from tna_lightning.running.record import Busy, limits_words, not_counted_words, precision_words, reading
+from tna_lightning.running.record import Busy, limits_words, not_counted_words, part_of_test, precision_words, reading
 
 FULL_ERROR, SET_BY_US = "HYDRA_FULL_ERROR", "TNA_LIGHTNING_SET_FULL_ERROR"
 
@@ -119,7 +119,8 @@ def title(record: Mapping[str, Any]) -> str:
         f"{group}={choices[group]}" for group in ("data", "model", "neuron", "baseline", "quant") if group in choices
     ]
     simulated = " (simulated events)" if record.get("data", {}).get("simulated") else ""
-    return f"{' '.join(words)} seed={record['seed']}{simulated}"
+    part = f" ({part})" if (part := part_of_test(record)) else ""
+    return f"{' '.join(words)} seed={record['seed']}{simulated}{part}"
 
 
 def summary_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -22,6 +22,8 @@ ADDED: dict[str, Any] = {
     "companion.precision": "full",
     "data.frames_root": None,
     "data.split": None,
+    "data.val_subset": None,
+    "data.test_subset": None,
     "model.norm": "bn",
     "neuron.per": "layer",
     "objective.class_weights": None,
@@ -94,6 +96,8 @@ def as_before(flat: Mapping[str, Any], recorded: Mapping[str, Any] | None = None
         "random" if flat.get("data.split_file") is None else "file"
     ):
         flat["data.split"] = None  # which says the same of these sets
+    if str(flat.get("data._target_")).rpartition(".")[2] in _EVENTS and flat.get("data.train_subset", 0) is None:
+        del flat["data.train_subset"]  # images had it
     neutral = dict(ADDED)
     if recorded is not None:
         had = as_before(recorded)
