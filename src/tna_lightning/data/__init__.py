@@ -28,6 +28,7 @@ _MODULES = {
     "NCaltech101DataModule": "known_events",
     "NMNISTDataModule": "known_events",
     "Normalization": "batch",
+    "SVHNDataModule": "svhn",
 }
 
 __all__ = list(_MODULES)

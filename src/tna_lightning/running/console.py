@@ -115,9 +115,8 @@ def warn_of_changes(config: Mapping[str, Any]) -> None:
 def title(record: Mapping[str, Any]) -> str:
     """One line that names what was trained: choices and seed."""
     choices = record.get("choices", {})
-    words = [
-        f"{group}={choices[group]}" for group in ("data", "model", "neuron", "baseline", "quant") if group in choices
-    ]
+    groups = ("data", "model", "neuron", "baseline", "quant", "debug")
+    words = [f"{group}={choices[group]}" for group in groups if group in choices]
     simulated = " (simulated events)" if record.get("data", {}).get("simulated") else ""
     part = f" ({part})" if (part := part_of_test(record)) else ""
     return f"{' '.join(words)} seed={record['seed']}{simulated}{part}"

@@ -68,6 +68,7 @@ SOURCES = {
         name: Source(f"tna_lightning.data.{name}", without=("augment",))
         for name in ("EventFolderDataModule", "NMNISTDataModule", "DVSGestureDataModule", "NCaltech101DataModule")
     },
+    "SVHNDataModule": Source("tna_lightning.data.SVHNDataModule", without=("augment",)),
     **{  # what they leave out, a blank picture, is no choice
         name: Source(f"tna_lightning.data.{name}", without=("augment", "camera", "skip_bad"))
         for name in ("DigitsDVSDataModule", "CIFAR10SimDVSDataModule")
