@@ -178,6 +178,38 @@ def test_train_subset_is_stratified_and_leaves_validation_alone() -> None:
     assert set(counts.values()) <= {19, 20, 21}
 
 
+def test_validation_and_test_subsets_are_drawn_once_and_said() -> None:
+    whole = DigitsDataModule(seed=4)
+    parts = [DigitsDataModule(seed=seed, val_subset=20, test_subset=50) for seed in (4, 4, 5)]
+    for data in (whole, *parts):
+        data.setup("fit")
+    some, again, other = parts
+    assert torch.equal(some.train_set.subset, whole.train_set.subset)
+    for name in ("val_set", "test_set"):
+        subset = getattr(some, name).subset
+        assert torch.equal(subset, getattr(again, name).subset)
+        assert set(subset.tolist()) < set(getattr(whole, name).subset.tolist())
+    assert torch.equal(some.test_set.subset, other.test_set.subset)
+    assert not torch.equal(some.val_set.subset, other.val_set.subset)
+    counts = Counter(some.test_set.targets[some.test_set.subset].tolist())
+    assert (sum(counts.values()), set(counts.values())) == (50, {5})
+    about = some.describe()
+    assert (about["val_samples"], about["test_samples"]) == (20, 50)
+    assert about["of_samples"] == {"val": 144, "test": 360}
+    assert "of_samples" not in whole.describe()
+    assert some.split_hash != whole.split_hash
+
+
+def test_images_that_a_test_subset_leaves_out_do_not_count_in_the_mean() -> None:
+    class Measured(DigitsDataModule):
+        mean = std = None
+
+    whole, some = Measured(), Measured(test_subset=20)
+    for data in (whole, some):
+        data.setup("fit")
+    assert (some.mean, some.std) == (whole.mean, whole.std)
+
+
 def test_no_validation_images(trainer, probe) -> None:
     data = DigitsDataModule(val_fraction=0)
     model = probe(data)
@@ -236,11 +268,18 @@ def test_bad_settings(settings: dict, message: str) -> None:
         Colours(**settings)
 
 
-@pytest.mark.parametrize("train_subset", [0, 1294])
-def test_bad_subset(train_subset: int) -> None:
-    data = DigitsDataModule(train_subset=train_subset)
-    with pytest.raises(ValueError, match=rf"^train_subset={train_subset}: must be null or lie in \[1, 1293\]"):
+@pytest.mark.parametrize(("part", "number"), [("train", 1293), ("val", 144), ("test", 360)])
+@pytest.mark.parametrize("beyond", [False, True])
+def test_bad_subset(part: str, number: int, beyond: bool) -> None:
+    count = number + 1 if beyond else 0
+    data = DigitsDataModule(**{f"{part}_subset": count})
+    with pytest.raises(ValueError, match=rf"^{part}_subset={count}: must be null or lie in \[1, {number}\]"):
         data.setup("fit")
+
+
+def test_a_subset_of_no_validation_set_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^val_subset=5: must be null, there are no samples for val"):
+        DigitsDataModule(val_fraction=0, val_subset=5).setup("fit")
 
 
 def test_works_with_a_plain_trainer_without_warnings(tmp_path: Path, monkeypatch, probe) -> None:

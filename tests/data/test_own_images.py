@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tna_lightning.data import ArraysDataModule, IDXDataModule, ImageFolderDataModule, folder
+from tna_lightning.data import ArraysDataModule, IDXDataModule, ImageFolderDataModule, SVHNDataModule, folder
 from tna_lightning.data.idx import FILES, SETS, read_idx
 from tna_lightning.data.images import measure
 from tna_lightning.running.own import digest_of, own_digests
@@ -131,6 +131,56 @@ def test_the_measure_is_exact_and_of_the_subset_alone():
     # channel 0: 51, 153, 0, 0 of 255; channel 1 never changes
     assert mean == (pytest.approx(0.2, abs=1e-15), 0.0)
     assert std == (pytest.approx((0.01 * 0 + (0 + 0.16 + 0.04 + 0.04) / 4) ** 0.5, abs=1e-15), 1.0)
+
+
+def write_svhn(folder, **changed):
+    from scipy.io import savemat
+
+    folder.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(2).integers(0, 256, (40, 3, 32, 32), dtype=np.uint8)
+    labels = np.where(LABELS == 0, 10, LABELS)[:, None]
+    for name, part in (("train", slice(0, 30)), ("test", slice(30, 40))):
+        held = {"X": pixels[part].transpose(2, 3, 1, 0), "y": labels[part]} | changed
+        savemat(folder / f"{name}_32x32.mat", {key: value for key, value in held.items() if value is not None},
+                do_compression=True)  # fmt: skip
+    return pixels
+
+
+@pytest.mark.parametrize("place", [".", "svhn", "SVHN"])
+def test_svhn_is_read_and_its_ten_is_a_zero(tmp_path, place, caplog):
+    pixels = write_svhn(tmp_path / place)
+    data = SVHNDataModule(tmp_path, download=False)
+    data.setup("fit")
+    assert caplog.text.count("is not the official file") == 2
+    assert torch.equal(data.train_set.inputs, torch.from_numpy(pixels))
+    assert data.train_set.targets.tolist() == LABELS.tolist()
+    assert data.test_set.subset.tolist() == list(range(30, 40))
+    assert astuple(data.inputs) == (3, 32, 32, None, 10)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"X": None}, r"its X is object \[\], must be uint8 \[32, 32, 3, N\]"),
+        ({"X": GREY}, r"its X is uint8 \[40, 28, 28\]"),
+        ({"y": LABELS[:3, None]}, r"its y is uint8 \[3, 1\], must be 30 whole numbers"),
+        ({"y": np.full((30, 1), 11)}, "its y must hold whole numbers from 1 to 10"),
+        (None, r"is damaged or no .mat file of version 5 \(.*\); fetch the file again"),
+    ],
+)
+def test_svhn_that_is_not_as_it_should_be_is_named(tmp_path, changed, message):
+    write_svhn(tmp_path, **changed or {})
+    if changed is None:
+        path = tmp_path / "train_32x32.mat"
+        path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(ValueError, match=rf"^root='.*': .*train_32x32.mat: {message}") as error:
+        SVHNDataModule(tmp_path, download=False).setup("fit")
+    assert "\n" not in str(error.value)
+
+
+def test_svhn_that_is_not_there_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"^root='.*': holds no train_32x32.mat; set download=true, or fetch"):
+        SVHNDataModule(tmp_path, download=False).setup("fit")
 
 
 COLOUR = np.random.default_rng(1).integers(0, 256, (40, 6, 5, 3), dtype=np.uint8)
@@ -290,7 +340,7 @@ def test_pictures_of_mixed_kinds_and_sizes_are_scaled_alike(tmp_path):
     with pytest.warns(UserWarning, match=r"left out, no pictures by their names: notes.txt"):
         data.setup("fit")
     assert len(data.train_set.inputs) == 8
-    names = [name for name, _ in data._find().pictures]
+    names = [name for name, _ in data._find().files]
     by_name = dict(zip(names, data.train_set.inputs, strict=True))
     assert (by_name["dog/deep.png"] == 200).all()
     upright = by_name["dog/turned.png"].float()
@@ -308,7 +358,7 @@ def test_what_is_no_picture_is_named_and_may_be_left_out(tmp_path):
     with pytest.warns(UserWarning, match=r"2 bad picture\(s\) left out"):
         data.setup("fit")
     used = torch.cat([data.train_set.subset, data.val_set.subset, data.test_set.subset]).tolist()
-    names = [name for name, _ in data._find().pictures]
+    names = [name for name, _ in data._find().files]
     assert sorted(names[index] for index in used) == sorted(
         name for name in names if name not in ("dog/broken.jpg", "cat/page.png")
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tna_lightning.data import recordings
+from tna_lightning.data import formats
 from tna_lightning.data.aedat4 import DecodingError, _Decoder, decode
 from tna_lightning.data.recordings import (
     BadRecording,
@@ -176,7 +176,8 @@ def test_the_decoder_ends_with_its_caller_and_one_that_left_idle_is_replaced(tmp
     left = subprocess.Popen([sys.executable, "-c", ""], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     left.wait()
     decoder._process = left
-    assert len(decoder.read(tmp_path / "a.aedat4")["t"]) == 20
+    columns, sensor = decoder.read(tmp_path / "a.aedat4")
+    assert (len(columns["t"]), sensor) == (20, SENSOR)
     assert decoder._process is not left
     assert decoder.close() == 0  # by the end of its input, which it sees when its caller dies
 
@@ -203,8 +204,8 @@ def test_spikingjellys_arrays_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"p": None}, "no numpy archive of t, x, y and p"),
-        ({"p": np.array([1, None])}, "no numpy archive of t, x, y and p"),
+        ({"p": None}, "no t, x, y and p by name, but t int64 .2., x int64 .2., y int64 .2.; numpy.savez"),
+        ({"p": np.array([1, None])}, "no numpy file of numbers"),
         ({"t": np.array([0.5, 1.0])}, "must be whole numbers"),
         ({"t": np.array([5])}, "equally many"),
         ({"x": np.array([-1, 2])}, "must not be negative"),
@@ -215,7 +216,7 @@ def test_spikingjellys_arrays_are_read(tmp_path):
 def test_bad_arrays_are_named(tmp_path, changed, message):
     write_npz(tmp_path / "r.npz", **changed)
     with pytest.raises(BadRecording, match=rf"^r: .*{message}"):
-        recordings.parse_npz((tmp_path / "r.npz").read_bytes(), "r")
+        formats.parse_arrays((tmp_path / "r.npz").read_bytes(), "r")
 
 
 @pytest.mark.parametrize("layout", [".", "CIFAR10DVS", "extract", "download", "CIFAR10DVS/extract"])
@@ -312,7 +313,7 @@ def test_whatever_a_zip_says_of_a_member_a_bad_one_is_named(tmp_path, offset, va
 def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
     fill(tmp_path / "whole")
     (tmp_path / "whole" / "automobile").rename(tmp_path / "automobile")
-    monkeypatch.setattr(recordings, "MOST_BYTES", 800)
+    monkeypatch.setattr(formats, "MOST_BYTES", 800)
     with zipfile.ZipFile(tmp_path / "airplane.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("airplane/r_0.aedat", aedat2([(1, 1, 1, 1)] * 100))
     with pytest.raises(BadRecording, match=r"airplane/r_0\.aedat has 975 bytes, more than 800"):

@@ -404,6 +404,24 @@ def test_latex_escapes_what_it_must(tmp_path):
     assert "ternary\\_ttq" in as_latex(rows(collect([tmp_path]).done))
 
 
+def test_figures_on_a_subset_of_the_test_set_stand_in_a_row_of_their_own(tmp_path):
+    whole = record()
+    about = whole["data"] | {"test_samples": 50, "of_samples": {"test": 360}}
+    config = whole["config"] | {"data": whole["config"]["data"] | {"test_subset": 50}}
+    write(tmp_path / "s", whole)
+    write(tmp_path / "s", record(data=about, config=config, identity=identity(config), name="part"))
+    report([tmp_path / "s"], tmp_path / "out")
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert [line.split(" | ")[0] for line in table.splitlines() if line.startswith("| digits")] == [
+        "| digits",
+        "| digits (50 of 360 test samples)",
+    ]
+    assert "- digits: 9 train, 1 val, 50 of 360 test samples" in table
+    assert "- digits: 9 train, 1 val, 2 test samples" in table
+    assert "not on all of these samples: data.test_subset=50" in table
+    assert "digits (50 of 360 test samples)" in (tmp_path / "out" / "table.csv").read_text()
+
+
 def test_simulated_data_and_parts_of_the_samples_are_called_so(tmp_path):
     write(tmp_path / "s", record(simulated=True, data={"simulated": True, "test_samples": 2, "note": "a stand-in"}))
     limited = record(seed=1)["config"] | {"trainer": {"limit_test_batches": 2}}
@@ -412,6 +430,7 @@ def test_simulated_data_and_parts_of_the_samples_are_called_so(tmp_path):
     assert "not on all of these samples: trainer.limit_test_batches=2" in (tmp_path / "out" / "table.md").read_text()
     for name in ("table.md", "table.csv", "table.tex", "index.html"):
         assert "digits (simulated)" in (tmp_path / "out" / name).read_text(), name
+        assert "digits (simulated) (part of the test set)" in (tmp_path / "out" / name).read_text(), name
     assert "SIMULATED events, no recordings of a camera; a stand-in" in (tmp_path / "out" / "table.md").read_text()
 
 

@@ -17,11 +17,12 @@ from hydra import initialize_config_dir
 
 from tna_lightning import __main__ as front
 from tna_lightning.data import Inputs
+from tna_lightning.running.companions import pretraining_config
 from tna_lightning.running.config import check, companion_nodes, compose, explain, register_resolvers
 from tna_lightning.running.factory import build
 from tna_lightning.running.home import GROUPS, home, options
 from tna_lightning.running.identity import folder_name
-from tna_lightning.running.record import finished_record
+from tna_lightning.running.record import finished_record, limits_words
 from tna_lightning.running.signatures import SOURCES, render
 
 ROOT = Path(__file__).parents[2]
@@ -145,6 +146,16 @@ def test_every_setting_of_a_signature_stands_in_its_file_with_its_default_and_me
 @pytest.mark.parametrize("choice", options("experiments"))
 def test_studies_compose(choice):
     assert compose([f"experiments={choice}"])["study"] == choice
+
+
+def test_a_smoke_run_wins_over_an_experiment_and_is_called_so():
+    config = compose(["experiments=evidence", "debug=smoke"])
+    assert (config["epochs"], config["trainer"]["max_epochs"], config["output_dir"]) == (1, 1, ".smoke")
+    assert {config["trainer"][f"limit_{part}_batches"] for part in ("train", "val", "test")} == {2}
+    assert limits_words(config).endswith("trainer.limit_test_batches=2")
+    assert "-smoke-s0-" in folder_name(config)
+    assert "-smoke-s0-" in folder_name(pretraining_config(compose(["baseline=kd", "debug=smoke"])))
+    assert config["choices"]["logger"] == "csv"
 
 
 def test_every_choice_describes_itself():

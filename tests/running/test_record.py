@@ -7,7 +7,16 @@ import sys
 import pytest
 
 from tna_lightning.running.identity import folder_name, identity
-from tna_lightning.running.record import RECORD, Run, find_runs, finished_record, is_active, limits_words, read_record
+from tna_lightning.running.record import (
+    RECORD,
+    Run,
+    find_runs,
+    finished_record,
+    is_active,
+    limits_words,
+    part_of_test,
+    read_record,
+)
 
 CONFIG = {
     "seed": 0,
@@ -40,6 +49,16 @@ def test_it_is_said_which_settings_kept_samples_from_a_run():
     assert limits_words(changed(trainer=some)) == "trainer.limit_train_batches=1 trainer.limit_test_batches=0.5"
     assert limits_words(changed(trainer={"overfit_batches": 1})) == "trainer.overfit_batches=1"
     assert limits_words(CONFIG) == limits_words(changed(trainer={"limit_val_batches": None})) == ""
+    fewer = changed(data={"train_subset": 9, "val_subset": None, "test_subset": 2}, trainer={"limit_test_batches": 1})
+    assert limits_words(fewer) == "data.train_subset=9 data.test_subset=2 trainer.limit_test_batches=1"
+
+
+def test_figures_on_a_part_of_the_test_set_are_told_from_those_on_all():
+    about = {"test_samples": 50, "of_samples": {"train": 90, "test": 360}}
+    assert part_of_test({"config": CONFIG, "data": about}) == "50 of 360 test samples"
+    assert part_of_test({"config": changed(trainer={"limit_test_batches": 2})}) == "part of the test set"
+    fewer = changed(trainer={"limit_train_batches": 2, "limit_test_batches": 1.0})
+    assert part_of_test({"config": fewer, "data": {"of_samples": {"train": 90}}}) == ""
 
 
 def test_identity_does_not_depend_on_the_order_of_keys():

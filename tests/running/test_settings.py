@@ -257,7 +257,8 @@ NODES = {"baseline": ("objective", "companion"), "optimizer": ("optimizer", "sch
 
 def rows():
     """Choices of all groups side by side, so that each is composed once."""
-    of_files = {"arrays": ["data.file=mine.npz"], "image_folder": ["data.root=mine"]}  # which say no default
+    mine = {name: ["data.root=mine"] for name in ("event_folder", "image_folder")}  # which say no default
+    of_files = {"arrays": ["data.file=mine.npz"], **mine}
     yield from ([f"data={choice}", *of_files.get(choice, [])] for choice in options("data"))
     for choice in options("augment"):
         yield [f"augment={choice}", f"data={'digits_dvs' if choice in EVENTS else 'digits'}"]

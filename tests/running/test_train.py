@@ -338,7 +338,7 @@ def test_a_teacher_of_another_shape_is_refused(done_run, tmp_path):
         (["trainer.logger=false"], "error: trainer.logger: is not for you to set; choose one: logger=wandb"),
         (
             ["+trainer.fast_dev_run=true"],
-            "error: trainer.fast_dev_run: is not for you to set; epochs=1 trainer.limit_tr",
+            "error: trainer.fast_dev_run: is not for you to set; debug=smoke runs one epoch",
         ),
         (["+trainer.enable_checkpointing=false"], "error: trainer.enable_checkpointing: is not for you to set"),
         (["+trainer.max_epoch=3"], "error: trainer.max_epoch: nothing reads such a setting; did you mean max_epochs?"),

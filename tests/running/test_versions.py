@@ -119,6 +119,9 @@ def test_a_record_of_an_earlier_version_is_read_with_todays_settings():
         (["neuron.per=channel"], False),
         (["trainer.limit_train_batches=2"], False),
         (["data=digits_dvs", "data.frames_root=elsewhere"], True),
+        (["data=digits_dvs", "data.split=random"], True),
+        (["data=digits_dvs", "data.train_subset=9"], False),
+        (["data.test_subset=9"], False),
     ],
 )
 def test_a_setting_added_since_leaves_the_identity_at_its_neutral_value_alone(added, same):

@@ -15,15 +15,20 @@ _MODULES = {
     "CIFAR10DVSDataModule": "cifar10dvs",
     "CIFAR10SimDVSDataModule": "simulated",
     "CIFARDataModule": "cifar",
+    "DVSGestureDataModule": "known_events",
     "DigitsDVSDataModule": "simulated",
     "DigitsDataModule": "digits",
     "EventCamera": "camera",
     "EventDataModule": "events",
+    "EventFolderDataModule": "event_folder",
     "IDXDataModule": "idx",
     "ImageDataModule": "images",
     "ImageFolderDataModule": "folder",
     "Inputs": "batch",
+    "NCaltech101DataModule": "known_events",
+    "NMNISTDataModule": "known_events",
     "Normalization": "batch",
+    "SVHNDataModule": "svhn",
 }
 
 __all__ = list(_MODULES)

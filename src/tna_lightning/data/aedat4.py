@@ -32,7 +32,7 @@ class _Decoder:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
 
-    def read(self, path: Path) -> dict[str, np.ndarray]:
+    def read(self, path: Path) -> tuple[dict[str, np.ndarray], tuple[int, int]]:
         answer = self._ask(path)
         if answer is None:  # it may have left, idle, just before
             answer = self._ask(path)
@@ -50,7 +50,8 @@ class _Decoder:
             if len(content) < size:
                 raise DecodingError("its decoder breaks down")
             columns[name] = np.frombuffer(content, dtype)
-        return columns
+        height, width = head["sensor"]
+        return columns, (height, width)
 
     def _ask(self, path: Path) -> bytes | None:
         """The first line of the answer; None where the process left without one for another reason than the file."""
@@ -94,10 +95,19 @@ def decode(path: Path) -> dict[str, np.ndarray]:
     Raises:
         DecodingError: the file is cut short or damaged, or holds no events.
     """
+    return _decoder().read(path)[0]
+
+
+def sensor_of(path: Path) -> tuple[int, int]:
+    """``(H, W)`` of the camera, as a file says it; raises as :func:`decode`."""
+    return _decoder().read(path)[1]
+
+
+def _decoder() -> _Decoder:
     if os.getpid() not in _decoders:
         _decoders[os.getpid()] = decoder = _Decoder()
         atexit.register(decoder.close)
-    return _decoders[os.getpid()].read(path)
+    return _decoders[os.getpid()]
 
 
 def _serve() -> None:
@@ -112,8 +122,12 @@ def _serve() -> None:
     while select.select([sys.stdin], [], [], IDLE_SECONDS)[0] and (line := sys.stdin.readline()):
         try:
             decoder = aedat.Decoder(json.loads(line))
-            streams = [number for number, stream in decoder.id_to_stream().items() if stream["type"] == "events"]
-            packets = [packet["events"] for packet in decoder if streams and packet["stream_id"] == min(streams)]
+            streams = {number: each for number, each in decoder.id_to_stream().items() if each["type"] == "events"}
+            if not streams:
+                raise ValueError("it has no stream of events")
+            first = min(streams)
+            sensor = streams[first]["height"], streams[first]["width"]
+            packets = [packet["events"] for packet in decoder if packet["stream_id"] == first]
             columns = [
                 np.concatenate([packet[packet.dtype.names[index]] for packet in packets] or [[]]).astype(dtype)
                 for index, dtype in enumerate(COLUMNS.values())
@@ -123,7 +137,7 @@ def _serve() -> None:
         except BaseException as error:  # panics of aedat's Rust code are BaseExceptions
             answers.write(json.dumps({"error": " ".join(str(error).split())}).encode() + b"\n")
         else:
-            answers.write(json.dumps({"events": len(columns[0])}).encode() + b"\n")
+            answers.write(json.dumps({"events": len(columns[0]), "sensor": sensor}).encode() + b"\n")
             for column in columns:
                 answers.write(column.tobytes())
         answers.flush()

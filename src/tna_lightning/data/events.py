@@ -15,11 +15,13 @@ from tna_lightning.data.array_cache import ArrayCache
 from tna_lightning.data.batch import Batch, Inputs, Normalization
 from tna_lightning.data.frame_cache import cache_key, open_cache
 from tna_lightning.data.frames import FrameSpec, gain_of_cells
-from tna_lightning.data.loading import BatchSet, stratified_split
+from tna_lightning.data.loading import BatchSet, ordered_split, stratified_split
 from tna_lightning.data.module import BatchedDataModule
 from tna_lightning.data.recordings import RecordingSource
 
 SPLITS = ("train", "val", "test")
+RULES = ("random", "first", "last", "file", "folders")
+"""How the test set is chosen."""
 
 
 class EventDataModule(BatchedDataModule):
@@ -35,8 +37,11 @@ class EventDataModule(BatchedDataModule):
         frames_root: folder in which frames are cached instead, for recordings that lie where nothing can be written.
         time_steps: T, frames per recording.
         slicing: ``time`` for frames of equal length, ``count`` for frames of equally many events.
-        size: pixels along a side of a frame, at most the sensor's.
-        test_fraction: share of the recordings of each class that is the test set.
+        size: pixels along a side of a frame, or its H and W; at most the sensor's.
+        split: which recordings are the test set: ``random`` (of each class a share, by ``split_seed``), ``first`` or
+            ``last`` (of each class, in the order of their numbers), ``file`` (``split_file``), ``folders`` (those of
+            train and test); None: folders where the data have them, file where ``split_file`` is given, else random.
+        test_fraction: share of the recordings of each class that is the test set, by a rule that draws or counts.
         split_seed: of the test set alone, so that runs of several seeds share it.
         split_file: JSON with lists of recordings' names (``airplane/cifar10_airplane_12``) under ``train``, ``test``
             and, if wanted, ``val``; used instead of ``test_fraction`` and ``split_seed``. Others are left out.
@@ -55,9 +60,10 @@ class EventDataModule(BatchedDataModule):
         *,
         time_steps: int = 10,
         slicing: str = "time",
-        size: int = 48,
+        size: int | tuple[int, int] = 48,
         batch_size: int = 64,
         eval_batch_size: int = 100,
+        split: str | None = None,
         test_fraction: float = 0.1,
         split_seed: int = 0,
         split_file: str | Path | None = None,
@@ -68,9 +74,14 @@ class EventDataModule(BatchedDataModule):
         **settings: Any,
     ) -> None:
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, **settings)
-        if size < 1:
+        height, width = (size, size) if isinstance(size, int) else size
+        if min(height, width) < 1:
             raise ValueError(f"size={size!r}: must be at least 1")
-        self.spec = FrameSpec(time_steps, slicing, (size, size))
+        self.spec = FrameSpec(time_steps, slicing, (height, width))
+        if split not in (None, *RULES):
+            raise ValueError(f"split={split!r}: must be null or one of {', '.join(RULES)}")
+        if (split == "file") != (split_file is not None) and split is not None:
+            raise ValueError(f"split={split!r}: file, and no other, goes with split_file=FILE")
         for setting, value in (("test_fraction", test_fraction), ("val_fraction", val_fraction)):
             if not 0 <= value < 1:
                 raise ValueError(f"{setting}={value!r}: must lie in [0, 1)")
@@ -79,6 +90,7 @@ class EventDataModule(BatchedDataModule):
                 raise ValueError(f"{setting}={count!r}: must not be negative")
         self.root = Path(root)
         self.frames_root = self.root / "frames" if frames_root is None else Path(frames_root)
+        self.split = split
         self.test_fraction = test_fraction
         self.split_seed = split_seed
         self.split_file = None if split_file is None else Path(split_file)
@@ -105,29 +117,58 @@ class EventDataModule(BatchedDataModule):
         """The recordings."""
         raise NotImplementedError
 
+    def own_test(self) -> list[int]:
+        """The numbers of the recordings that the data themselves set aside for the test; without any they leave it."""
+        return []
+
     def setup(self, stage: str) -> None:  # noqa: D102
         if self.cache is not None:
             return
         source = self.source()
-        if self.spec.size[0] > min(source.sensor):
-            raise ValueError(f"size={self.spec.size[0]!r}: must be at most the sensor's {min(source.sensor)} pixels")
+        if any(cells > pixels for cells, pixels in zip(self.spec.size, source.sensor, strict=True)):
+            height, width = source.sensor
+            limit = f"{height} pixels" if height == width else f"pixels, [{height},{width}]"
+            raise ValueError(f"size={self._size!r}: must be at most the sensor's {limit}")
+        labels = torch.tensor(source.labels)
+        parts = self._split(source.names, labels)
         cache = open_cache(
             self.frames_root, self.name, source, self.spec, skip_bad=self.skip_bad, workers=self.build_workers
         )
         self._gain = gain_of_cells(source.sensor, self.spec.size)
         self._key = cache_key(source, self.spec)
         self.sensor = source.sensor
-        labels = torch.tensor(source.labels)
         usable = torch.zeros(len(labels), dtype=torch.bool)
         usable[torch.from_numpy(cache.usable)] = True
         frames = torch.from_numpy(cache.arrays)
-        self.train_set, self.val_set, self.test_set = (
-            BatchSet(frames, labels, indices[usable[indices]]) for indices in self._split(source.names, labels)
-        )
-        for split, samples in (("train", self.train_set), ("test", self.test_set)):
+        train, val, test = (indices[usable[indices]] for indices in parts)
+        for part, samples in (("train", train), ("test", test)):
             if not len(samples):
-                raise ValueError(f"test_fraction={self.test_fraction!r}: leaves no recording to {split}")
+                key, value = {"file": ("split_file", str(self.split_file)), "folders": ("split", "folders")}.get(
+                    self.rule, ("test_fraction", self.test_fraction)
+                )
+                raise ValueError(f"{key}={value!r}: leaves no recording to {part}")
+        self.train_set, self.val_set, self.test_set = (
+            BatchSet(frames, labels, indices) for indices in self.reduce(labels, train, val, test)
+        )
         self.cache = cache
+
+    @property
+    def rule(self) -> str:
+        """Which of :data:`RULES` chooses the test set.
+
+        Raises:
+            ValueError: ``split=folders``, and the data have none.
+        """
+        if self.split == "folders" and not self.own_test():
+            raise ValueError("split='folders': there are no folders of train and test")
+        given = "file" if self.split_file is not None else "folders" if self.own_test() else "random"
+        return self.split or given
+
+    @property
+    def _size(self) -> int | list[int]:
+        """One number for a square."""
+        height, width = self.spec.size
+        return height if height == width else [height, width]
 
     def _split(self, names: Sequence[str], labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.split_file is not None:
@@ -135,8 +176,14 @@ class EventDataModule(BatchedDataModule):
             pool, test = listed["train"], listed["test"]
             if "val" in listed:
                 return pool, listed["val"], test
-        else:
+        elif self.rule == "folders":
+            is_test = torch.zeros(len(labels), dtype=torch.bool)
+            is_test[self.own_test()] = True
+            pool, test = (~is_test).nonzero().squeeze(1), is_test.nonzero().squeeze(1)
+        elif self.rule == "random":
             pool, test = stratified_split(labels, self.test_fraction, self.split_seed)
+        else:
+            pool, test = ordered_split(labels, self.test_fraction, first=self.rule == "first")
         rest, chosen = stratified_split(labels[pool], self.val_fraction, self.seed)
         return pool[rest], pool[chosen], test
 
@@ -170,7 +217,9 @@ class EventDataModule(BatchedDataModule):
             "simulated": self.simulated,
             "time_steps": self.time_steps,
             "slicing": self.spec.slicing,
-            "size": self.spec.size[0],
+            "size": self._size,
+            "sensor": list(self.sensor),
+            "split": self.rule,
             "frames_key": self._key,
             "bad_recordings": self.cache.bad,
             "events_per_recording": events / len(stats),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -15,12 +14,12 @@ import torch
 from torch import Tensor
 
 from tna_lightning.data.array_cache import ArrayCache, BadSample, key_of, open_arrays
+from tna_lightning.data.class_folders import Found, files_in, find_files, folders_in
 from tna_lightning.data.images import ImageDataModule
 from tna_lightning.data.loading import stratified_split
 from tna_lightning.data.pictures import SUFFIXES, read_picture
 
 FORMAT = 1  # raise it when pictures of the same key would come out differently
-PARTS = ("train", "test")
 ANNOTATIONS = "val_annotations.txt"
 """Tiny ImageNet's: which class each picture of its folder ``val`` is of."""
 
@@ -119,7 +118,7 @@ class ImageFolderDataModule(ImageDataModule):
         self.build_workers = build_workers
         self.cache_root = self.root / ".pictures" if cache_root is None else Path(cache_root)
         self.cache: ArrayCache | None = None
-        self._found: _Found | None = None
+        self._found: Found | None = None
 
     @property
     def class_names(self) -> list[str]:
@@ -133,7 +132,7 @@ class ImageFolderDataModule(ImageDataModule):
 
     def load(self) -> tuple[Tensor, Tensor, Tensor]:  # noqa: D102
         found = self._find()
-        names = [name for name, _ in found.pictures]
+        names = [name for name, _ in found.files]
         stats = [(self.root / name).stat() for name in names]
         maker = PictureMaker(self.root, names, self.size or (0, 0), self.grey)
         key = key_of(
@@ -150,7 +149,7 @@ class ImageFolderDataModule(ImageDataModule):
             )
         except ValueError as error:
             raise type(error)(f"root={str(self.root)!r}: {error}") from error
-        labels = torch.tensor([label for _, label in found.pictures])
+        labels = torch.tensor([label for _, label in found.files])
         test = torch.tensor(found.test) if found.test else stratified_split(labels, fraction=0.2, seed=0)[1]
         test = test[self._usable(len(labels))[test]]
         self._measure(test)
@@ -161,7 +160,7 @@ class ImageFolderDataModule(ImageDataModule):
         split = "train and test folders" if self._find().test else "a fifth of each class, seed 0"
         return {**super().describe(), "split": split, "bad_pictures": self.cache.bad}
 
-    def _find(self) -> _Found:
+    def _find(self) -> Found:
         if self._found is None:
             try:
                 self._found = find_pictures(self.root)
@@ -195,89 +194,20 @@ class ImageFolderDataModule(ImageDataModule):
         self.mean, self.std = tuple(mean), tuple(std)
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What lies below a folder.
-
-    Attributes:
-        classes: their names.
-        pictures: the path below the folder and the label of each, in order.
-        test: the numbers of the test's pictures; empty where a fifth is to be drawn.
-    """
-
-    classes: list[str]
-    pictures: list[tuple[str, int]]
-    test: list[int]
-
-
-def find_pictures(root: Path) -> _Found:
-    """The classes and pictures below ``root``, hidden files and folders left out.
-
-    Raises:
-        FileNotFoundError: no such folder, or none in it.
-        ValueError: a class has no pictures, there is one alone, or the test has a class that training lacks.
-    """
-    if not root.is_dir():
-        raise FileNotFoundError("is no folder")
-    folders = _folders(root)
-    if (root / "val" / ANNOTATIONS).is_file() and "train" in folders:
+def find_pictures(root: Path) -> Found:
+    """The classes and pictures below ``root``: in folders of classes, or as Tiny ImageNet comes."""
+    if (root / "val" / ANNOTATIONS).is_file() and (root / "train").is_dir():
         return _tiny_imagenet(root)
-    split = [name for name in PARTS if name in folders]
-    if len(split) == 1:
-        other = next(name for name in PARTS if name not in split)
-        raise ValueError(f"has a folder {split[0]}, and none called {other} beside it")
-    parts = split or ["."]
-    classes = _folders(root / parts[0])
-    if not classes:
-        raise FileNotFoundError("holds no folders of classes" + (f" in {parts[0]}" if split else ""))
-    if len(classes) == 1:
-        raise ValueError(f"holds one class alone ({classes[0]}), there is nothing to tell apart")
+    return find_files(root, SUFFIXES, "pictures")
+
+
+def _tiny_imagenet(root: Path) -> Found:
     others: list[str] = []
-    pictures: list[tuple[str, int]] = []
-    test: list[int] = []
-    for part in parts:
-        unknown = [name for name in _folders(root / part) if name not in classes]
-        if unknown:
-            raise ValueError(f"{part} has the class {unknown[0]}, which {parts[0]} does not have")
-        for label, name in enumerate(classes):
-            found = _pictures(root / part / name, others) if (root / part / name).is_dir() else []
-            if not found and part == parts[0]:
-                raise ValueError(f"{(Path(part) / name).as_posix()}: holds no pictures ({', '.join(SUFFIXES)})")
-            start = len(pictures)
-            pictures += [((Path(part) / name / each).as_posix(), label) for each in found]
-            test += range(start, len(pictures)) if part == "test" else ()
-    if split and not test:
-        raise ValueError("test: holds no pictures")
-    if others:
-        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-        warnings.warn(f"left out, no pictures by their names: {', '.join(others[:3])}{more}", stacklevel=2)
-    return _Found(classes, pictures, test)
-
-
-def _folders(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _pictures(folder: Path, others: list[str]) -> list[str]:
-    """The pictures below a folder, relative to it, by name; files that are none by their name are added to others."""
-    found = []
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith(".") for part in relative.parts):
-            if path.suffix.lower() in SUFFIXES:
-                found.append(relative.as_posix())
-            else:
-                others.append(path.name)
-    return found
-
-
-def _tiny_imagenet(root: Path) -> _Found:
-    others: list[str] = []
-    classes = _folders(root / "train")
+    classes = folders_in(root / "train")
     pictures = [
         (f"train/{name}/{each}", label)
         for label, name in enumerate(classes)
-        for each in _pictures(root / "train" / name, others)
+        for each in files_in(root / "train" / name, SUFFIXES, others)
         if not each.endswith(".txt")
     ]
     start = len(pictures)
@@ -290,4 +220,4 @@ def _tiny_imagenet(root: Path) -> _Found:
     missing = next((name for name, _ in pictures[start:] if not (root / name).is_file()), None)
     if missing or len(pictures) == start:
         raise FileNotFoundError(f"{missing or 'val'}: is not there")
-    return _Found(classes, pictures, list(range(start, len(pictures))))
+    return Found(classes, pictures, list(range(start, len(pictures))))

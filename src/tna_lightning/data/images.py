@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tna_lightning.data.batch import Inputs, Normalization
-from tna_lightning.data.loading import BatchSet, derive_seed, stratified_split
+from tna_lightning.data.loading import BatchSet, stratified_split
 from tna_lightning.data.module import BatchedDataModule
 
 
@@ -21,7 +21,6 @@ class ImageDataModule(BatchedDataModule):
     Args:
         val_fraction: share of the training images set aside for validation, stratified, by ``seed``; 0 for none,
             which wants a trainer with ``limit_val_batches=0``.
-        train_subset: train on so many images only, stratified, by ``seed``; None for all.
         device_resident: keep the whole uint8 set on the trainer's device, so that batches are gathered there.
         **settings: see :class:`~tna_lightning.data.BatchedDataModule`.
     """
@@ -37,7 +36,6 @@ class ImageDataModule(BatchedDataModule):
         self,
         *,
         val_fraction: float = 0.1,
-        train_subset: int | None = None,
         device_resident: bool = True,
         **settings: Any,
     ) -> None:
@@ -45,7 +43,6 @@ class ImageDataModule(BatchedDataModule):
         if not 0 <= val_fraction < 1:
             raise ValueError(f"val_fraction={val_fraction!r}: must lie in [0, 1)")
         self.val_fraction = val_fraction
-        self.train_subset = train_subset
         self.device_resident = device_resident
         self._samples: tuple[Tensor, Tensor] | None = None
         self._constants: tuple[Tensor, Tensor] | None = None
@@ -80,7 +77,7 @@ class ImageDataModule(BatchedDataModule):
             images, labels, test = self.load()
             self._check(images, labels, test)
             self._samples = images, labels
-            self._subsets = (*self._split(labels, test), test)
+            self._subsets = self.reduce(labels, *self._split(labels, test), test)
             if self.mean is None:
                 is_training = torch.ones(len(images), dtype=torch.bool)
                 is_training[test] = False
@@ -123,14 +120,7 @@ class ImageDataModule(BatchedDataModule):
         is_test[test] = True
         pool = (~is_test).nonzero().squeeze(1)
         rest, chosen = stratified_split(labels[pool], self.val_fraction, self.seed)
-        train, val = pool[rest], pool[chosen]
-        if self.train_subset is not None:
-            if not 1 <= self.train_subset <= len(train):
-                raise ValueError(f"train_subset={self.train_subset!r}: must be null or lie in [1, {len(train)}]")
-            if self.train_subset < len(train):
-                _, chosen = stratified_split(labels[train], self.train_subset / len(train), derive_seed(self.seed, 1))
-                train = train[chosen]
-        return train, val
+        return pool[rest], pool[chosen]
 
     @property
     def normalization(self) -> Normalization:  # noqa: D102

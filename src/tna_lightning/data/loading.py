@@ -46,6 +46,22 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
     return (~chosen).nonzero().squeeze(1), chosen.nonzero().squeeze(1)
 
 
+def ordered_split(labels: Tensor, fraction: float, *, first: bool) -> tuple[Tensor, Tensor]:
+    """Split ``range(len(labels))`` into ``(rest, chosen)``, both sorted: the first or the last samples of each class.
+
+    Of N samples of a class ``N - ceil((1 - fraction) * N)`` are chosen: with ``first=False`` what spikingjelly's
+    ``split_to_train_test_set`` gives to the test unless it is told to shuffle.
+    """
+    if not 0 <= fraction < 1:
+        raise ValueError(f"fraction={fraction!r}: must lie in [0, 1)")
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        members = (labels == label).nonzero().squeeze(1)
+        count = len(members) - math.ceil(round((1 - fraction) * len(members), 6))
+        chosen[members[:count] if first else members[len(members) - count :]] = True
+    return (~chosen).nonzero().squeeze(1), chosen.nonzero().squeeze(1)
+
+
 def split_hash(train: Tensor, val: Tensor, test: Tensor) -> str:
     """sha256 over the sorted index lists, each led by its length, as little-endian int64."""
     digest = hashlib.sha256()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tna_lightning.data.augment.operation import Operation, check_samples, set_up
 from tna_lightning.data.batch import Batch, Inputs, Normalization
-from tna_lightning.data.loading import BatchLoader, BatchSet, IndexBatches, derive_seed, split_hash
+from tna_lightning.data.loading import BatchLoader, BatchSet, IndexBatches, derive_seed, split_hash, stratified_split
 
 
 class BatchedDataModule(LightningDataModule):
@@ -26,6 +26,10 @@ class BatchedDataModule(LightningDataModule):
         eval_batch_size: at most so many samples per step and device in validation and test.
         seed: of the splits, of the order of training samples and of the augmentation.
         augment: the operations on training batches, by name, in their order; None for none.
+        train_subset: train on so many samples only, stratified, by ``seed``; None for all.
+        val_subset: validate on so many samples only, likewise.
+        test_subset: test on so many samples only, stratified, the same for every ``seed``; None for all. Figures on
+            them are no figures on the test set: record and report say so.
     """
 
     name: str
@@ -40,8 +44,15 @@ class BatchedDataModule(LightningDataModule):
         eval_batch_size: int = 500,
         seed: int = 0,
         augment: Mapping[str, Operation] | None = None,
+        train_subset: int | None = None,
+        val_subset: int | None = None,
+        test_subset: int | None = None,
     ) -> None:
         super().__init__()
+        self.train_subset = train_subset
+        self.val_subset = val_subset
+        self.test_subset = test_subset
+        self._of_samples: dict[str, int] = {}
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("eval_batch_size", eval_batch_size, 1),
@@ -104,7 +115,35 @@ class BatchedDataModule(LightningDataModule):
             "val_samples": len(self.val_set),
             "test_samples": len(self.test_set),
             "split_hash": self.split_hash,
+            **({"of_samples": self._of_samples} if self._of_samples else {}),
         }
+
+    def reduce(self, labels: Tensor, train: Tensor, val: Tensor, test: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The samples of each set that ``train_subset``, ``val_subset`` and ``test_subset`` leave.
+
+        Args:
+            labels: of all samples, int64 ``[N]``.
+            train: the training samples' numbers, int64.
+            val: the validation samples'.
+            test: the test samples'.
+        """
+        self._of_samples = {}
+        return (
+            self._reduced("train", labels, train, derive_seed(self.seed, 1)),
+            self._reduced("val", labels, val, derive_seed(self.seed, 2)),
+            self._reduced("test", labels, test, derive_seed(0, 3)),
+        )
+
+    def _reduced(self, part: str, labels: Tensor, samples: Tensor, seed: int) -> Tensor:
+        count = getattr(self, f"{part}_subset")
+        if count is None or count == len(samples) > 0:
+            return samples
+        if not len(samples):
+            raise ValueError(f"{part}_subset={count!r}: must be null, there are no samples for {part}")
+        if not 1 <= count <= len(samples):
+            raise ValueError(f"{part}_subset={count!r}: must be null or lie in [1, {len(samples)}]")
+        self._of_samples[part] = len(samples)
+        return samples[stratified_split(labels[samples], count / len(samples), seed)[1]]
 
     def set_up_augmentation(self) -> None:
         """Let the operations read what they must know of the data, once.

@@ -1,19 +1,11 @@
-"""Event recordings: what one is, the formats that CIFAR10-DVS comes in, and where its files may lie.
-
-Coordinates count from the top left of the scene, ``x`` to the right and ``y`` down; ``p`` is True where the pixel got
-brighter (ON); times are microseconds. Reading AEDAT 4 needs the package aedat (:mod:`.aedat4`).
-"""
+"""Event recordings in files: which there are, where those of CIFAR10-DVS may lie, and reading one."""
 
 from __future__ import annotations
 
-import io
-import lzma
 import os
 import re
-import struct
 import tempfile
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,10 +15,21 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-import numpy as np
-
-from tna_lightning.data.aedat4 import DecodingError, decode
-from tna_lightning.data.array_cache import BadSample
+from tna_lightning.data.formats import (
+    DAMAGE,
+    BadRecording,
+    Recording,
+    aedat4_sensor,
+    check,
+    dat_sensor,
+    parse_aedat2,
+    parse_aedat3,
+    parse_arrays,
+    parse_bin,
+    parse_dat,
+    read_aedat4,
+    refuse_large,
+)
 from tna_lightning.packages import require
 
 SUFFIXES = (".aedat", ".aedat4", ".npz")
@@ -35,36 +38,8 @@ FOLDERS = (
     *(".", "CIFAR10DVS", "extract", "download", "events_np"),
     *(f"CIFAR10DVS/{folder}" for folder in ("extract", "download", "events_np")),
 )
-MOST_BYTES = 1 << 26  # of a member of an archive, unpacked: 8 million events
-
-
-class BadRecording(BadSample):
-    """A recording that cannot be used; the message starts with its name."""
-
-
-@dataclass(frozen=True)
-class Recording:
-    """The N events of one recording, in order of time.
-
-    Attributes:
-        t: int64 ``[N]``, microseconds from any origin.
-        x: uint16 ``[N]``, column.
-        y: uint16 ``[N]``, row.
-        p: bool ``[N]``, True for ON.
-    """
-
-    t: np.ndarray
-    x: np.ndarray
-    y: np.ndarray
-    p: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.t)
-
-    @property
-    def duration_us(self) -> int:
-        """Time from the first to the last event."""
-        return int(self.t[-1] - self.t[0]) if len(self) else 0
+ARRAYS = (".npz", ".npy")
+AEDAT2_SENSOR = (128, 128)
 
 
 class RecordingSource(Protocol):
@@ -89,116 +64,11 @@ class RecordingSource(Protocol):
         """Everything that determines what :meth:`load` returns, as JSON."""
 
 
-def check(recording: Recording, name: str, sensor: tuple[int, int]) -> Recording:
-    """Hand the recording on if it has events, in order of time, all on the sensor; else raise BadRecording."""
-    height, width = sensor
-    if not len(recording):
-        raise BadRecording(f"{name}: holds no events")
-    backwards = np.flatnonzero(recording.t[1:] < recording.t[:-1])
-    if len(backwards):
-        raise BadRecording(f"{name}: time goes backwards at event {backwards[0] + 1} ({len(backwards)} times in all)")
-    outside = np.flatnonzero((recording.x >= width) | (recording.y >= height))
-    if len(outside):
-        x, y = recording.x[outside[0]], recording.y[outside[0]]
-        raise BadRecording(
-            f"{name}: event {outside[0]} at x={x}, y={y} is outside the {width}x{height} sensor ({len(outside)} in all)"
-        )
-    return recording
-
-
-def parse_aedat2(content: bytes, name: str) -> Recording:
-    """The pixel events of an AEDAT 2.0 file of a DVS128, as the original release of CIFAR10-DVS has them.
-
-    After header lines that start with ``#``: pairs of big-endian uint32, address and time in microseconds
-    (docs.inivation.com, "AEDAT 2.0"). Address bit 0 is 0 for ON, bits 1-7 and 8-14 are the sensor's two axes, bit 15
-    marks external events, which no pixel sent and which are left out. The sensor stood turned by a quarter: the scene
-    is upright with ``x = 127 - bits 8-14`` and ``y = 127 - bits 1-7``, as spikingjelly reads these files.
-
-    A file cut off between two events cannot be told from a shorter recording: the format keeps no length.
-    """
-    start = 0
-    version = None
-    while content[start : start + 1] == b"#":
-        line_end = content.find(b"\n", start) + 1
-        if line_end == 0:
-            raise BadRecording(f"{name}: truncated in its header")
-        if match := re.match(rb"#!AER-DAT(\d+)\.", content[start:line_end]):
-            version = int(match[1])
-        start = line_end
-    if version != 2:
-        raise BadRecording(f"{name}: no '#!AER-DAT2.0' line in its header")
-    if (len(content) - start) % 8:
-        raise BadRecording(f"{name}: truncated, {(len(content) - start) % 8} bytes after its last whole event")
-    address, t = np.frombuffer(content, dtype=">u4", offset=start).reshape(-1, 2).T
-    pixel = (address & 0x8000) == 0
-    address, t = address[pixel].astype(np.uint32), t[pixel]
-    foreign = np.flatnonzero(address >> 16)
-    if len(foreign):
-        raise BadRecording(f"{name}: address {address[foreign[0]]:#010x} of event {foreign[0]} is none of a DVS128")
-    return Recording(
-        t=t.astype(np.int64),
-        x=(127 - (address >> 8 & 0x7F)).astype(np.uint16),
-        y=(127 - (address >> 1 & 0x7F)).astype(np.uint16),
-        p=(address & 1) == 0,
-    )
-
-
-def read_aedat4(path: Path, name: str) -> Recording:
-    """The events of an AEDAT 4 file, of its first stream of events, with coordinates and polarity as the file has them.
-
-    A file cut short is noticed. Changed bytes may be, or may give other events: the format has no checksum of its own.
-    """
-    require("aedat")
-    try:
-        events = decode(path)
-    except DecodingError as error:
-        raise BadRecording(f"{name}: truncated or damaged AEDAT 4 ({error})") from error
-    return Recording(events["t"], events["x"], events["y"], events["p"].astype(bool))
-
-
-def parse_npz(content: bytes, name: str) -> Recording:
-    """The events of a numpy archive of ``t``, ``x``, ``y`` and ``p``, ``[N]`` each, as spikingjelly keeps them.
-
-    It has turned them upright, and its ``p`` is 1 for ON.
-    """
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            _refuse_large(archive.infolist())
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            t, x, y, p = (np.asarray(arrays[column]) for column in "txyp")
-    except (*_DAMAGE, KeyError, MemoryError) as error:
-        raise BadRecording(f"{name}: damaged, or no numpy archive of t, x, y and p ({error})") from error
-    if any(column.shape != (len(t),) or column.dtype.kind not in "biu" for column in (t, x, y, p)):
-        raise BadRecording(f"{name}: its t, x, y and p must be whole numbers, equally many of each")
-    if len(t) and (min(x.min(), y.min(), p.min()) < 0 or p.max() > 1):
-        raise BadRecording(f"{name}: its x and y must not be negative, and its p 0 or 1")
-    limit = np.iinfo(np.uint16).max  # what is beyond is off any sensor
-    return Recording(
-        t.astype(np.int64), np.minimum(x, limit).astype(np.uint16), np.minimum(y, limit).astype(np.uint16), p == 1
-    )
-
-
-# what a zip archive with changed bytes raises: NotImplementedError and RuntimeError for compressions and encryption
-_OF_CODECS = (zlib.error, lzma.LZMAError, EOFError, struct.error)
-_DAMAGE = (zipfile.BadZipFile, *_OF_CODECS, OSError, NotImplementedError, RuntimeError, ValueError)
-
-
-def _refuse_large(members: Sequence[zipfile.ZipInfo]) -> None:
-    """Refuse an archive that becomes too much when it is unpacked.
-
-    Raises:
-        ValueError: a member does.
-    """
-    for member in members:
-        if member.file_size > MOST_BYTES:
-            raise ValueError(f"{member.filename} has {member.file_size:,} bytes, more than {MOST_BYTES:,}")
-
-
 @contextmanager
 def _naming(where: str) -> Iterator[None]:
     try:
         yield
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise BadRecording(f"{where}: damaged in its archive ({error})") from error
 
 
@@ -216,25 +86,64 @@ class RecordingFile:
     label: int
     size: int
 
-    def load(self) -> Recording:
-        """Read it, by the format that its first bytes name."""
-        where = f"{self.path}:{self.member}" if self.member else str(self.path)
-        if self.member:
-            with _naming(where), zipfile.ZipFile(self.path) as archive:
-                _refuse_large([archive.getinfo(self.member)])
-                content = archive.read(self.member)
-        else:
-            content = self.path.read_bytes()
-        if content.startswith(b"PK"):
-            return parse_npz(content, where)
+    @property
+    def suffix(self) -> str:
+        """Of the file's name, in small letters."""
+        return PurePosixPath(self.member or self.path).suffix.lower()
+
+    @property
+    def where(self) -> str:
+        """Its place in words."""
+        return f"{self.path}:{self.member}" if self.member else str(self.path)
+
+    def load(self, time_unit: str = "us", columns: str | None = None) -> Recording:
+        """Read it, by the format that its name says, and of AEDAT its first bytes.
+
+        Args:
+            time_unit: of arrays, see :func:`~tna_lightning.data.formats.parse_arrays`.
+            columns: likewise.
+        """
+        where, content = self.where, self._content()
+        if content.startswith(b"PK") or self.suffix in ARRAYS:
+            return parse_arrays(content, where, time_unit, columns)
+        if self.suffix in (".bin", ".dat"):
+            return (parse_bin if self.suffix == ".bin" else parse_dat)(content, where)
+        if content.startswith(b"#!AER-DAT3"):
+            return parse_aedat3(content, where)
         if not content.startswith(b"#!AER-DAT4"):
             return parse_aedat2(content, where)
+        with self._unpacked(content) as path:
+            return read_aedat4(path, where)
+
+    def sensor(self) -> tuple[int, int] | None:
+        """``(H, W)`` where its format says it, else None."""
+        if self.suffix not in (".dat", ".aedat", ".aedat4"):
+            return None
+        content = self._content()
+        if self.suffix == ".dat":
+            return dat_sensor(content, self.where)
+        if content.startswith(b"#!AER-DAT4"):
+            with self._unpacked(content) as path:
+                return aedat4_sensor(path, self.where)
+        return None if content.startswith(b"#!AER-DAT3") else AEDAT2_SENSOR
+
+    def _content(self) -> bytes:
         if not self.member:
-            return read_aedat4(self.path, where)
+            return self.path.read_bytes()
+        with _naming(self.where), zipfile.ZipFile(self.path) as archive:
+            refuse_large([archive.getinfo(self.member)])
+            return archive.read(self.member)
+
+    @contextmanager
+    def _unpacked(self, content: bytes) -> Iterator[Path]:
+        """A file with the content: its own, where it is no member of an archive."""
+        if not self.member:
+            yield self.path
+            return
         with tempfile.NamedTemporaryFile(suffix=".aedat4") as unpacked:
             unpacked.write(content)
             unpacked.flush()
-            return read_aedat4(Path(unpacked.name), where)
+            yield Path(unpacked.name)
 
 
 class RecordingFiles:
@@ -243,23 +152,38 @@ class RecordingFiles:
     Args:
         files: which recordings.
         sensor: ``(H, W)``; events outside make a recording bad.
+        time_unit: of arrays, see :func:`~tna_lightning.data.formats.parse_arrays`.
+        columns: likewise.
+        changed: when each file was last changed, in nanoseconds; None for releases, which nobody edits.
     """
 
-    def __init__(self, files: Sequence[RecordingFile], sensor: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        files: Sequence[RecordingFile],
+        sensor: tuple[int, int],
+        time_unit: str = "us",
+        columns: str | None = None,
+        changed: Sequence[int] | None = None,
+    ) -> None:
         self.files = files
         self.sensor = sensor
+        self.time_unit = time_unit
+        self.columns = columns
+        self.changed = changed
         self.names = [file.name for file in files]
         self.labels = [file.label for file in files]
 
     def load(self, index: int) -> Recording:  # noqa: D102
         file = self.files[index]
-        return check(file.load(), f"{file.path}:{file.member}" if file.member else str(file.path), self.sensor)
+        return check(file.load(self.time_unit, self.columns), file.where, self.sensor)
 
     def fingerprint(self) -> dict[str, Any]:  # noqa: D102
         formats = _formats(self.files)
         readers = ("aedat",) if ".aedat4" in formats else ()
         require(*readers)
+        further = {"time_unit": self.time_unit, "columns": self.columns, "changed": self.changed}
         return {
+            **{name: value for name, value in further.items() if value not in (None, "us")},
             "files": [[file.name, file.label, file.size] for file in self.files],
             "formats": formats,
             "readers": {name: version(name) for name in readers},
@@ -301,7 +225,7 @@ def find_recordings(root: Path, class_names: Sequence[str]) -> tuple[list[Record
 
 
 def _formats(files: Sequence[RecordingFile]) -> list[str]:
-    return sorted({PurePosixPath(file.member or file.path).suffix.lower() for file in files})
+    return sorted({file.suffix for file in files})
 
 
 def _entries(root: Path, folder: Path | None) -> dict[str, Path]:
@@ -329,7 +253,7 @@ def _class_files(root: Path, entries: dict[str, Path], name: str, label: int) ->
         try:
             with zipfile.ZipFile(archive_path) as archive:
                 members = [info for info in archive.infolist() if _is_recording(PurePosixPath(info.filename).name)]
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise ValueError(f"root={str(root)!r}: {archive_path} is truncated or no zip archive ({error})") from error
         for info in members:
             path = PurePosixPath(info.filename)

@@ -98,12 +98,16 @@ def _name(study: Path) -> str:
 def how(records: Sequence[dict[str, Any]]) -> list[str]:
     """How the numbers came about: data with their notes, software, devices, energies; a line each."""
     lines = []
-    data: dict[str, dict[str, Any]] = {}
+    data: dict[tuple[str, str], dict[str, Any]] = {}
     for record in records:
-        data.setdefault(record["choices"].get("data") or "custom", record["data"])
-    for name, about in sorted(data.items()):
+        name, of = record["choices"].get("data") or "custom", record["data"].get("of_samples", {})
+        data.setdefault((name, str(sorted(of.items()))), record["data"])
+    for (name, _), about in sorted(data.items()):
+        of = about.get("of_samples", {})
         sizes = [
-            f"{about[f'{part}_samples']} {part}" for part in ("train", "val", "test") if f"{part}_samples" in about
+            f"{about[f'{part}_samples']}{f' of {of[part]}' if part in of else ''} {part}"
+            for part in ("train", "val", "test")
+            if f"{part}_samples" in about
         ]
         line = f"{name}: {', '.join(sizes)} samples"
         if about.get("simulated"):

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tna_lightning.running.identity import identity, identity_config
-from tna_lightning.running.record import precision_words
+from tna_lightning.running.record import part_of_test, precision_words
 from tna_lightning.running.versions import as_before, with_neutral
 
 # the order in which a reader looks for them; what is not here follows in alphabetical order
@@ -179,7 +179,7 @@ def missing(table: Sequence[Row], unfinished: Sequence[str] = ()) -> list[str]:
                 cells = [row for row in members if (row.baseline, row.precision) == (baseline, precision)]
                 for variant, there in [(row.variant, row.seeds) for row in cells] or [("", [])]:
                     quant = "none" if precision == "full" else precision
-                    start = "-".join([data.removesuffix(" (simulated)"), model, neuron, baseline, quant])
+                    start = "-".join([data.partition(" (")[0], model, neuron, baseline, quant])
                     absent = [
                         str(seed)
                         for seed in seeds
@@ -200,6 +200,7 @@ def _choices(record: Record) -> tuple[str, str, str, str, str]:
     data, *others = (choices.get(group) or "custom" for group in ("data", "model", "neuron", "baseline", "quant"))
     model, neuron, baseline, quant = others
     data += " (simulated)" if record["data"].get("simulated") else ""
+    data += f" ({part})" if (part := part_of_test(record)) else ""
     return data, model, neuron, baseline, "full" if quant == "none" else quant
 
 

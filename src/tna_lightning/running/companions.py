@@ -53,7 +53,7 @@ def pretraining_config(config: Mapping[str, Any], name: str = "companion") -> di
         choices.pop("trainer", None)
     if alone["data"].get("seed") == config["seed"]:
         alone["data"]["seed"] = companion["seed"]
-    kept = ("data", "augment", "optimizer", "trainer")
+    kept = ("data", "augment", "optimizer", "trainer", "debug")
     alone["choices"] = {group: choices[group] for group in kept if group in choices}
     for group in ("model", "neuron"):
         places = (f"{group}@{companion_prefix(name)}{group}", f"{group}@companion.{group}", group)

@@ -52,7 +52,7 @@ NOT_FOR_TRAINER = {
     "enable_checkpointing": "a run is kept by its checkpoints; keep=last or best says which",
     "enable_model_summary": "the table at the end of a run and run.json say what a network has",
     "num_sanity_val_steps": "validation comes after each epoch",
-    "fast_dev_run": "epochs=1 trainer.limit_train_batches=2 trainer.limit_val_batches=2 trainer.limit_test_batches=2",
+    "fast_dev_run": "debug=smoke runs one epoch of 2 batches of each set",
     "barebones": "a run needs its records",
     "use_distributed_sampler": "data sets bring their own",
 }

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from tna_lightning.packages import LEAF_SPEC, quiet
 from tna_lightning.running.own import changed_since
 from tna_lightning.running.processes import Terminated
-from tna_lightning.running.record import Busy, limits_words, not_counted_words, precision_words, reading
+from tna_lightning.running.record import Busy, limits_words, not_counted_words, part_of_test, precision_words, reading
 
 FULL_ERROR, SET_BY_US = "HYDRA_FULL_ERROR", "TNA_LIGHTNING_SET_FULL_ERROR"
 
@@ -115,11 +115,11 @@ def warn_of_changes(config: Mapping[str, Any]) -> None:
 def title(record: Mapping[str, Any]) -> str:
     """One line that names what was trained: choices and seed."""
     choices = record.get("choices", {})
-    words = [
-        f"{group}={choices[group]}" for group in ("data", "model", "neuron", "baseline", "quant") if group in choices
-    ]
+    groups = ("data", "model", "neuron", "baseline", "quant", "debug")
+    words = [f"{group}={choices[group]}" for group in groups if group in choices]
     simulated = " (simulated events)" if record.get("data", {}).get("simulated") else ""
-    return f"{' '.join(words)} seed={record['seed']}{simulated}"
+    part = f" ({part})" if (part := part_of_test(record)) else ""
+    return f"{' '.join(words)} seed={record['seed']}{simulated}{part}"
 
 
 def summary_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -10,7 +10,7 @@ import yaml
 
 GROUPS = (
     *("data", "augment", "model", "neuron", "quant", "baseline"),
-    *("optimizer", "trainer", "callbacks", "logger", "experiments"),
+    *("optimizer", "trainer", "callbacks", "logger", "experiments", "debug"),
 )
 
 

@@ -54,7 +54,7 @@ def identity(config: Mapping[str, Any], recorded: Mapping[str, Any] | None = Non
 def folder_name(config: Mapping[str, Any]) -> str:
     """Name of a run's folder: its choices, its seed and the first eight digits of its identity."""
     choices = config.get("choices", {})
-    words = [choices.get(group) for group in ("data", "model", "neuron", "baseline", "quant")]
+    words = [choices.get(group) for group in ("data", "model", "neuron", "baseline", "quant", "debug")]
     return "-".join([*(word for word in words if word), f"s{config['seed']}", identity(config)[:8]])
 
 

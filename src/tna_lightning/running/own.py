@@ -15,8 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-BY_CONTENT = {"ArraysDataModule": "file", "ImageFolderDataModule": "root"}
+BY_CONTENT = {"ArraysDataModule": "file", "EventFolderDataModule": "root", "ImageFolderDataModule": "root"}
 """The setting that says where data of one's own lie, of the package's data modules that take any."""
+
+SPLIT_FILE = "split_file"
+"""The setting, of all the package's event data, that names a file of the user's own."""
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -34,7 +37,9 @@ def own_digests(config: Mapping[str, Any]) -> dict[str, str]:
     digests = {f"code.{name}": _digest_of_file(path) for name, path in sorted(modules.items())}
     data = config.get("data") or {}
     target = str(data.get("_target_"))
-    names = list(data) if target.rpartition(".")[0] in modules else [BY_CONTENT.get(target.rpartition(".")[2])]
+    names = (
+        list(data) if target.rpartition(".")[0] in modules else [BY_CONTENT.get(target.rpartition(".")[2]), SPLIT_FILE]
+    )
     for name in filter(None, names):
         value = data.get(name)
         if isinstance(value, str) and not name.startswith("_") and Path(value).exists():

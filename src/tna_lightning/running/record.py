@@ -184,15 +184,27 @@ def not_counted_words(cost: Mapping[str, Any]) -> str:
 
 
 def limits_words(config: Mapping[str, Any]) -> str:
-    """Which settings of the trainer kept samples from it, ``trainer.limit_test_batches=2``; empty where none did."""
+    """Which settings kept samples from the trainer, ``trainer.limit_test_batches=2``; empty where none did."""
+    data = config.get("data") or {}
+    subsets = [f"data.{part}_subset" for part in ("train", "val", "test") if data.get(f"{part}_subset") is not None]
     trainer = config.get("trainer") or {}
     limits = {f"limit_{stage}_batches": (None, 1.0) for stage in ("train", "val", "test")} | {"overfit_batches": (0,)}
-    return " ".join(
+    limited = [
         f"trainer.{name}={value!r}"
         for name, all_of_them in limits.items()
         # 1.0 is all of them, 1 is one
         if (value := trainer.get(name, all_of_them[0])) not in all_of_them or (value == 1 and isinstance(value, int))
-    )
+    ]
+    return " ".join([*(f"{key}={data[key.removeprefix('data.')]!r}" for key in subsets), *limited])
+
+
+def part_of_test(record: Mapping[str, Any]) -> str:
+    """How much of the test set a record's figures are of, ``50 of 360 test samples``; empty where they are of all."""
+    data, config = record.get("data") or {}, record["config"]
+    if whole := data.get("of_samples", {}).get("test"):
+        return f"{data['test_samples']} of {whole} test samples"
+    limited = {"trainer": {"limit_test_batches": (config.get("trainer") or {}).get("limit_test_batches")}}
+    return "part of the test set" if limits_words(limited) else ""
 
 
 def _modules(schemes: Mapping[str, str | None], scheme: str | None) -> str:

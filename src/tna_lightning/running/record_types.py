@@ -24,7 +24,7 @@ TYPES: dict[str, Any] = {
         "objective": {"match_weight?": _NUMBER},
         **dict.fromkeys(("trainer?", "augment?", "callbacks?"), dict),
     },
-    "data": {"simulated?": bool, "notes?": str | list, "note?": str | list},
+    "data": {"simulated?": bool, "of_samples?": {"*": int}, "notes?": str | list, "note?": str | list},
     "environment?": {"versions?": dict, "git?": {"commit": str, "dirty": bool}},
     "results": {"test/acc": _NUMBER, "*": _NUMBER | None},
     "history": {"*": [_NUMBER | None]},

@@ -64,6 +64,11 @@ SOURCES = {
         for name in ("ArraysDataModule", "CIFARDataModule", "DigitsDataModule", "IDXDataModule", "CIFAR10DVSDataModule")
     },
     "ImageFolderDataModule": Source("tna_lightning.data.ImageFolderDataModule", without=("augment",)),
+    **{
+        name: Source(f"tna_lightning.data.{name}", without=("augment",))
+        for name in ("EventFolderDataModule", "NMNISTDataModule", "DVSGestureDataModule", "NCaltech101DataModule")
+    },
+    "SVHNDataModule": Source("tna_lightning.data.SVHNDataModule", without=("augment",)),
     **{  # what they leave out, a blank picture, is no choice
         name: Source(f"tna_lightning.data.{name}", without=("augment", "camera", "skip_bad"))
         for name in ("DigitsDVSDataModule", "CIFAR10SimDVSDataModule")

@@ -21,6 +21,9 @@ ADDED: dict[str, Any] = {
     "companion.device": None,
     "companion.precision": "full",
     "data.frames_root": None,
+    "data.split": None,
+    "data.val_subset": None,
+    "data.test_subset": None,
     "model.norm": "bn",
     "neuron.per": "layer",
     "objective.class_weights": None,
@@ -89,6 +92,12 @@ def as_before(flat: Mapping[str, Any], recorded: Mapping[str, Any] | None = None
     for model in ("model", "companion.model"):  # with events 0.1.0 did not use it, and left it at its default
         if f"{model}.time_steps" in flat and flat[f"{model}.time_steps"] == flat.get("data.time_steps"):
             flat[f"{model}.time_steps"] = 4
+    if str(flat.get("data._target_")).rpartition(".")[2] in _EVENTS and flat.get("data.split") == (
+        "random" if flat.get("data.split_file") is None else "file"
+    ):
+        flat["data.split"] = None  # which says the same of these sets
+    if str(flat.get("data._target_")).rpartition(".")[2] in _EVENTS and flat.get("data.train_subset", 0) is None:
+        del flat["data.train_subset"]  # images had it
     neutral = dict(ADDED)
     if recorded is not None:
         had = as_before(recorded)
