@@ -10,7 +10,7 @@ from html import escape
 from tna_lightning.report.collect import Collection
 from tna_lightning.report.references import Published
 from tna_lightning.report.statistics import Row
-from tna_lightning.report.tables import HEADINGS, cells, legend
+from tna_lightning.report.tables import CHOICES, HEADINGS, cells, headings, legend, shown
 
 # by hand, since a stylesheet from elsewhere would be many times these lines, in every page that is kept
 _STYLE = """
@@ -61,7 +61,6 @@ for (const head of document.querySelectorAll("th")) {
 """
 
 _MAY_BE_ONE = ("data", "model", "neuron")  # named above the table where it is the same in all rows
-_FIRST_NUMBER = HEADINGS.index("n")
 
 
 def page(
@@ -72,6 +71,7 @@ def page(
     plots: Sequence[tuple[str, bytes]],
     notes: Sequence[str],
     references: Sequence[Published],
+    against: str = "",
 ) -> str:
     """The page.
 
@@ -91,7 +91,7 @@ def page(
     summary = "; ".join([f"{count} finished {names} in {len(rows)} rows", *same])
     parts = [f"<h1>{escape(title)}</h1>", f'<p class="note">{escape(summary)}.</p>']
     if rows:
-        parts += ["<h2>Results</h2>", _results(rows)]
+        parts += ["<h2>Results</h2>", _results(rows, against)]
         parts.append(
             '<p class="note">Test accuracy of the kept network: mean &plusmn; standard deviation over n seeds. '
             "Differences in percentage points over paired seeds, with the 95 % interval (Student t); one that holds 0 "
@@ -138,22 +138,16 @@ def page(
     )
 
 
-def _results(rows: Sequence[Row]) -> str:
+def _results(rows: Sequence[Row], against: str) -> str:
     """The main table without the columns in which no row has anything, or all name the same choice."""
-    table = [cells(row) for row in rows]
-    shown = [
-        column
-        for column, heading in enumerate(HEADINGS)
-        if any(line[column] for line in table)
-        and not (heading in _MAY_BE_ONE and len({line[column] for line in table}) == 1)
-    ]
-    marks = [' class="number"' if column >= _FIRST_NUMBER else "" for column in range(len(HEADINGS))]
-    marks[HEADINGS.index("quantised")] = ' class="words"'
-    head = "".join(f"<th{marks[column]}>{escape(HEADINGS[column])}</th>" for column in shown)
+    columns, heads = shown(rows), headings(against)
+    marks = {key: "" if key in CHOICES else ' class="number"' for key in HEADINGS} | {"quantised": ' class="words"'}
+    head = "".join(f"<th{marks[key]}>{escape(heads[key])}</th>" for key in columns)
     lines = []
-    for row, line in zip(rows, table, strict=True):
+    for row in rows:
+        line = cells(row)
         mark = ' class="simulated"' if row.data.endswith("(simulated)") else ""
-        tds = "".join(f"<td{marks[column]}>{escape(line[column])}</td>" for column in shown)
+        tds = "".join(f"<td{marks[key]}>{escape(line[key])}</td>" for key in columns)
         lines.append(f"<tr{mark}>{tds}</tr>")
     return _frame(head, lines)
 
