@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
+import yaml
 from scipy import stats
 
 from tna_lightning.report import __main__ as door
@@ -24,11 +26,13 @@ from tna_lightning.report.latex import as_latex
 from tna_lightning.report.page import page
 from tna_lightning.report.plots import figures, learning_curves
 from tna_lightning.report.references import published
+from tna_lightning.report.repeat import command
 from tna_lightning.report.statistics import missing, paired_difference, rows
-from tna_lightning.report.tables import as_csv, as_markdown, cells, in_all_rows, legend, shown
+from tna_lightning.report.tables import answers, as_csv, as_markdown, cells, in_all_rows, legend, shown
 from tna_lightning.running.archive import RECORDS, keep_records, read_records
+from tna_lightning.running.config import compose
 from tna_lightning.running.home import home
-from tna_lightning.running.identity import folder_name, identity
+from tna_lightning.running.identity import differences, folder_name, identity
 from tna_lightning.running.record import Run
 
 
@@ -87,6 +91,7 @@ def write(folder, *records):
         path.write_text(json.dumps(content))
 
 
+RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 PAGE_ALONE = Wishes(page_alone=True)
 PLAIN, TNA = (0.90, 0.91, 0.95), (0.92, 0.94, 0.96)
 
@@ -358,11 +363,10 @@ LATEX = shutil.which("pdflatex")
 
 @pytest.mark.skipif(LATEX is None, reason="no pdflatex")
 def test_tables_fit_a_column_of_a_paper(study, tmp_path):
-    results = Path(__file__).parents[2] / "experiments" / "results"
     kinds = [rows(paper_of(study, tmp_path))]
-    kinds += [rows(collect([path]).done) for path in sorted(results.rglob(RECORDS))]
+    kinds += [rows(collect([path]).done) for path in sorted(RESULTS.rglob(RECORDS))]
     tables = [as_latex(kind) for kind in kinds]
-    compared = rows(collect([results / "evidence" / RECORDS]).done, "baseline=plain_twice")
+    compared = rows(collect([RESULTS / "evidence" / RECORDS]).done, "baseline=plain_twice")
     tables += [as_latex(compared, against="baseline=plain_twice"), as_latex(compared, columns=["all"])]
     tables.append(as_latex(compared, ["precision", "baseline"], ["bits", "accuracy", "energy"]))
     tables.append(as_latex(compared, ["precision"], ["baseline"]))
@@ -664,14 +668,73 @@ def test_page_loads_nothing_from_elsewhere(written):
     text = (written / "index.html").read_text()
     sources = re.findall(r"""(?:src|href|url|import)\s*[=(]\s*["']?([^"')\s>]+)""", text)
     assert sources
-    assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
+    inner = [source for source in sources if not source.startswith("data:image/svg+xml;base64,")]
+    assert all(source.startswith("../study/digits-convnet-lif-") for source in inner), inner  # the runs' folders
+    assert len(inner) == 10
     assert text.count("<figure") == 4
 
 
-def test_the_same_runs_give_the_same_report(written, tmp_path):
-    report([written.parent / "study"], tmp_path / "again", Wishes(references=True))
+def test_page_answers_the_question_first_and_has_each_rows_runs_behind_it(study, tmp_path):
+    name = record("plain", seed=1)["name"]
+    (study / name / "curves.png").write_bytes(b"a picture")
+    report([study], tmp_path / "out", PAGE_ALONE)
+    text = (tmp_path / "out" / "index.html").read_text()
+    answer = (
+        "full: TNA 94.00 \u00b1 2.00 %, +2.00 [-0.48, +4.48] points against plain training: no difference is shown."
+    )
+    assert text.index(answer) < text.index("<h2>Results")
+    assert f'<a href="../study/{name}/curves.png">curves.png</a>' in text
+    assert "python -m tna_lightning -m baseline=plain quant=none" in text
+    assert '<select name="precision"><option value="">all</option><option>full</option>' in text
+    assert "<h2>Progress" not in text
+
+
+@pytest.mark.parametrize(("gain", "word"), [(0.0001, "better"), (-0.0001, "worse")])
+def test_an_answer_says_which_is_better_only_if_the_interval_leaves_out_0(gain, word):
+    values = [(seed, 0.8 + 0.1 * seed) for seed in range(3)]
+    made = [record("plain", seed=seed, accuracy=value) for seed, value in values]
+    made += [record("tna", seed=seed, accuracy=value + gain) for seed, value in values]
+    (text,) = answers(rows(made))
+    assert text.endswith(f"points against plain training: {word}.")
+    (text,) = answers(rows(made[:1] + made[3:4]))
+    assert text.endswith("(1 pair) points against plain training: one seed tells nothing of chance.")
+    assert answers(rows(made[:3])) == []
+
+
+def test_a_study_is_watched_until_nothing_runs(tmp_path, monkeypatch, capsys):
+    study, running = tmp_path / "study", record("mutual", seed=2)
+    write(study, record("plain"), record("tna", status="failed", error="OSError: disk full"))
+    (study / ".sweeps" / "x").mkdir(parents=True)
+    (study / ".sweeps" / "x" / "jobs").write_text("7")
+    for number in range(5):
+        (study / ".sweeps" / "x" / f"{number}.begun").touch()
+    config = running["config"] | {"trainer": {"max_epochs": 8}}
+    run = Run(study / running["name"], config)
+    seen = []
+
+    def wait(seconds):
+        seen.append((tmp_path / "out" / "index.html").read_text())
+        run.write(status="done", **{key: running[key] for key in ("results", "weights", "cost", "data", "history")})
+        shutil.rmtree(study / ".sweeps")
+
+    with run.claimed():
+        run.write(status="running")
+        (study / running["name"] / "metrics.csv").write_text("epoch\n0\n1\n")
+        door.watch([study], tmp_path / "out", Wishes(against="baseline=mutual"), wait)  # of which none is done at first
+    (text,) = seen
+    assert "5 runs: 1 done, 1 running, 1 failed, 2 not begun." in text
+    assert "epoch 2 of 8, about" in text
+    assert "OSError: disk full" in text
+    assert 'http-equiv="refresh"' in text
+    assert capsys.readouterr().out == f"1 done, 1 running, 2 not begun: {tmp_path / 'out' / 'index.html'}\n"
+    assert "2 finished runs in 2 rows" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_the_same_runs_give_the_same_report(written):
+    again = written.parent / "again"
+    report([written.parent / "study"], again, Wishes(references=True))
     for path in written.iterdir():
-        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
+        assert path.read_bytes() == (again / path.name).read_bytes(), path.name
 
 
 def test_page_escapes_what_runs_say(study):
@@ -706,7 +769,11 @@ def test_a_file_of_records_gives_the_report_of_its_folders(study, other, tmp_pat
     names = sorted(path.name for path in (tmp_path / "folders").iterdir())
     assert names == sorted(path.name for path in (tmp_path / "file").iterdir())
     for name in names:
-        assert (tmp_path / "folders" / name).read_bytes() == (tmp_path / "file" / name).read_bytes(), name
+        texts = [(tmp_path / each / name).read_text() for each in ("folders", "file")]
+        if name == "index.html":  # a file knows no folders to which a link could go
+            assert "../study/" in texts[0]
+            texts[0] = re.sub(r'<a href="[^"]*/">([^<]*)</a>', r"\1", texts[0])
+        assert texts[0] == texts[1], name
 
 
 def test_a_report_is_named_by_folder_or_file_where_no_run_names_a_study(tmp_path):
@@ -787,9 +854,27 @@ def test_a_damaged_file_of_records_is_refused(damage, study):
             collect([source])
 
 
+@pytest.mark.parametrize("study", ["evidence/attempts", "evidence/match_weight", "mixed_precision"])
+def test_the_command_that_repeats_a_row_gives_its_runs(study):
+    for row in rows(collect([RESULTS / study / RECORDS]).done):
+        words = shlex.split(command(row.records))
+        assert words[:3] == ["python", "-m", "tna_lightning"]
+        *words, seeds = [word for word in words[3:] if word != "-m"]
+        assert seeds == "seed=" + ",".join(map(str, row.seeds))
+        (name,) = [word.partition("=")[2] for word in words if word.startswith("experiments=")] or [None]
+        if name is not None:  # what the study varies is said, so that it is this row alone
+            varied = yaml.safe_load((home() / "experiments" / f"{name}.yaml").read_text())["hydra"]["sweeper"]["params"]
+            assert varied.keys() <= {word.partition("=")[0] for word in [*words, "seed="]}
+        assert differences(row.records[0]["config"], compose([*words, f"seed={row.seeds[0]}"])) == []
+
+
+def test_a_choice_of_ones_own_is_repeated_with_the_folder_that_has_it():
+    line = command([record("tna", "my_own", seed) for seed in (0, 1)])
+    assert line == "python -m tna_lightning -m --config-dir DIR quant=my_own seed=0,1"
+
+
 def test_the_committed_tables_are_those_of_the_committed_records():
-    results = Path(__file__).parents[2] / "experiments" / "results"
-    for table in sorted(results.rglob("table.csv")):
+    for table in sorted(RESULTS.rglob("table.csv")):
         (file,) = [path / RECORDS for path in (table.parent, table.parent.parent) if (path / RECORDS).exists()]
         committed = list(csv.DictReader(io.StringIO(table.read_text())))
         rebuilt = list(csv.DictReader(io.StringIO(as_csv(rows(collect([file]).done)))))

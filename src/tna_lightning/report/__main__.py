@@ -6,7 +6,8 @@ import argparse
 import dataclasses
 import io
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,9 @@ from tna_lightning.running.record import RECORD, limits_words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+REFRESH = 10  # seconds between two looks at a study that is watched
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,18 +64,41 @@ def report(studies: Sequence[Path | str], folder: Path | str, wishes: Wishes = W
     if Path(folder).exists() and not Path(folder).is_dir():
         raise ValueError(f"output={str(folder)!r}: must be a folder, and is a file")
     collection = collect(studies)
-    if not (collection.done or collection.unfinished or collection.left_out):
+    if not (collection.done or collection.unfinished or collection.left_out or collection.to_come):
         raise ValueError(f"study={', '.join(map(str, studies))!r}: no run is in it, finished or not")
     try:
-        files = _files(studies, collection, wishes)
+        files = _files(studies, Path(folder), collection, wishes)
     except Unmet:
         raise
     except Exception:  # of a record that is damaged where its types are right; which one, each says alone
         collection = _without_damaged(studies, collection)
-        files = _files(studies, collection, wishes)
+        files = _files(studies, Path(folder), collection, wishes)
     for name, content in files.items():
         write_bytes(Path(folder) / name, content)
     return collection
+
+
+def watch(
+    studies: Sequence[Path | str], folder: Path, wishes: Wishes, wait: Callable[[float], None] = time.sleep
+) -> None:
+    """Write page and tables again and again, until no run of these studies goes on and no job is to come.
+
+    Args:
+        studies, folder, wishes: as for :func:`report`.
+        wait: called with the seconds between two looks.
+    """
+    while True:
+        now = dataclasses.replace(wishes, page_alone=True)
+        try:
+            collection = report(studies, folder, now)
+        except Unmet:  # what it is to be compared with is not done yet
+            collection = report(studies, folder, dataclasses.replace(now, against="", table_rows=(), table_columns=()))
+        running = sum(run.state == "running" for run in collection.unfinished)
+        if not running and not collection.to_come:
+            return
+        words = f"{len(collection.done)} done, {running} running, {collection.to_come} not begun"
+        print(f"{words}: {folder / 'index.html'}", flush=True)
+        wait(REFRESH)
 
 
 def _without_damaged(studies: Sequence[Path | str], collection: Collection) -> Collection:
@@ -79,15 +106,15 @@ def _without_damaged(studies: Sequence[Path | str], collection: Collection) -> C
     done, left_out = [], list(collection.left_out)
     for record in collection.done:
         try:
-            _files(studies, Collection([record], [], []), Wishes(page_alone=True))
+            _files(studies, Path(), Collection([record], [], []), Wishes(page_alone=True))
             done.append(record)
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             left_out.append(f"run={record.get('name')!r}: {RECORD} is damaged ({reason})")
-    return Collection(done, collection.unfinished, left_out)
+    return dataclasses.replace(collection, done=done, left_out=left_out)
 
 
-def _files(studies: Sequence[Path | str], collection: Collection, wishes: Wishes) -> dict[str, bytes]:
+def _files(studies: Sequence[Path | str], folder: Path, collection: Collection, wishes: Wishes) -> dict[str, bytes]:
     """What the report's folder shall hold, by name."""
     table = rows(collection.done, wishes.against)
     absent = missing(table, [run.name for run in collection.unfinished])
@@ -111,7 +138,9 @@ def _files(studies: Sequence[Path | str], collection: Collection, wishes: Wishes
         "table.tex": as_latex(
             table, wishes.table_rows, wishes.table_columns, wishes.against, title.removeprefix("Report on ")
         ),
-        "index.html": page(title, table, collection, absent, plots, notes, known, wishes.against),
+        "index.html": page(
+            title, table, collection, absent, plots, notes, known, wishes.against, folder, REFRESH * wishes.page_alone
+        ),
     }
     return files | {name: text.encode(errors="replace") for name, text in texts.items()}
 
@@ -194,6 +223,7 @@ def _markdown(
             f"{plain_words(legend(table))}\n"
         )
     not_done = [f"{run.state}: {run.name} {run.detail}".rstrip() for run in collection.unfinished]
+    not_done += [f"not begun: {collection.to_come} jobs of the sweep"] * (collection.to_come > 0)
     not_done += [f"missing: {line}" for line in absent]
     for heading, lines in (
         ("Not done", not_done),
@@ -259,6 +289,9 @@ def main() -> None:
     parser.add_argument(
         "--rows", type=_words, default=(), metavar="CHOICES", help="of table.tex: precision,baseline for blocks of rows"
     )
+    parser.add_argument(
+        "--watch", action="store_true", help=f"write page and tables anew every {REFRESH} s as long as runs go on"
+    )
     parser.add_argument("--references", action="store_true", help="add published accuracies, with their sources")
     parser.add_argument(
         "--wandb", metavar="ENTITY/PROJECT", help="make a W&B workspace and report of these runs as well"
@@ -276,6 +309,8 @@ def main() -> None:
                 print(f"not kept: {line}", file=sys.stderr)
             print(f"{number} records: {arguments.records}")
         wishes = Wishes(arguments.references, arguments.against, arguments.rows, arguments.columns)
+        if arguments.watch:
+            watch(arguments.studies, output, wishes)
         collection = report(arguments.studies, output, wishes)
         for line in collection.left_out:
             print(f"left out: {line}", file=sys.stderr)

@@ -110,6 +110,40 @@ def against_name(against: str) -> str:
     return ", ".join(words)
 
 
+def answers(table: Sequence[Row], against: str = "") -> list[str]:
+    """The study's question in a sentence for each data set, model, neuron and precision.
+
+    It is whether TNA (without it the row of the best validation accuracy) gains over plain training, or over what
+    ``against`` says.
+    """
+    settings: dict[tuple[str, ...], list[Row]] = {}
+    for row in table:
+        settings.setdefault((row.data, row.model, row.neuron, row.precision), []).append(row)
+    reference = AGAINST if against else "plain"
+    sentences = []
+    for key, alike in settings.items():
+        compared = [row for row in alike if reference in row.differences]
+        if not compared:
+            continue
+        subjects = [row for row in compared if row.baseline == "tna" and not against] or compared
+        row = max(subjects, key=lambda row: row.average("results", "val/acc") or 0.0)
+        value = row.differences[reference]
+        other = against_name(against) if against else "plain training"
+        several = [group for group in range(4) if len({each[group] for each in settings}) > 1]
+        where = ", ".join(named(CHOICES[group], key[group]) for group in several)
+        text = f"{where}: " if where else ""
+        name = " ".join([row.label, *([named("precision", row.precision)] if against and 3 not in several else [])])
+        text += f"{name} {spread(row.mean, row.deviation)} %, {difference(row, reference)} points against {other}: "
+        if value.half_width is None:
+            text += "one seed tells nothing of chance"
+        elif abs(value.mean) <= value.half_width:
+            text += "no difference is shown"
+        else:
+            text += "better" if value.mean > 0 else "worse"
+        sentences.append(f"{text}.")
+    return sentences
+
+
 def best(table: Sequence[Row]) -> list[Row]:
     """The row with the highest mean for each data set, model, neuron and precision of several rows."""
     settings: dict[tuple[str, ...], list[Row]] = {}
