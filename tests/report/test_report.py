@@ -7,25 +7,32 @@ import io
 import json
 import math
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
+import yaml
 from scipy import stats
 
-from tna_lightning.report.__main__ import report
+from tna_lightning.report import __main__ as door
+from tna_lightning.report.__main__ import Wishes, report
 from tna_lightning.report.collect import collect
+from tna_lightning.report.latex import as_latex
 from tna_lightning.report.page import page
 from tna_lightning.report.plots import figures, learning_curves
 from tna_lightning.report.references import published
+from tna_lightning.report.repeat import command
 from tna_lightning.report.statistics import missing, paired_difference, rows
-from tna_lightning.report.tables import HEADINGS, as_csv, as_latex, as_markdown, cells, legend
+from tna_lightning.report.tables import answers, as_csv, as_markdown, cells, in_all_rows, legend, shown
 from tna_lightning.running.archive import RECORDS, keep_records, read_records
+from tna_lightning.running.config import compose
 from tna_lightning.running.home import home
-from tna_lightning.running.identity import folder_name, identity
+from tna_lightning.running.identity import differences, folder_name, identity
 from tna_lightning.running.record import Run
 
 
@@ -84,6 +91,8 @@ def write(folder, *records):
         path.write_text(json.dumps(content))
 
 
+RESULTS = Path(__file__).parents[2] / "experiments" / "results"
+PAGE_ALONE = Wishes(page_alone=True)
 PLAIN, TNA = (0.90, 0.91, 0.95), (0.92, 0.94, 0.96)
 
 
@@ -137,8 +146,8 @@ def test_a_difference_over_fewer_pairs_than_runs_says_so(tmp_path):
     write(tmp_path, *(record("plain", seed=seed, accuracy=PLAIN[seed]) for seed in (0, 1)))
     write(tmp_path, *(record("tna", seed=seed, accuracy=TNA[seed]) for seed in (0, 1, 2)))
     _, tna = table = rows(collect([tmp_path]).done)
-    assert cells(tna)[HEADINGS.index("to plain")] == "+2.50 [-3.85, +8.85] (2 pairs)"
-    assert "$+2.50 [-3.85, +8.85]\\ (2\\ \\mathrm{pairs})$" in as_latex(table)
+    assert cells(tna)["to_plain"] == "+2.50 [-3.85, +8.85] (2 pairs)"
+    assert "$+2.50$ [$-3.85$, $+8.85$] ($2$ pairs)" in as_latex(table)
 
 
 DAMAGE = {
@@ -193,14 +202,13 @@ def test_the_better_distillation_is_chosen_on_validation_images(tmp_path):
     assert {row.distillation for row in table.values()} == {"kd_ann"}
     assert table["tna"].differences["kd_ann"].mean == pytest.approx(10.5)
     assert "kd_ann" not in table["kd_ann"].differences
-    column = HEADINGS.index("to distillation")
-    assert cells(table["tna"])[column] == "+10.50 [+4.15, +16.85] kd_ann"
-    assert cells(table["kd_ann"])[column] == ""
-    assert "+16.85] kd_ann |" in as_markdown([table["tna"]])
+    assert cells(table["tna"])["to_distillation"] == "+10.50 [+4.15, +16.85] KD (ANN)"
+    assert cells(table["kd_ann"])["to_distillation"] == ""
+    assert "+16.85] KD (ANN) |" in as_markdown([table["tna"]])
     (tna,) = [line for line in csv.DictReader(io.StringIO(as_csv([table["tna"]])))]
     assert tna["better_distillation"] == "kd_ann"
     assert (float(tna["kd_difference"]), float(tna["kd_ann_difference"])) == (pytest.approx(2.5), pytest.approx(10.5))
-    assert "+16.85]$ kd\\_ann & " in as_latex([table["tna"]])
+    assert "$+16.85$] KD (ANN)" in as_latex([table["tna"]], columns=["accuracy", "to_distillation"])
 
 
 def test_no_distillation_is_the_better_one_without_validation_images(tmp_path):
@@ -216,12 +224,12 @@ def test_a_cohort_has_an_accuracy_for_each_companion():
         each["results"] |= {"test/companion_acc_top5": 0.99, "test/third_acc": 0.8}
         each["config"]["companions"] = {"third": {"seed": each["seed"] + 7}}  # a seed is no setting
     (row,) = rows(records)
-    cell = cells(row)[HEADINGS.index("companion (%)")]
+    cell = cells(row)["companion"]
     assert re.findall(r"[\d.]+(?= . 0.00)", cell) == ["91.00", "80.00"]
 
 
 def test_the_companions_accuracy_has_its_deviation(study):
-    (line,) = [line for line in as_markdown(rows(collect([study]).done)).splitlines() if "| tna |" in line]
+    (line,) = [line for line in as_markdown(rows(collect([study]).done)).splitlines() if "| TNA |" in line]
     assert "| 95.00 \u00b1 2.00 |" in line
 
 
@@ -247,8 +255,8 @@ def test_other_settings_make_rows_of_their_own_and_seeds_do_not(tmp_path):
     table = rows(collect([tmp_path]).done)
     assert [(row.label, len(row.records)) for row in table] == [
         ("plain", 2),
-        ("tna match_weight=0.001", 2),
-        ("tna match_weight=0.05", 2),
+        ("TNA match_weight=0.001", 2),
+        ("TNA match_weight=0.05", 2),
     ]
     assert all(row.differences["plain"].pairs == 2 for row in table[1:])
 
@@ -321,16 +329,127 @@ def test_a_study_that_is_not_there_is_refused(tmp_path):
 
 def test_tables_say_the_same(study):
     table = rows(collect([study]).done)
-    line = "| digits | convnet | lif | full | tna |  | 3 | 94.00 \u00b1 2.00 | +2.00 [-0.48, +4.48] |"
+    line = "| full | TNA | 3 | **94.00 \u00b1 2.00** | +2.00 [-0.48, +4.48] |"
     assert line in as_markdown(table)
+    assert in_all_rows(table).startswith("In all rows: data digits; model convnet; neuron LIF; zeros (%) 40.0;")
     (tna,) = [row for row in csv.DictReader(io.StringIO(as_csv(table))) if row["baseline"] == "tna"]
     assert float(tna["test_acc"]) == pytest.approx(94.0)
     assert float(tna["plain_low"]) == pytest.approx(-0.4841, abs=1e-4)
-    assert (tna["seeds"], tna["plain_pairs"], tna["kd_pairs"]) == ("0 1 2", "3", "")
-    line = (
-        "digits & convnet & full &  & tna &  & 3 & $94.00 \\pm 2.00$ & $+2.00 [-0.48, +4.48]$ &  & 0.123 & 78.9 (8888) "
-    )
-    assert line + "& 2.00 (40885) \\\\" in as_latex(table)
+    assert (tna["seeds"], tna["plain_pairs"], "kd_pairs" in tna) == ("0 1 2", "3", False)  # no row has one
+    assert "\nTNA & $\\mathbf{94.00}{\\scriptstyle\\,\\pm2.00}$ &  \\\\\n" in as_latex(table)
+
+
+def test_a_column_is_there_where_it_says_something():
+    one, other = rows([record("plain")])[0], rows([record("plain", "int4")])[0]
+    assert shown([one])[:5] == ["data", "model", "neuron", "precision", "baseline"]  # a single row keeps all it has
+    assert shown([one, other]) == ["precision", "accuracy"]
+    assert "In all rows: data digits; model convnet; neuron LIF; baseline plain; n 1;" in in_all_rows([one, other])
+
+
+def paper_of(study, tmp_path):
+    """Records that differ in everything which a table of a paper must hold: data, precisions, settings, seeds."""
+    names = ("none", "int8", "int4", "ternary", "ternary_hidden", "binary", "ternary_ttq")
+    made = [record(base, quant, seed) for base in ("plain", "plain_twice", "tna") for quant in names for seed in (0, 1)]
+    made += [record("tna", "my_quantiser_50%", 5), record("tna_frozen_twin", "ternary", 2)]
+    made += [record("tna", "ternary", seed, match_weight=weight) for seed in (0, 1) for weight in (1e-5, 0.05)]
+    for each in copy.deepcopy(made[:20]):
+        each["choices"]["data"] = each["config"]["choices"]["data"] = "events_of & mine"
+        made.append(each | {"identity": each["identity"][::-1]})
+    return made
+
+
+LATEX = shutil.which("pdflatex")
+
+
+@pytest.mark.skipif(LATEX is None, reason="no pdflatex")
+def test_tables_fit_a_column_of_a_paper(study, tmp_path):
+    kinds = [rows(paper_of(study, tmp_path))]
+    kinds += [rows(collect([path]).done) for path in sorted(RESULTS.rglob(RECORDS))]
+    tables = [as_latex(kind) for kind in kinds]
+    compared = rows(collect([RESULTS / "evidence" / RECORDS]).done, "baseline=plain_twice")
+    tables += [as_latex(compared, against="baseline=plain_twice"), as_latex(compared, columns=["all"])]
+    tables.append(as_latex(compared, ["precision", "baseline"], ["bits", "accuracy", "energy"]))
+    tables.append(as_latex(compared, ["precision"], ["baseline"]))
+    text = "\\clearpage\n".join(tables)
+    head = "\\documentclass[twocolumn]{article}\\usepackage{booktabs}\\pagestyle{empty}\\begin{document}\n"
+    (tmp_path / "paper.tex").write_text(head + text + "\\end{document}\n")
+    command = [str(LATEX), "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, errors="replace")
+    assert result.returncode == 0, result.stdout[-2000:]
+    assert [line for line in result.stdout.splitlines() if "Overfull" in line] == []
+
+
+def test_latex_marks_the_best_and_what_is_told_from_plain(tmp_path):
+    for seed in range(3):
+        for quant in ("none", "ternary"):
+            write(tmp_path, record("plain", quant, seed, accuracy=PLAIN[seed]))
+            write(tmp_path, record("tna", quant, seed, accuracy=PLAIN[seed] + 0.01 + 0.001 * seed))
+        write(tmp_path, record("mutual", "none", seed, accuracy=0.5 + 0.4 * (seed == 1)))
+    write(tmp_path, record("kd", "ternary", 0, accuracy=0.99))
+    text = as_latex(rows(collect([tmp_path]).done), name="my study")
+    lines = {line.partition(" & ")[0]: line for line in text.splitlines() if line.endswith("\\\\")}
+    assert lines["TNA"].count("\\mathbf{93.10}") == 1  # at full precision alone: distillation has more below
+    assert lines["TNA"].count("^{*}") == 2
+    assert lines["KD"] == "KD &  & $\\mathbf{99.00}^{\\dagger}$ \\\\"
+    assert "*" not in lines["DML"] + lines["plain"]
+    for words in ("over 3 seeds, 1 where marked $\\dagger$", "Bold: the highest mean of its column.", "leaves out 0"):
+        assert words in text
+    assert "\\label{tab:my-study}" in text
+    assert "\\toprule\n & full & ternary \\\\\n\\midrule" in text
+
+
+def test_rows_and_columns_of_the_paper_are_chosen_or_refused(study):
+    table = rows(collect([study]).done)
+    assert "\\toprule\n & plain & TNA & KD \\\\" in as_latex(table, ["precision"], ["baseline"])
+    quantities = as_latex(table, ["precision", "baseline"], ["bits", "accuracy"])
+    assert "\\emph{ternary}} \\\\\nKD & $2.00$ & $80.00$ \\\\" in quantities
+    assert "\\begin{table*}" in as_latex(table, columns=["all"])
+    for arguments, message in (
+        ((["nothing"], []), "rows='nothing': must be one of data, model"),
+        ((["precision"], ["data"]), "rows=precision: several runs fall into one cell, they differ in baseline; add it"),
+        (([], ["accuracy", "precision"]), "columns=accuracy,precision: must be one of data, model"),
+        (([], ["against"]), "against needs --against"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            as_latex(table, *arguments)
+
+
+def test_any_row_can_be_compared_with(tmp_path):
+    for seed in range(3):
+        for quant, accuracy in (("int2", 0.7), ("mine", 0.72 + 0.01 * seed)):
+            write(tmp_path, record("tna", quant, seed, accuracy=accuracy), record("plain", quant, seed, accuracy=0.5))
+    write(tmp_path, record("tna", "mine", 3, accuracy=0.1))  # without a partner
+    done = collect([tmp_path]).done
+    table = {(row.baseline, row.precision): row for row in rows(done, "quant=int2")}
+    difference = table["tna", "mine"].differences["against"]
+    assert (difference.mean, difference.pairs) == (pytest.approx(3.0), 3)
+    assert table["plain", "mine"].differences["against"].mean == pytest.approx(0.0)
+    assert "against" not in table["tna", "int2"].differences
+    both = {(row.baseline, row.precision): row for row in rows(done, "baseline=plain,quant=int2")}
+    assert both["tna", "mine"].differences["against"].mean == pytest.approx(23.0)
+    assert both["tna", "int2"].differences["against"].mean == pytest.approx(20.0)
+    report([tmp_path], tmp_path / "out", Wishes(against="quant=int2", page_alone=True))
+    for name in ("table.md", "index.html"):
+        assert "to 2 bits" in (tmp_path / "out" / name).read_text()
+    assert "against_difference" in (tmp_path / "out" / "table.csv").read_text()
+    assert "\\emph{minus 2 bits, 95\\,\\% interval}" in (tmp_path / "out" / "table.tex").read_text()
+
+
+def test_a_setting_can_be_compared_with_and_what_is_not_there_is_refused(tmp_path):
+    write(tmp_path, *(record(seed=seed, match_weight=weight) for seed in (0, 1) for weight in (0.001, 0.05)))
+    done = collect([tmp_path]).done
+    first, second = rows(done, "objective.match_weight=0.05")
+    assert (first.differences["against"].pairs, second.differences) == (2, {})
+    for against, message in (
+        ("objective.match_weight=3", "must be objective.match_weight=0.001, objective.match_weight=0.05"),
+        ("baseline", "must be baseline=tna"),
+        ("data=digits", "must be CHOICE=VALUE with one of baseline"),
+        ("baseline=tna", "needs pairs of one seed that differ in nothing else"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            rows(done, against)
+    with pytest.raises(ValueError, match=r"^against='baseline'"):
+        report([tmp_path], tmp_path / "out", Wishes(against="baseline"))
 
 
 def test_tables_say_which_layers_are_quantised_and_what_dense_costs(tmp_path):
@@ -371,8 +490,10 @@ def test_tables_say_which_layers_are_quantised_and_what_dense_costs(tmp_path):
     assert float(hidden_row["quantized_share"]) == 0.9977
     expected = {"synaptic_operations": 123_456, "macs": 78.9e6, "dense_macs": 8.888e9, "energy_dense_uj": 40_884.8}
     assert {name: float(hidden_row[name]) for name in expected} == expected
-    assert "| 0.123 | 78.9 (8888) | 2.00 (40885) |" in as_markdown(table)
-    assert "all but stem, classifier (99.8 \\%)" in as_latex(table)
+    assert "AC (M) 0.123; MAC (dense) (M) 78.9 (8888); energy (dense) (uJ) 2.00 (40885)." in in_all_rows(table)
+    words = "ternary, hidden: all but stem, classifier (99.8 %); ternary: all but classifier (80.0 %); stem: int8"
+    assert words in legend(table)
+    assert "all but stem, classifier ($99.8$ \\%)" in as_latex(table, columns=["quantised"])
     assert "all but stem, classifier (99.8 %)" in page("", table, collect([tmp_path]), [], [], [], [])
 
 
@@ -389,8 +510,8 @@ def test_energy_of_memory_and_what_is_not_counted_where_records_have_them(tmp_pa
     assert "| memory (uJ) | few-bit ANN (memory) (uJ) |" in as_markdown(table)
     plain, tna = csv.DictReader(io.StringIO(as_csv(table)))
     assert (tna["energy_memory_uj"], tna["quantized_ann_bits"], plain["energy_memory_uj"]) == ("1.5", "3.0", "")
-    assert as_latex(table).count("2.00 (40885) \\\\") == 2
-    report([tmp_path], tmp_path / "out")
+    assert as_latex(table, columns=["energy"]).count("$2.00$ ($40885$) \\\\") == 2
+    report([tmp_path], tmp_path / "out", PAGE_ALONE)
     for name in ("table.md", "index.html"):
         text = (tmp_path / "out" / name).read_text()
         assert "Not counted: aten.mul (the network, gate)." in text
@@ -400,8 +521,10 @@ def test_energy_of_memory_and_what_is_not_counted_where_records_have_them(tmp_pa
 
 
 def test_latex_escapes_what_it_must(tmp_path):
-    write(tmp_path, record(quant="ternary_ttq"))
-    assert "ternary\\_ttq" in as_latex(rows(collect([tmp_path]).done))
+    write(tmp_path, record(quant="my_quant{50%}\\x~^"))
+    assert "my\\_quant\\{50\\%\\}\\textbackslash{}x\\textasciitilde{}\\textasciicircum{}" in as_latex(
+        rows(collect([tmp_path]).done)
+    )
 
 
 def test_figures_on_a_subset_of_the_test_set_stand_in_a_row_of_their_own(tmp_path):
@@ -426,7 +549,7 @@ def test_simulated_data_and_parts_of_the_samples_are_called_so(tmp_path):
     write(tmp_path / "s", record(simulated=True, data={"simulated": True, "test_samples": 2, "note": "a stand-in"}))
     limited = record(seed=1)["config"] | {"trainer": {"limit_test_batches": 2}}
     write(tmp_path / "s", record(seed=1, config=limited, simulated=True))
-    report([tmp_path / "s"], tmp_path / "out")
+    report([tmp_path / "s"], tmp_path / "out", PAGE_ALONE)
     assert "not on all of these samples: trainer.limit_test_batches=2" in (tmp_path / "out" / "table.md").read_text()
     for name in ("table.md", "table.csv", "table.tex", "index.html"):
         assert "digits (simulated)" in (tmp_path / "out" / name).read_text(), name
@@ -486,20 +609,28 @@ def test_runs_of_two_versions_are_one_row_and_are_named_by_todays_settings(tmp_p
     assert found(earlier(0), earlier(1, 2)) == {"padding=4": [0], "padding=2": [1]}
 
 
-@pytest.fixture
-def written(study, tmp_path):
-    write(study, *(record(match_weight=weight, seed=seed) for weight in (0.0, 0.05) for seed in (0, 1)))
-    report([study], tmp_path / "report", references=True)
-    return tmp_path / "report"
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A report, and beside it its study."""
+    folder = tmp_path_factory.mktemp("written")
+    for seed in range(3):
+        write(folder / "study", record("plain", seed=seed, accuracy=PLAIN[seed]), record("kd", "ternary", seed))
+    weights = (0.0, 0.05)
+    write(folder / "study", *(record(match_weight=weight, seed=seed) for weight in weights for seed in (0, 1)))
+    report([folder / "study"], folder / "report", Wishes(references=True))
+    return folder / "report"
 
 
 def test_report_writes_tables_plots_and_a_page(written):
-    plots = {"curves", "accuracy_bits", "accuracy_bytes", "match_weight"}
+    plots = {"curves", "accuracy_precision", "accuracy_bytes", "match_weight"}
     expected = {"table.md", "table.csv", "table.tex", "index.html"}
-    expected |= {f"{name}.{kind}" for name in plots for kind in ("png", "svg")}
+    expected |= {f"{name}{kind}" for name in plots for kind in (".png", ".svg", ".pdf", "_column.pdf")}
     assert {path.name for path in written.iterdir()} == expected  # all runs cost the same energy: no such plot
     for path in written.glob("*.svg"):
         assert ElementTree.parse(path).getroot().tag.endswith("svg")
+    for path in written.glob("*.pdf"):
+        (width,) = set(re.findall(rb"/MediaBox \[ ?0 0 ([\d.]+)", path.read_bytes()))
+        assert float(width) == pytest.approx(72 * (3.35 if "column" in path.stem else 7.0), abs=0.5)
     for path in written.glob("*.png"):
         assert path.read_bytes().startswith(b"\x89PNG")
 
@@ -511,7 +642,7 @@ def test_plots_show_the_rows(tmp_path):
             write(tmp_path, record(seed=seed, match_weight=weight, accuracy=accuracy + 0.02 * seed, **energy))
         write(tmp_path, record("plain", "ternary", seed=seed, accuracy=0.8 + 0.02 * seed))
     plots = {name: figure for name, _, figure in figures(rows(collect([tmp_path]).done))}
-    assert plots.keys() == {"curves", "accuracy_bits", "accuracy_bytes", "accuracy_energy", "match_weight"}
+    assert plots.keys() == {"curves", "accuracy_precision", "accuracy_bytes", "accuracy_energy", "match_weight"}
 
     (axes,) = plots["match_weight"].axes
     (line,) = [line for line in axes.lines if len(line.get_xdata()) == 2 and line.get_marker() == "o"]
@@ -539,7 +670,7 @@ def test_the_match_term_has_a_panel_for_each_kind(tmp_path):
         write(tmp_path, record("plain", seed=seed))
     figure = dict((name, figure) for name, _, figure in figures(rows(collect([tmp_path]).done)))["match_term"]
     drawn = {axes.get_ylabel(): [line.get_label() for line in axes.lines] for axes in figure.axes}
-    assert drawn == {"match term (squared error)": ["tna"], "match term (KL divergence)": ["kd", "mutual"]}
+    assert drawn == {"match term (squared error)": ["TNA"], "match term (KL divergence)": ["KD", "DML"]}
     (line,) = figure.axes[[*drawn].index("match term (squared error)")].lines
     assert line.get_xdata() == pytest.approx([1, 2])
     assert line.get_ydata() == pytest.approx([0.5, 0.3])
@@ -556,14 +687,73 @@ def test_page_loads_nothing_from_elsewhere(written):
     text = (written / "index.html").read_text()
     sources = re.findall(r"""(?:src|href|url|import)\s*[=(]\s*["']?([^"')\s>]+)""", text)
     assert sources
-    assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
+    inner = [source for source in sources if not source.startswith("data:image/svg+xml;base64,")]
+    assert all(source.startswith("../study/digits-convnet-lif-") for source in inner), inner  # the runs' folders
+    assert len(inner) == 10
     assert text.count("<figure") == 4
 
 
-def test_the_same_runs_give_the_same_report(written, study, tmp_path):
-    report([study], tmp_path / "again", references=True)
+def test_page_answers_the_question_first_and_has_each_rows_runs_behind_it(study, tmp_path):
+    name = record("plain", seed=1)["name"]
+    (study / name / "curves.png").write_bytes(b"a picture")
+    report([study], tmp_path / "out", PAGE_ALONE)
+    text = (tmp_path / "out" / "index.html").read_text()
+    answer = (
+        "full: TNA 94.00 \u00b1 2.00 %, +2.00 [-0.48, +4.48] points against plain training: no difference is shown."
+    )
+    assert text.index(answer) < text.index("<h2>Results")
+    assert f'<a href="../study/{name}/curves.png">curves.png</a>' in text
+    assert "python -m tna_lightning -m baseline=plain quant=none" in text
+    assert '<select name="precision"><option value="">all</option><option>full</option>' in text
+    assert "<h2>Progress" not in text
+
+
+@pytest.mark.parametrize(("gain", "word"), [(0.0001, "better"), (-0.0001, "worse")])
+def test_an_answer_says_which_is_better_only_if_the_interval_leaves_out_0(gain, word):
+    values = [(seed, 0.8 + 0.1 * seed) for seed in range(3)]
+    made = [record("plain", seed=seed, accuracy=value) for seed, value in values]
+    made += [record("tna", seed=seed, accuracy=value + gain) for seed, value in values]
+    (text,) = answers(rows(made))
+    assert text.endswith(f"points against plain training: {word}.")
+    (text,) = answers(rows(made[:1] + made[3:4]))
+    assert text.endswith("(1 pair) points against plain training: one seed tells nothing of chance.")
+    assert answers(rows(made[:3])) == []
+
+
+def test_a_study_is_watched_until_nothing_runs(tmp_path, monkeypatch, capsys):
+    study, running = tmp_path / "study", record("mutual", seed=2)
+    write(study, record("plain"), record("tna", status="failed", error="OSError: disk full"))
+    (study / ".sweeps" / "x").mkdir(parents=True)
+    (study / ".sweeps" / "x" / "jobs").write_text("7")
+    for number in range(5):
+        (study / ".sweeps" / "x" / f"{number}.begun").touch()
+    config = running["config"] | {"trainer": {"max_epochs": 8}}
+    run = Run(study / running["name"], config)
+    seen = []
+
+    def wait(seconds):
+        seen.append((tmp_path / "out" / "index.html").read_text())
+        run.write(status="done", **{key: running[key] for key in ("results", "weights", "cost", "data", "history")})
+        shutil.rmtree(study / ".sweeps")
+
+    with run.claimed():
+        run.write(status="running")
+        (study / running["name"] / "metrics.csv").write_text("epoch\n0\n1\n")
+        door.watch([study], tmp_path / "out", Wishes(against="baseline=mutual"), wait)  # of which none is done at first
+    (text,) = seen
+    assert "5 runs: 1 done, 1 running, 1 failed, 2 not begun." in text
+    assert "epoch 2 of 8, about" in text
+    assert "OSError: disk full" in text
+    assert 'http-equiv="refresh"' in text
+    assert capsys.readouterr().out == f"1 done, 1 running, 2 not begun: {tmp_path / 'out' / 'index.html'}\n"
+    assert "2 finished runs in 2 rows" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_the_same_runs_give_the_same_report(written):
+    again = written.parent / "again"
+    report([written.parent / "study"], again, Wishes(references=True))
     for path in written.iterdir():
-        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
+        assert path.read_bytes() == (again / path.name).read_bytes(), path.name
 
 
 def test_page_escapes_what_runs_say(study):
@@ -594,11 +784,15 @@ def test_a_file_of_records_gives_the_report_of_its_folders(study, other, tmp_pat
     file = tmp_path / "kept.jsonl.gz"
     assert keep_records([study, other], file) == (10, [])
     for sources, name in (([study, other], "folders"), ([file], "file")):
-        report(sources, tmp_path / name)
+        report(sources, tmp_path / name, PAGE_ALONE)
     names = sorted(path.name for path in (tmp_path / "folders").iterdir())
     assert names == sorted(path.name for path in (tmp_path / "file").iterdir())
     for name in names:
-        assert (tmp_path / "folders" / name).read_bytes() == (tmp_path / "file" / name).read_bytes(), name
+        texts = [(tmp_path / each / name).read_text() for each in ("folders", "file")]
+        if name == "index.html":  # a file knows no folders to which a link could go
+            assert "../study/" in texts[0]
+            texts[0] = re.sub(r'<a href="[^"]*/">([^<]*)</a>', r"\1", texts[0])
+        assert texts[0] == texts[1], name
 
 
 def test_a_report_is_named_by_folder_or_file_where_no_run_names_a_study(tmp_path):
@@ -607,7 +801,7 @@ def test_a_report_is_named_by_folder_or_file_where_no_run_names_a_study(tmp_path
     for source in (tmp_path / "mine", *files):
         if source in files:
             keep_records([tmp_path / "mine"], source)
-        report([source], tmp_path / "report")
+        report([source], tmp_path / "report", PAGE_ALONE)
         assert (tmp_path / "report" / "table.md").read_text().startswith("# Report on mine\n")
 
 
@@ -679,20 +873,45 @@ def test_a_damaged_file_of_records_is_refused(damage, study):
             collect([source])
 
 
+@pytest.mark.parametrize("study", ["evidence/attempts", "evidence/match_weight", "mixed_precision"])
+def test_the_command_that_repeats_a_row_gives_its_runs(study):
+    for row in rows(collect([RESULTS / study / RECORDS]).done):
+        words = shlex.split(command(row.records))
+        assert words[:3] == ["python", "-m", "tna_lightning"]
+        *words, seeds = [word for word in words[3:] if word != "-m"]
+        assert seeds == "seed=" + ",".join(map(str, row.seeds))
+        (name,) = [word.partition("=")[2] for word in words if word.startswith("experiments=")] or [None]
+        if name is not None:  # what the study varies is said, so that it is this row alone
+            varied = yaml.safe_load((home() / "experiments" / f"{name}.yaml").read_text())["hydra"]["sweeper"]["params"]
+            assert varied.keys() <= {word.partition("=")[0] for word in [*words, "seed="]}
+        assert differences(row.records[0]["config"], compose([*words, f"seed={row.seeds[0]}"])) == []
+
+
+def test_a_choice_of_ones_own_is_repeated_with_the_folder_that_has_it():
+    line = command([record("tna", "my_own", seed) for seed in (0, 1)])
+    assert line == "python -m tna_lightning -m --config-dir DIR quant=my_own seed=0,1"
+
+
 def test_the_committed_tables_are_those_of_the_committed_records():
-    results = Path(__file__).parents[2] / "experiments" / "results"
-    for table in sorted(results.rglob("table.csv")):
+    for table in sorted(RESULTS.rglob("table.csv")):
         (file,) = [path / RECORDS for path in (table.parent, table.parent.parent) if (path / RECORDS).exists()]
         committed = list(csv.DictReader(io.StringIO(table.read_text())))
         rebuilt = list(csv.DictReader(io.StringIO(as_csv(rows(collect([file]).done)))))
-        assert [{key: row[key] for key in committed[0]} for row in rebuilt] == committed, table
+        assert [{key: row.get(key, "") for key in committed[0]} for row in rebuilt] == committed, table
 
 
-def test_command_line(study):
+def test_command_line(study, monkeypatch, capsys):
+    monkeypatch.setattr(door, "figures", lambda *_: ())  # which take most of the time
+
     def command(*arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "tna_lightning.report", *arguments], capture_output=True, text=True, check=False
-        )
+        monkeypatch.setattr(sys, "argv", ["report", *arguments])
+        try:
+            door.main()
+            status = 0
+        except SystemExit as left:
+            status = left.code
+        out, err = capsys.readouterr()
+        return SimpleNamespace(returncode=status, stdout=out, stderr=err)
 
     (study / "empty").mkdir()
     result = command(str(study))
@@ -707,6 +926,12 @@ def test_command_line(study):
     assert (from_file.stdout, from_file.stderr) == (result.stdout.replace("/study/report", "/report"), "")
     wrong = command(str(study / "nowhere"))
     assert (wrong.returncode, wrong.stderr) == (2, f"error: study='{study / 'nowhere'}': no such folder or file\n")
+    command(str(file), "--columns", "baseline", "--rows", "precision", "--against", "baseline=plain")
+    text = (study.parent / "report" / "table.tex").read_text()
+    assert "minus plain, 95" in text
+    assert " & plain & TNA & KD \\\\" in text
+    refused = command(str(file), "--against", "quant=x")
+    assert refused.stderr == "error: against='quant=x': must be quant=none, quant=ternary\n"
 
 
 def test_a_study_without_runs_is_refused_and_an_earlier_report_kept(tmp_path):

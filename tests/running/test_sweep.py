@@ -1,6 +1,7 @@
 """Sweeps as a user types them: every job a fresh process, told in one line, done once."""
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import os
@@ -11,13 +12,23 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from tna_lightning.report.collect import collect
+from tna_lightning.running.progress import Progress, jobs_to_come, progress
 from tna_lightning.running.record import LAST_CHECKPOINT, Run, find_runs, is_active, read_record
-from tna_lightning.running.sweep import Outcome, _last_error, claimed_device, visible_devices
+from tna_lightning.running.sweep import (
+    Outcome,
+    _last_error,
+    _Printer,
+    claimed_device,
+    number_of_jobs,
+    visible_devices,
+)
 
 # a job of a few steps: nearly all of its time is the start of a process
 TINY = ["data.train_subset=100", "data.batch_size=50", "model.width=0.125", "model.time_steps=1", "epochs=2"]
@@ -64,6 +75,7 @@ def test_a_sweep_does_what_is_missing_and_says_so(tmp_path):
     assert re.fullmatch(r"failed in \d+ s \(NonFiniteLoss: .* is not finite .*; see .*output\.log\)", told(first)[1])
     assert re.fullmatch(r"done in \d+ s, test accuracy \d+\.\d\d%", told(first)[2])
     assert "4 jobs: 2 done, 2 failed." in first.stdout
+    assert re.search(r"^  1 of 4 ended, about \d+ s left", first.stdout, re.MULTILINE)
     # a line names what its job does not share with the others
     assert [line.rpartition(": ")[2] for line in first.stdout.splitlines() if line.startswith("#")] == [
         f"seed={seed} optimizer.lr={rate}" for seed in (0, 1) for rate in ("0.001", "1e+30")
@@ -265,6 +277,7 @@ def test_a_job_does_the_same_alone_and_last_in_a_sweep(tmp_path):
 
 WATCHED = """
 import json, resource, sys
+from datetime import datetime
 from pathlib import Path
 from tna_lightning import __main__
 from tna_lightning.running import sweep
@@ -396,3 +409,47 @@ def test_each_job_holds_a_device_of_its_own(tmp_path, monkeypatch):
 def test_devices_are_those_that_the_environment_leaves(monkeypatch, value, devices):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
     assert visible_devices() == devices
+
+
+def test_how_far_a_run_and_its_sweep_are(tmp_path):
+    config = {"trainer": {"max_epochs": 10}}
+    record = {"config": config, "started": "2026-01-01T00:00:00+00:00"}
+    assert str(progress(tmp_path, record)) == "epoch 0 of 10"
+    (tmp_path / "metrics.csv").write_text("epoch,val/acc\n0,0.5\n1,0.6\n")
+    began = datetime.fromisoformat(record["started"]).timestamp()
+    os.utime(tmp_path / "metrics.csv", (began + 60, began + 60))
+    assert progress(tmp_path, record) == Progress(2, 10, 240.0)
+    (tmp_path / "output.log").write_text("epoch 1 of 10: loss 2, 9.0 s\nepoch 2 of 10: loss 1, 7.0 s\n")
+    assert str(progress(tmp_path, record)) == "epoch 2 of 10, about 64 s left"
+    assert progress(tmp_path, {"config": {}}) is None
+
+    notes = tmp_path / ".sweeps" / "x"
+    notes.mkdir(parents=True)
+    (notes / "jobs").write_text("5")
+    assert jobs_to_come(tmp_path) == 5
+    (notes / "1.begun").write_text(json.dumps({"overrides": "seed=1", "folder": str(tmp_path)}))
+    done = Outcome(0, "seed=0", "/x", "done", seconds=4.0)
+    (notes / "0.json").write_text(json.dumps(dataclasses.asdict(done)))
+    assert jobs_to_come(tmp_path) == 3
+    printer = _Printer(notes, 5)
+    assert printer._print_new()
+    assert re.fullmatch(r"1 of 5 ended, about 0 s left; running: #1 seed=1", printer.status())
+    (tmp_path / "run.json").write_text(json.dumps({"format": 1, "identity": "x", "status": "running"} | record))
+    assert printer.status().endswith("running: #1 seed=1 (epoch 2 of 10, about 64 s left)")
+
+
+@pytest.mark.parametrize(
+    ("words", "jobs"),
+    [
+        (["seed=0,1", "baseline=plain"], 8),
+        (["quant=none"], 4),
+        (["seed=range(3)"], 12),
+        (["neuron.beta=interval(0,1)"], None),
+    ],
+)
+def test_the_number_of_jobs_is_of_study_and_command_line(words, jobs):
+    params = {"quant": "none,ternary", "data.seed": "1,2,3,4", "seed": "0"}
+    if "quant=none" not in words:
+        params["data.seed"] = "1,2"
+    config = OmegaConf.create({"hydra": {"sweeper": {"params": params}, "overrides": {"task": words}}})
+    assert number_of_jobs(config) == jobs

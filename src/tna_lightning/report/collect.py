@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tna_lightning.running.archive import RECORDS, find_records
+from tna_lightning.running.progress import jobs_to_come, progress
 from tna_lightning.running.record import CONFIG, RECORD, as_record, is_active, refuse_damaged_record
 
 
@@ -19,7 +20,7 @@ class Unfinished:
     Attributes:
         name: of its folder.
         state: ``failed``, ``running``, ``cut off`` (nobody works on it any more), or ``not started``.
-        detail: the error, or when it began.
+        detail: the error, or how far it is and when it began.
     """
 
     name: str
@@ -35,11 +36,15 @@ class Collection:
         done: the records of finished runs, one an identity, in the order of their folders.
         unfinished: runs without a result.
         left_out: one line for everything else that was found, with the reason why it does not count.
+        folders: by identity, where a finished run lies; those that only a file of records has are not there.
+        to_come: how many jobs of a sweep have not begun.
     """
 
     done: list[dict[str, Any]]
     unfinished: list[Unfinished]
     left_out: list[str]
+    folders: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+    to_come: int = 0
 
 
 def collect(studies: Sequence[Path | str]) -> Collection:
@@ -71,6 +76,7 @@ def collect(studies: Sequence[Path | str]) -> Collection:
                 left_out.append(f"run={str(folder)!r}: no run folder, it has no {RECORD}")
 
     done: list[dict[str, Any]] = []
+    folders: dict[str, Path] = {}
     for copies in found.values():
         # the one that is done, and of these the one that still has its own name
         folder, record = min(
@@ -85,9 +91,12 @@ def collect(studies: Sequence[Path | str]) -> Collection:
                 left_out.append(line)
         if record["status"] == "done":
             done.append(record)
+            if folder.is_dir():
+                folders[record["identity"]] = folder
         else:
             unfinished.append(_unfinished(folder, record))
-    return Collection(done, sorted(unfinished, key=lambda run: (run.state, run.name)), left_out)
+    to_come = sum(jobs_to_come(study) for study in map(Path, studies) if study.is_dir())
+    return Collection(done, sorted(unfinished, key=lambda run: (run.state, run.name)), left_out, folders, to_come)
 
 
 def _without_record(study: Path) -> Iterator[Path]:
@@ -102,4 +111,7 @@ def _unfinished(folder: Path, record: dict[str, Any]) -> Unfinished:
     if record["status"] == "failed":
         return Unfinished(folder.name, "failed", str(record.get("error", "")).partition("\n")[0])
     is_running = record["status"] == "running" and is_active(folder)
-    return Unfinished(folder.name, "running" if is_running else "cut off", f"since {record.get('started', 'unknown')}")
+    since = f"since {record.get('started', 'unknown')}"
+    if is_running and "started" in record and (far := progress(folder, record)) is not None:
+        return Unfinished(folder.name, "running", f"{far}, {since}")
+    return Unfinished(folder.name, "running" if is_running else "cut off", since)

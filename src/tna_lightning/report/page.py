@@ -1,45 +1,76 @@
-"""One HTML file with everything in it: opens from disk, loads nothing, sorts its tables."""
+"""One HTML file with everything in it: opens from disk, loads nothing, sorts and filters its tables."""
 
 from __future__ import annotations
 
 import base64
+import os
 import re
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
+from urllib.parse import quote
 
 from tna_lightning.report.collect import Collection
+from tna_lightning.report.names import named
 from tna_lightning.report.references import Published
-from tna_lightning.report.statistics import Row
-from tna_lightning.report.tables import HEADINGS, cells, legend
+from tna_lightning.report.repeat import command
+from tna_lightning.report.statistics import AGAINST, Row
+from tna_lightning.report.tables import CHOICES, HEADINGS, answers, best, cells, headings, legend, shown
+from tna_lightning.running.progress import LOG
 
 # by hand, since a stylesheet from elsewhere would be many times these lines, in every page that is kept
 _STYLE = """
-:root { color-scheme: light dark; --line: #8885; --soft: #8882; --accent: #0072b2; }
-@media (prefers-color-scheme: dark) { :root { --accent: #56b4e9; } }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 84rem; margin: 2rem auto; padding: 0 1.2rem; }
+:root { color-scheme: light dark; --line: #8885; --soft: #8882; --accent: #0072b2; --page: #fff; --card: #f6f8fa;
+  --done: #009e73; --running: #56b4e9; --failed: #d55e00; }
+@media (prefers-color-scheme: dark) { :root { --accent: #56b4e9; --page: #16181c; --card: #202329; } }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 84rem; margin: 2rem auto; padding: 0 1.2rem;
+  background: var(--page); }
 h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
-p.note, figcaption { opacity: .75; margin: .3rem 0; font-size: .9rem; max-width: 60rem; }
-.wide { overflow-x: auto; background:  /* a shadow at the edge behind which there is more */
-  linear-gradient(to right, Canvas 60%, transparent) left / 2.5rem 100% no-repeat local,
-  linear-gradient(to left, Canvas 60%, transparent) right / 2.5rem 100% no-repeat local,
-  linear-gradient(to right, var(--line), transparent) left / 1rem 100% no-repeat scroll,
-  linear-gradient(to left, var(--line), transparent) right / 1rem 100% no-repeat scroll; }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .4rem; text-align: left; border-bottom: 1px solid var(--line); }
+a { color: var(--accent); }
+p.note, figcaption { opacity: .8; margin: .3rem 0; font-size: .9rem; max-width: 60rem; }
+.answers { background: var(--card); border-left: 4px solid var(--accent); padding: .5rem 1rem; margin: 1rem 0;
+  border-radius: 4px; font-variant-numeric: tabular-nums; }
+.answers p { margin: .25rem 0; }
+.bar { display: flex; height: .7rem; border-radius: 4px; overflow: hidden; background: var(--soft); max-width: 60rem;
+  margin: .6rem 0 .3rem; }
+.bar .done { background: var(--done); } .bar .running { background: var(--running); }
+.bar .failed { background: var(--failed); }
+.filters { display: flex; flex-wrap: wrap; gap: .4rem 1rem; margin: .4rem 0 .8rem; font-size: .85rem; }
+select, button { font: inherit; color: inherit; background: var(--card); border: 1px solid var(--line);
+  border-radius: 4px; padding: .1rem .35rem; }
+button { cursor: pointer; white-space: nowrap; } button:hover { border-color: var(--accent); }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .28rem .45rem; text-align: left; border-bottom: 1px solid var(--line); }
 td { white-space: nowrap; } td.free { white-space: normal; min-width: 16rem; overflow-wrap: anywhere; }
-td.words { white-space: normal; min-width: 11rem; }
+td.words { white-space: normal; min-width: 9rem; } td.wrap { white-space: normal; min-width: 7.6rem; }
 th { cursor: pointer; user-select: none; vertical-align: bottom; }
-th.number { text-align: right; }
+th.number, td.number, th.wrap, td.wrap { text-align: right; }
 th[aria-sort=ascending]::after { content: " \\2191"; } th[aria-sort=descending]::after { content: " \\2193"; }
-th:hover, th:focus { color: var(--accent); } td.number { text-align: right; }
-tbody tr:hover { background: var(--soft); } tr.simulated td:first-child { font-style: italic; }
-.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 34rem), 1fr)); gap: 0 1.6rem; }
-figure { margin: 1rem 0; min-width: 0; } figure.many { grid-column: 1 / -1; }
-figure div { overflow-x: auto; } figure img { max-width: 100%; background: #fff; border-radius: 4px; }
+th:hover, th:focus { color: var(--accent); }
+tbody tr:hover td { background: var(--card); } tr.simulated td:first-child { font-style: italic; }
+tr.best td.accuracy { font-weight: 650; }
+.results td.key, .results th.key { position: sticky; left: 0; background: var(--page); z-index: 1; }
+.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 36rem), 1fr)); gap: .6rem 1.6rem;
+  align-items: start; }
+figure { margin: .6rem 0; min-width: 0; } figure img { width: 100%; background: #fff; border-radius: 4px; }
+@media (prefers-color-scheme: dark) { figure img, [popover] img { filter: invert(.91) hue-rotate(180deg); } }
 ul { padding-left: 1.2rem; } li { margin: .2rem 0; overflow-wrap: anywhere; }
+[popover] { max-width: min(60rem, 92vw); max-height: 86vh; overflow: auto; border: 1px solid var(--line);
+  border-radius: 8px; padding: 1rem 1.2rem; background: var(--page); color: inherit; }
+[popover]::backdrop { background: #0006; } [popover] h3 { margin: 0 0 .4rem; font-size: 1rem; }
+[popover] img { max-width: 100%; background: #fff; border-radius: 4px; }
+pre { background: var(--card); padding: .6rem .8rem; border-radius: 4px; white-space: pre-wrap;
+  overflow-wrap: anywhere; font-size: .8rem; user-select: all; }
 """
 
 _SCRIPT = """
+const filters = [...document.querySelectorAll(".filters select")];
+const filter = () => {
+  for (const row of document.querySelectorAll(".results tbody tr"))
+    row.hidden = filters.some((each) => each.value && row.dataset[each.name] !== each.value);
+};
+for (const each of filters) each.addEventListener("change", filter);
 for (const head of document.querySelectorAll("th")) {
   head.tabIndex = 0;
   const sort = () => {
@@ -60,8 +91,8 @@ for (const head of document.querySelectorAll("th")) {
 }
 """
 
+_MOST_ANSWERS = 6
 _MAY_BE_ONE = ("data", "model", "neuron")  # named above the table where it is the same in all rows
-_FIRST_NUMBER = HEADINGS.index("n")
 
 
 def page(
@@ -72,6 +103,9 @@ def page(
     plots: Sequence[tuple[str, bytes]],
     notes: Sequence[str],
     references: Sequence[Published],
+    against: str = "",
+    output: Path = Path(),
+    refresh: int = 0,
 ) -> str:
     """The page.
 
@@ -83,26 +117,33 @@ def page(
         plots: caption and SVG of each.
         notes: lines on how the numbers came about.
         references: published accuracies; may be empty.
+        against: what the differences asked for are to.
+        output: the report's folder, from which links to the runs' folders go.
+        refresh: after how many seconds a browser shall read the page again; it is written again meanwhile.
     """
     count, names = len(collection.done), ("run" if len(collection.done) == 1 else "runs")
     same = [
-        f"{name} {values.pop()}" for name in _MAY_BE_ONE if len(values := {getattr(row, name) for row in rows}) == 1
+        f"{name} {named(name, values.pop())}"
+        for name in _MAY_BE_ONE
+        if len(values := {getattr(row, name) for row in rows}) == 1
     ]
-    summary = "; ".join([f"{count} finished {names} in {len(rows)} rows", *same])
+    summary = "; ".join([f"{count} finished {names} in {len(rows)} {'row' if len(rows) == 1 else 'rows'}", *same])
     parts = [f"<h1>{escape(title)}</h1>", f'<p class="note">{escape(summary)}.</p>']
+    if told := answers(rows, against):
+        more = [f"... and {len(told) - _MOST_ANSWERS} more, in the table."] if len(told) > _MOST_ANSWERS else []
+        lines = "".join(f"<p>{escape(text)}</p>" for text in [*told[:_MOST_ANSWERS], *more])
+        parts.append(f'<div class="answers">{lines}</div>')
+    parts += _progress(collection)
     if rows:
-        parts += ["<h2>Results</h2>", _results(rows)]
+        parts += ["<h2>Results</h2>", _filters(rows), _results(rows, against, collection, output)]
         parts.append(
-            '<p class="note">Test accuracy of the kept network: mean &plusmn; standard deviation over n seeds. '
-            "Differences in percentage points over paired seeds, with the 95 % interval (Student t); one that holds 0 "
-            f"shows no difference. {escape(legend(rows))} A click on a heading sorts.</p>"
+            '<p class="note">Test accuracy of the kept network: mean &plusmn; standard deviation over n seeds; bold is '
+            "the highest mean of a data set, model, neuron and precision. Differences in percentage points over paired "
+            "seeds, with the 95 % interval (Student t); one that holds 0 shows no difference. "
+            f"{escape(legend(rows))} A click on a heading sorts.</p>"
         )
-    if collection.unfinished or missing:
-        parts.append("<h2>Not done</h2>")
-        parts.append(
-            _table(("run", "state", "detail"), [(run.name, run.state, run.detail) for run in collection.unfinished])
-        )
-        parts += [_list([f"missing: {line}" for line in missing])]
+    if missing:
+        parts += ["<h2>Not done</h2>", _list([f"missing: {line}" for line in missing])]
     if plots:
         parts += ["<h2>Plots</h2>", '<div class="plots">', *(_figure(caption, svg) for caption, svg in plots), "</div>"]
     if references:
@@ -130,45 +171,106 @@ def page(
     if collection.left_out:
         parts += ["<h2>Left out</h2>", _list(collection.left_out)]
     body = "\n".join(parts)
+    again = f'<meta http-equiv="refresh" content="{refresh}">\n' if refresh else ""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n"
+        f"{again}<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n"
         f"<script>{_SCRIPT}</script>\n</body>\n</html>\n"
     )
 
 
-def _results(rows: Sequence[Row]) -> str:
-    """The main table without the columns in which no row has anything, or all name the same choice."""
-    table = [cells(row) for row in rows]
-    shown = [
-        column
-        for column, heading in enumerate(HEADINGS)
-        if any(line[column] for line in table)
-        and not (heading in _MAY_BE_ONE and len({line[column] for line in table}) == 1)
-    ]
-    marks = [' class="number"' if column >= _FIRST_NUMBER else "" for column in range(len(HEADINGS))]
-    marks[HEADINGS.index("quantised")] = ' class="words"'
-    head = "".join(f"<th{marks[column]}>{escape(HEADINGS[column])}</th>" for column in shown)
-    lines = []
-    for row, line in zip(rows, table, strict=True):
-        mark = ' class="simulated"' if row.data.endswith("(simulated)") else ""
-        tds = "".join(f"<td{marks[column]}>{escape(line[column])}</td>" for column in shown)
-        lines.append(f"<tr{mark}>{tds}</tr>")
-    return _frame(head, lines)
+def _progress(collection: Collection) -> list[str]:
+    """How far the study is, where runs are not done: a bar, and what runs or failed."""
+    counts = {
+        "done": len(collection.done),
+        "running": sum(run.state == "running" for run in collection.unfinished),
+        "failed": sum(run.state == "failed" for run in collection.unfinished),
+        "cut off": sum(run.state == "cut off" for run in collection.unfinished),
+        "not begun": sum(run.state == "not started" for run in collection.unfinished) + collection.to_come,
+    }
+    jobs = sum(counts.values())
+    if counts["done"] == jobs:
+        return []
+    bar = "".join(
+        f'<span class="{name}" style="width: {100 * counts[name] / jobs:.2f}%"></span>'
+        for name in ("done", "running", "failed")
+    )
+    words = f"{jobs} runs: " + ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    parts = ["<h2>Progress</h2>", f'<div class="bar">{bar}</div>', f'<p class="note">{words}.</p>']
+    rows = [(run.name, run.state, run.detail) for run in collection.unfinished]
+    return [*parts, _table(("run", "state", "detail"), rows)]
+
+
+def _filters(rows: Sequence[Row]) -> str:
+    """A list for each choice that differs."""
+    lists = []
+    for group in CHOICES:
+        values = list(dict.fromkeys(cells(row)[group] for row in rows))
+        if len(values) > 1:
+            options = "".join(f"<option>{escape(value)}</option>" for value in values if value)
+            lists.append(
+                f'<label>{group} <select name="{group}"><option value="">all</option>{options}</select></label>'
+            )
+    return f'<div class="filters">{"".join(lists)}</div>' if lists else ""
+
+
+def _results(rows: Sequence[Row], against: str, collection: Collection, output: Path) -> str:
+    """The main table without the columns that say nothing; each row's runs behind a button."""
+    columns, heads, firsts = shown(rows), headings(against), best(rows)
+    marks = {key: "" if key in CHOICES else ' class="number"' for key in HEADINGS} | {
+        **{"quantised": ' class="words"', "accuracy": ' class="number accuracy"'},
+        **dict.fromkeys(("to_plain", "to_distillation", AGAINST, "companion"), ' class="wrap"'),
+    }
+    name = next((key for key in ("baseline", *CHOICES) if key in columns), "")
+    marks |= {name: ' class="key"'} if name else {}
+    head = "".join(f"<th{marks[key]}>{escape(heads[key])}</th>" for key in columns) + "<th>runs</th>"
+    lines, popovers = [], []
+    for number, row in enumerate(rows):
+        line = cells(row)
+        kinds = ["simulated"] * row.data.endswith("(simulated)") + ["best"] * (row in firsts)
+        mark = f' class="{" ".join(kinds)}"' if kinds else ""
+        mark += "".join(f' data-{group}="{escape(line[group])}"' for group in CHOICES)
+        tds = "".join(f"<td{marks[key]}>{_unbroken(escape(line[key]))}</td>" for key in columns)
+        count = len(row.records)
+        button = f'<button popovertarget="runs{number}">{count} {"run" if count == 1 else "runs"}</button>'
+        lines.append(f"<tr{mark}>{tds}<td>{button}</td></tr>")
+        popovers.append(f'<div popover id="runs{number}">{_runs(row, collection, output)}</div>')
+    return f'<div class="results">{_frame(head, lines)}</div>\n' + "\n".join(popovers)
+
+
+def _unbroken(text: str) -> str:
+    """A difference may break before its interval, and nowhere else."""
+    return re.sub(r"(?<=[],\d]) (?=[+(-])| (?=\(ANN)", "\N{NO-BREAK SPACE}", text)
+
+
+def _runs(row: Row, collection: Collection, output: Path) -> str:
+    """A row's runs, with what lies in their folders where these are there, and the command that repeats them."""
+    title = ", ".join(filter(None, (cells(row)[group] for group in CHOICES)))
+    parts = [f"<h3>{escape(title)}</h3>", f"<pre>{escape(command(row.records))}</pre>"]
+    lines, picture = [], ""
+    for record in row.records:
+        folder = collection.folders.get(record["identity"])
+        where = escape(str(record["name"]))
+        links = ""
+        if folder is not None:
+            address = quote(os.path.relpath(folder.absolute(), output.absolute()).replace(os.sep, "/"))
+            where = f'<a href="{address}/">{where}</a>'
+            there = [name for name in ("curves.png", "weights.png", LOG) if (folder / name).exists()]
+            links = " ".join(f'<a href="{address}/{name}">{name}</a>' for name in there)
+            if "curves.png" in there and not picture:
+                picture = f'<img loading="lazy" src="{address}/curves.png" alt="learning curves of the first run">'
+        accuracy = f"{100 * record['results']['test/acc']:.2f}"
+        numbers = f'<td class="number">{record["seed"]}</td><td class="number">{accuracy}</td>'
+        lines.append(f"<tr>{numbers}<td>{where}</td><td>{links}</td></tr>")
+    head = "<th>seed</th><th>test accuracy (%)</th><th>folder</th><th></th>"
+    return "\n".join([*parts, _frame(head, lines), picture])
 
 
 def _figure(caption: str, svg: bytes) -> str:
-    """A plot in its own size; one of several panels has the page's width, and scrolls where that is too narrow."""
-    width = re.search(rb'<svg [^>]*?width="([\d.]+)pt"', svg)
-    points = float(width.group(1)) if width else 0.0
     source = f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
     text = escape(caption)
-    mark = ' class="many"' if points > 450 else ""
-    return (
-        f'<figure{mark}><div><img src="{source}" alt="{text}" style="min-width: {0.75 * points:.0f}px"></div>'
-        f"<figcaption>{text}</figcaption></figure>"
-    )
+    return f'<figure><img src="{source}" alt="{text}"><figcaption>{text}</figcaption></figure>'
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

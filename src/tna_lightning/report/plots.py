@@ -1,11 +1,13 @@
-"""The plots of a report, as matplotlib figures; none is made where there is nothing to see."""
+"""The plots of a report, as matplotlib figures in the sizes of a paper; none is made where there is nothing to see."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from tna_lightning.report.names import named
 from tna_lightning.report.statistics import Record, Row
 
 if TYPE_CHECKING:
@@ -22,22 +24,46 @@ FURTHER_COLORS = ("#0072B2", "#CC79A7", "#882255", "#999933", "#332288", "#CC667
 MARKERS = "osD^vP*X<>"
 LINES = ("-", "--", ":", "-.")
 
+COLUMN, PAGE = 3.35, 7.0  # inches: the width of one column of a paper, and of its text
+STYLE: Any = {
+    **{"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 7.5, "xtick.labelsize": 7.5},
+    **{"ytick.labelsize": 7.5, "axes.linewidth": 0.6, "lines.linewidth": 1.2, "axes.grid": True, "grid.alpha": 0.3},
+    **{"grid.linewidth": 0.5, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42},
+    **{"svg.hashsalt": "tna_lightning", "axes.axisbelow": True},
+}
 
-def figures(table: Sequence[Row]) -> Iterator[tuple[str, str, Figure]]:
-    """File name without suffix, caption and figure of each plot that these rows allow."""
-    curves = learning_curves(table)
-    if curves is not None:
-        yield (
+
+def figures(table: Sequence[Row], width: float = PAGE) -> Iterator[tuple[str, str, Figure]]:
+    """File name without suffix, caption and figure of each plot that these rows allow.
+
+    Args:
+        table: from :func:`~tna_lightning.report.statistics.rows`.
+        width: of the figures in inches, :data:`PAGE` or :data:`COLUMN`.
+    """
+    from matplotlib import rc_context
+
+    seeds = "mean over seeds, bars of one standard deviation"
+    plots: list[tuple[str, str, Callable[[], Figure | None]]] = [
+        (
             "curves",
-            "Validation accuracy of the base over epochs: mean over seeds, band of one standard deviation.",
-            curves,
-        )
-    terms = match_terms(table)
-    if terms is not None:
-        text = "Match term on training images over epochs, before its weight: mean over seeds, band of one standard"
-        yield "match_term", f"{text} deviation.", terms
-    for name, what, caption, value in (
-        ("bits", "bits a weight, as kept", "scales and unquantised layers included", lambda row: row.bits),
+            "Validation accuracy of the base over epochs: mean over seeds; thick, where there are many epochs, its "
+            "running mean over a twentieth of them, on an axis that begins after the first quarter. A band is one "
+            "standard deviation, where a panel has at most three lines.",
+            partial(learning_curves, table, width),
+        ),
+        (
+            "match_term",
+            "Match term on training images over epochs, before its weight: mean over seeds, drawn likewise.",
+            partial(match_terms, table, width),
+        ),
+        (
+            "accuracy_precision",
+            "Test accuracy by precision, with the bits a weight as kept (scales and unquantised layers included): "
+            f"{seeds}. Points of one precision stand side by side.",
+            partial(accuracy_by_precision, table, width),
+        ),
+    ]
+    for name, what, explained, value in (
         ("bytes", "kB of all weights, as kept", "packed", lambda row: _scaled(row.average("weights", "bytes"), 1e-3)),
         (
             "energy",
@@ -52,45 +78,55 @@ def figures(table: Sequence[Row]) -> Iterator[tuple[str, str, Figure]]:
             lambda row: row.average("cost", "energy_memory_uj"),
         ),
     ):
-        figure = accuracy_against(table, value, what)
+        caption = f"Test accuracy against {what} ({explained}): {seeds}."
+        plots.append((f"accuracy_{name}", caption, partial(accuracy_against, table, value, what, width)))
+    text = f"Test accuracy against the weight of the match term: {seeds}."
+    text += " Dashed is plain training, where it was run."
+    plots.append(("match_weight", text, partial(match_weights, table, width)))
+    for name, caption, draw in plots:
+        with rc_context(STYLE):
+            figure = draw()
         if figure is not None:
-            text = f"Test accuracy against {what} ({caption}): mean over seeds, bars of one standard deviation."
-            yield f"accuracy_{name}", text, figure
-    figure = match_weights(table)
-    if figure is not None:
-        text = "Test accuracy against the weight of the match term: mean over seeds, bars of one standard deviation."
-        yield "match_weight", f"{text} Dashed is plain training, where it was run.", figure
+            yield name, caption, figure
 
 
-def learning_curves(table: Sequence[Row]) -> Figure | None:
+def learning_curves(table: Sequence[Row], width: float = PAGE) -> Figure | None:
     """A panel for each data set, model, neuron and precision; a line for each baseline and its settings."""
-    panels: dict[str, list[Row]] = {}
+    panels: dict[tuple[str, str], list[Row]] = {}
     for row in table:
         if any(len(record["history"].get("epoch", ())) > 1 for record in row.records):
-            panels.setdefault(f"{_setting(row, table)}, {row.precision}", []).append(row)
+            panels.setdefault((f"{_setting(row, table)}, {named('precision', row.precision)}", row.data), []).append(
+                row
+            )
     if not panels:
         return None
-    figure, grid = _panels(len(panels))
-    for axes, (title, rows) in zip(grid, panels.items(), strict=True):
+    figure, grid = _panels(len(panels), width)
+    for axes, ((title, _), rows) in zip(grid, panels.items(), strict=True):
         _draw_curves(axes, rows, _accuracies)
         axes.set(title=title, xlabel="epoch", ylabel="validation accuracy (%)")
+    _share([(data, axes) for (_, data), axes in zip(panels, grid, strict=True)], "x", "y")
+    _key(figure, grid)
     return figure
 
 
-def match_terms(table: Sequence[Row]) -> Figure | None:
+def match_terms(table: Sequence[Row], width: float = PAGE) -> Figure | None:
     """As the learning curves; squared errors and divergences have panels of their own, being other quantities."""
     panels: dict[tuple[str, str], list[Row]] = {}
     for row in table:
         if all(len([value for value in _match_terms(record) if value > 0]) > 1 for record in row.records):
-            panels.setdefault((f"{_setting(row, table)}, {row.precision}", _kind_of_match(row)), []).append(row)
+            title = f"{_setting(row, table)}, {named('precision', row.precision)}"
+            panels.setdefault((title, _kind_of_match(row)), []).append(row)
     if not panels:
         return None
-    figure, grid = _panels(len(panels))
+    figure, grid = _panels(len(panels), width)
     in_order = sorted(panels.items(), key=lambda panel: panel[0][1], reverse=True)  # squared errors first
     for axes, ((title, kind), rows) in zip(grid, in_order, strict=True):
-        _draw_curves(axes, rows, _match_terms)
         axes.set(title=title, xlabel="epoch", ylabel=f"match term ({kind})", yscale="log")
-        _label_decades(axes.yaxis)
+        _draw_curves(axes, rows, _match_terms)
+    _share([(kind, axes) for axes, ((_, kind), _) in zip(grid, in_order, strict=True)], "x", "y")
+    for axes in grid:
+        _number(axes.yaxis)
+    _key(figure, grid)
     return figure
 
 
@@ -104,46 +140,106 @@ def _kind_of_match(row: Row) -> str:
 
 
 def _draw_curves(axes: Axes, rows: Sequence[Row], read: Callable[[Record], list[float]]) -> None:
-    """A line for each row, with its band."""
+    """A line for each row, smoothed where it has many epochs, with its band where there are few lines."""
+    late: list[float] = []
     for row, style in zip(rows, _styles(rows), strict=True):
         epochs, mean, deviation = _curve(row, read)
-        axes.plot(epochs, mean, label=row.label, **style)
-        low = [value - spread for value, spread in zip(mean, deviation, strict=True)]
-        high = [value + spread for value, spread in zip(mean, deviation, strict=True)]
-        axes.fill_between(epochs, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        smooth = _running_mean(mean)
+        axes.plot(epochs, smooth, label=row.label, **style)
+        if smooth != mean:
+            axes.plot(epochs, mean, color=style["color"], linewidth=0.5, alpha=0.35)
+        if len(rows) <= 3:
+            low = [value - spread for value, spread in zip(mean, deviation, strict=True)]
+            high = [value + spread for value, spread in zip(mean, deviation, strict=True)]
+            axes.fill_between(epochs, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        late += [value for value in mean[len(mean) // 4 if len(mean) > 20 else 0 :] if not math.isnan(value)]
+    if (
+        late
+        and axes.get_yscale() == "linear"
+        and any(len(record["history"]["epoch"]) > 20 for record in rows[0].records)
+    ):
+        margin = 0.05 * (max(late) - min(late)) or 1.0
+        axes.set_ylim(min(late) - margin, max(late) + margin)
     axes.locator_params(axis="x", integer=True)
-    axes.legend(fontsize=8)
 
 
-def accuracy_against(table: Sequence[Row], value: Callable[[Row], float | None], what: str) -> Figure | None:
-    """A panel for each data set, model and neuron; colours are baselines, markers precisions."""
+def _running_mean(values: Sequence[float]) -> list[float]:
+    """Over a twentieth of the values, fewer at the ends."""
+    reach = len(values) // 40
+    windows = [values[max(0, index - reach) : index + reach + 1] for index in range(len(values))]
+    return [math.fsum(window) / len(window) for window in windows]
+
+
+def accuracy_by_precision(table: Sequence[Row], width: float = PAGE) -> Figure | None:
+    """A panel for each data set, model and neuron; precisions beside each other, in each a point for each row."""
     panels: dict[str, list[Row]] = {}
     for row in table:
-        if value(row) is not None:
-            panels.setdefault(_setting(row, table), []).append(row)
-    if len({value(row) for rows in panels.values() for row in rows}) < 2:
+        panels.setdefault(_setting(row, table), []).append(row)
+    if all(len({row.precision for row in rows}) < 2 for rows in panels.values()):
         return None
-    figure, grid = _panels(len(panels))
-    precisions = list(dict.fromkeys(row.precision for row in table))
+    figure, grid = _panels(len(panels), width)
     for axes, (title, rows) in zip(grid, panels.items(), strict=True):
-        baselines = list(dict.fromkeys(row.baseline for row in rows))
+        precisions = list(dict.fromkeys(row.precision for row in rows))
+        labels = list(dict.fromkeys(row.label for row in rows))
         for row, style in zip(rows, _styles(rows), strict=True):
-            # side by side where precision alone decides, so that no baseline hides another
-            shift = 1.0 if what.startswith("energy") else 1.03 ** (baselines.index(row.baseline) - len(baselines) / 2)
-            marker = MARKERS[precisions.index(row.precision) % len(MARKERS)]
-            axes.errorbar(
-                [shift * (value(row) or 0.0)], [row.mean], yerr=[row.deviation or 0.0],
-                color=style["color"], marker=marker, markersize=6, capsize=3, elinewidth=1, alpha=0.8, linestyle="none",
-            )  # fmt: skip
-        axes.set(title=title, xlabel=what, ylabel="test accuracy (%)")
-        if max(map(float, filter(None, map(value, rows)))) > 4 * min(map(float, filter(None, map(value, rows)))):
-            axes.set_xscale("log")
-            _label_decades(axes.xaxis)
-    _key(figure, table, precisions)
+            beside = 0.8 * ((labels.index(row.label) + 0.5) / len(labels) - 0.5)
+            marker = MARKERS[LINES.index(style["linestyle"])]
+            _point(axes, precisions.index(row.precision) + beside, row, style["color"], marker, row.label)
+        names = [named("precision", name).replace(", ", ",\n") for name in precisions]
+        bits = [next((row.bits for row in rows if row.precision == name), None) for name in precisions]
+        ticks = [name if bit is None else f"{name}\n{bit:.3g}" for name, bit in zip(names, bits, strict=True)]
+        axes.set_xticks(range(len(precisions)), ticks)
+        axes.set(title=title, xlabel="precision, bits a weight", ylabel="test accuracy (%)")
+        axes.grid(axis="x", visible=False)
+        for edge in range(1, len(precisions)):
+            axes.axvline(edge - 0.5, color="#888888", linewidth=0.4, alpha=0.5)
+    _key(figure, grid)
     return figure
 
 
-def match_weights(table: Sequence[Row]) -> Figure | None:
+def accuracy_against(
+    table: Sequence[Row], value: Callable[[Row], float | None], what: str, width: float = PAGE
+) -> Figure | None:
+    """A panel for each data set, model and neuron; colours are baselines, markers precisions.
+
+    None where all values lie within a twentieth of each other.
+    """
+    panels: dict[str, list[Row]] = {}
+    for row in table:
+        if value(row):
+            panels.setdefault(_setting(row, table), []).append(row)
+    found = [value(row) or 0.0 for rows in panels.values() for row in rows]
+    if not found or max(found) < 1.05 * min(found):
+        return None
+    figure, grid = _panels(len(panels), width)
+    precisions = list(dict.fromkeys(row.precision for row in table))
+    is_logarithmic = max(found) > 4 * min(found)
+    for axes, (title, rows) in zip(grid, panels.items(), strict=True):
+        for row, style in zip(rows, _styles(rows), strict=True):
+            marker = MARKERS[precisions.index(row.precision) % len(MARKERS)]
+            _point(axes, value(row) or 0.0, row, style["color"], marker)
+        axes.set(title=title, xlabel=what, ylabel="test accuracy (%)")
+        if is_logarithmic:
+            axes.set_xscale("log")
+            axes.margins(x=0.1)
+        else:
+            axes.set_xlim(0, 1.1 * max(found))
+    _share([("", axes) for axes in grid], "x")
+    if is_logarithmic:
+        for axes in grid:
+            _number(axes.xaxis)
+    _key(figure, grid, table, precisions)
+    return figure
+
+
+def _point(axes: Axes, at: float, row: Row, color: str, marker: str, label: str = "") -> None:
+    axes.errorbar(
+        [at], [row.mean], yerr=[row.deviation or 0.0], color=color, marker=marker, markersize=5, capsize=2.5,
+        elinewidth=0.9, markerfacecolor="none", markeredgewidth=1.2, linestyle="none", label=label or None,
+    )  # fmt: skip
+
+
+def match_weights(table: Sequence[Row], width: float = PAGE) -> Figure | None:
     """A panel for each data set, model and neuron; a line for each precision; plain training as a horizontal line."""
     panels: dict[str, list[Row]] = {}
     for row in table:
@@ -152,28 +248,30 @@ def match_weights(table: Sequence[Row]) -> Figure | None:
     panels = {title: rows for title, rows in panels.items() if len(set(map(_match_weight, rows))) > 1}
     if not panels:
         return None
-    figure, grid = _panels(len(panels))
+    figure, grid = _panels(len(panels), width)
     for axes, (title, rows) in zip(grid, panels.items(), strict=True):
         weights = sorted({float(_match_weight(row) or 0.0) for row in rows})
         for index, precision in enumerate(dict.fromkeys(row.precision for row in rows)):
             line = sorted(
                 (row for row in rows if row.precision == precision), key=lambda row: _match_weight(row) or 0.0
             )
-            color = FURTHER_COLORS[index % len(FURTHER_COLORS)]
+            color, name = FURTHER_COLORS[index % len(FURTHER_COLORS)], named("precision", precision)
             axes.errorbar(
                 [_match_weight(row) or 0.0 for row in line], [row.mean for row in line],
-                yerr=[row.deviation or 0.0 for row in line], color=color, marker="o", capsize=3,
-                label=f"tna, {precision}",
+                yerr=[row.deviation or 0.0 for row in line], color=color, marker="o", markersize=4, capsize=2.5,
+                label=f"TNA, {name}",
             )  # fmt: skip
             for row in table:
                 if row.baseline == "plain" and row.precision == precision and _setting(row, table) == title:
-                    axes.axhline(row.mean, color=color, linestyle="--", linewidth=1, label=f"plain, {precision}")
+                    axes.axhline(row.mean, color=color, linestyle="--", linewidth=1, label=f"plain, {name}")
         if weights[0] > 0:
             axes.set_xscale("log")
         elif len(weights) > 2:
             axes.set_xscale("symlog", linthresh=weights[1])
         axes.set(title=title, xlabel="match weight", ylabel="test accuracy (%)")
-        axes.legend(fontsize=8)
+        axes.set_xticks(weights, [f"{weight:g}" for weight in weights])
+        axes.set_xticks([], minor=True)
+    _key(figure, grid)
     return figure
 
 
@@ -186,9 +284,9 @@ def _match_weight(row: Row) -> float | None:
 
 def _setting(row: Row, table: Sequence[Row]) -> str:
     """Data set, and model and neuron where the table has several."""
-    words = [row.data]
-    words += [row.model] if len({other.model for other in table}) > 1 else []
-    words += [row.neuron] if len({other.neuron for other in table}) > 1 else []
+    words = [named("data", row.data)]
+    words += [named("model", row.model)] if len({other.model for other in table}) > 1 else []
+    words += [named("neuron", row.neuron)] if len({other.neuron for other in table}) > 1 else []
     return ", ".join(words)
 
 
@@ -225,49 +323,67 @@ def _curve(row: Row, read: Callable[[Record], list[float]]) -> tuple[list[int], 
     return list(range(1, length + 1)), mean, deviation
 
 
-def _panels(number: int) -> tuple[Figure, list[Axes]]:
+def _panels(number: int, width: float) -> tuple[Figure, list[Axes]]:
+    """Panels of one size, as many beside each other as the width takes."""
     from matplotlib.figure import Figure
 
-    columns = 2 if number == 4 else min(3, number)
+    columns = 1 if width < 5 else 2 if number == 4 else min(3, number)
     lines = math.ceil(number / columns)
-    figure = Figure(figsize=(1.2 + 4.2 * columns, 3.4 * lines), layout="constrained")
+    figure = Figure(figsize=(width, 2.3 * lines + 0.5), layout="constrained")
     grid = list(figure.subplots(lines, columns, squeeze=False).flat)
     for axes in grid[number:]:
         axes.remove()
-    for axes in grid[:number]:
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
     return figure, grid[:number]
 
 
-def _key(figure: Figure, table: Sequence[Row], precisions: Sequence[str]) -> None:
-    """What colours and markers mean, to the right of the panels."""
+def _share(panels: Sequence[tuple[str, Axes]], *names: str) -> None:
+    """Give the panels of one kind the same limits, so that they can be compared."""
+    for kind in {kind for kind, _ in panels}:
+        alike = [axes for each, axes in panels if each == kind]
+        for name in names:
+            limits = [getattr(axes, f"get_{name}lim")() for axes in alike]
+            for axes in alike:
+                getattr(axes, f"set_{name}lim")(min(low for low, _ in limits), max(high for _, high in limits))
+
+
+def _key(figure: Figure, grid: Sequence[Axes], table: Sequence[Row] = (), precisions: Sequence[str] = ()) -> None:
+    """What lines, colours and markers mean, once for all panels, below them."""
     from matplotlib.lines import Line2D
 
-    colors = {row.baseline: style["color"] for row, style in zip(table, _styles(table), strict=True)}
-    handles = [Line2D([], [], color=color, linewidth=4, label=name) for name, color in colors.items()]
-    handles += [
-        Line2D([], [], color="#666666", linestyle="none", marker=MARKERS[index % len(MARKERS)], label=name)
-        for index, name in enumerate(precisions)
-    ]
-    figure.legend(handles=handles, loc="outside right center", fontsize=8, frameon=False)
+    handles: dict[str, Any] = {}
+    for axes in grid:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    for row, style in zip(table, _styles(table), strict=True):
+        label = named("baseline", row.baseline)
+        handles.setdefault(label, Line2D([], [], color=style["color"], linewidth=4, label=label))
+    for index, name in enumerate(precisions):
+        label, marker = named("precision", name), MARKERS[index % len(MARKERS)]
+        handles[f"{label}\0"] = Line2D(
+            [], [], color="#666666", linestyle="none", marker=marker, markerfacecolor="none", label=label
+        )
+    labels = [label.rstrip("\0") for label in handles]
+    room = 9 * figure.get_figwidth() * 1.7  # letters
+    columns = max(1, min(len(labels), int(room / (max(map(len, labels)) + 6))))
+    figure.legend(handles.values(), labels, loc="outside lower center", ncols=columns, frameon=False)
 
 
 def _scaled(value: float | None, scale: float) -> float | None:
     return None if value is None else scale * value
 
 
-def _plain_numbers(value: float, position: float | None) -> str:
-    return f"{value:g}" if 1e-3 <= value < 1e4 else f"{value:.0e}"
+def _number(axis: Axis) -> None:
+    """Plain numbers along a logarithmic axis, two at least: at 1, 2 and 5 of each decade, or decades, or round ones."""
+    from matplotlib.ticker import MaxNLocator
 
-
-def _label_decades(axis: Axis) -> None:
-    """Plain numbers along a logarithmic axis, at 2 and 5 of each decade too where few decades are seen."""
-
-    def minor(value: float, position: float | None) -> str:
-        low, high = axis.get_view_interval()
-        leading = round(value / 10 ** math.floor(math.log10(value)))
-        return _plain_numbers(value, position) if high < 100 * low and leading in (2, 5) else ""
-
-    axis.set_major_formatter(_plain_numbers)
-    axis.set_minor_formatter(minor)
+    low, high = sorted(axis.get_view_interval())
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [
+        leading * 10.0**decade for decade in decades for leading in (1, 2, 5) if low <= leading * 10.0**decade <= high
+    ]
+    if len(ticks) > 7:
+        ticks = [10.0**decade for decade in decades if low <= 10.0**decade <= high]
+    if len(ticks) < 2:
+        ticks = [tick for tick in MaxNLocator(4).tick_values(low, high) if low <= tick <= high]
+    axis.set_ticks(ticks, [f"{tick:g}" if 1e-3 <= tick < 1e5 else f"{tick:.0e}" for tick in ticks])
+    axis.set_ticks([], minor=True)

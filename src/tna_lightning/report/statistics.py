@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tna_lightning.report.names import named
 from tna_lightning.running.identity import identity, identity_config
 from tna_lightning.running.record import part_of_test, precision_words
 from tna_lightning.running.versions import as_before, with_neutral
@@ -22,10 +23,20 @@ PRECISIONS = (
 )
 DISTILLATIONS = ("kd", "kd_ann")
 REFERENCES = ("plain", *DISTILLATIONS)
+AGAINST = "against"  # the name of the differences to what the reader asks for
+# what of a config a choice sets, and hence is no other difference between two runs that made another choice there
+SETS = {
+    "baseline": ("objective", "companion", "companions", "trainer.max_epochs"),
+    **{group: (group,) for group in ("quant", "model", "neuron", "augment", "optimizer")},
+}
 _SEEDS = re.compile(r"seed|data\.seed|companion\.seed|companions\.\w+\.seed")
 _ENTRIES = "callbacks."  # settings of what only some runs have
 
 Record = Mapping[str, Any]
+
+
+class Unmet(ValueError):
+    """What a reader asks for cannot be had of these runs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +65,7 @@ class Row:
         records: the runs, by seed.
         mean: test accuracy of the base in percent, over seeds.
         deviation: its standard deviation over seeds (n - 1); None for one seed.
-        differences: to the :data:`REFERENCES`, where there are pairs.
+        differences: to the :data:`REFERENCES`, where there are pairs, and under :data:`AGAINST` to the row asked for.
         distillation: the better of the :data:`DISTILLATIONS` in this row's setting, by validation accuracy.
     """
 
@@ -77,8 +88,8 @@ class Row:
 
     @property
     def label(self) -> str:
-        """Baseline and variant, for legends."""
-        return f"{self.baseline} {self.variant}".strip()
+        """Baseline by its name, and variant, for legends."""
+        return f"{named('baseline', self.baseline)} {self.variant}".strip()
 
     def average(self, *path: str) -> float | None:
         """Mean over seeds of a number in the record, ``average("weights", "bytes")``; None where a run has none."""
@@ -128,9 +139,19 @@ def paired_difference(differences: Sequence[float]) -> Difference:
     return Difference(mean, half_width, pairs)
 
 
-def rows(records: Sequence[Record]) -> list[Row]:
-    """One row for each kind of run, sorted by data, model, neuron, precision, baseline and variant."""
+def rows(records: Sequence[Record], against: str = "") -> list[Row]:
+    """One row for each kind of run, sorted by data, model, neuron, precision, baseline and variant.
+
+    Args:
+        records: of finished runs.
+        against: ``quant=ternary`` or ``objective.match_weight=0.05``, or several with commas between them: each run
+            that has others there is compared with the one that has these, the same seed, and no other difference.
+
+    Raises:
+        Unmet: no run has what ``against`` says, or none has a partner there.
+    """
     better = _better_distillations(records)
+    to_those = _differences_to(records, against) if against else {}
     partners: dict[tuple[str, str], list[Record]] = defaultdict(list)
     by_choices: dict[tuple[str, str, str, str, str], list[Record]] = defaultdict(list)
     for record in records:
@@ -154,6 +175,8 @@ def rows(records: Sequence[Record]) -> list[Row]:
                 ]
                 if pairs:
                     differences[reference] = paired_difference(pairs)
+            if pairs := [to_those[record["identity"]] for record in members if record["identity"] in to_those]:
+                differences[AGAINST] = paired_difference(pairs)
             distillation = better.get(_partner_key(members[0], any_seed=True))
             table.append(Row(*choices, variant, tuple(members), mean, deviation, differences, distillation))
     return sorted(table, key=_order)
@@ -230,6 +253,59 @@ def _partner_key(record: Record, *, any_seed: bool = False) -> str:
     if any_seed:
         config |= {"seed": None, "data": config["data"] | {"seed": None}}
     return identity(config, {})
+
+
+def _differences_to(records: Sequence[Record], against: str) -> dict[str, float]:
+    """By identity: the accuracy of a run minus that of its only partner with these choices and settings."""
+    wanted = _wanted(records, against)
+    partners: dict[str, list[float]] = defaultdict(list)
+    others = []
+    for record in records:
+        has_them = all(_value(record, key) == value for key, value in wanted.items())
+        settings = identity_config(record["config"])
+        for gone in (gone for key in wanted for gone in SETS.get(key, (key,))):
+            settings = {key: value for key, value in settings.items() if key != gone and not key.startswith(f"{gone}.")}
+        key = json.dumps(as_before(settings | {"companions": settings.get("companions", {})}, {}), sort_keys=True)
+        if has_them:
+            partners[key].append(_accuracy(record))
+        else:
+            others.append((record, key))
+    found = {
+        record["identity"]: _accuracy(record) - partners[key][0] for record, key in others if len(partners[key]) == 1
+    }
+    if not found:
+        many = (
+            "several runs are partners of one" if any(len(each) > 1 for each in partners.values()) else "none is there"
+        )
+        raise Unmet(
+            f"against={against!r}: needs pairs of one seed that differ in nothing else, and {many}; "
+            "name further settings, commas between them"
+        )
+    return found
+
+
+def _wanted(records: Sequence[Record], against: str) -> dict[str, Any]:
+    """What ``against`` names, each of which some record has."""
+    wanted: dict[str, Any] = {}
+    for word in against.split(","):
+        key, equals, text = word.strip().partition("=")
+        key = "quant" if key == "precision" else key
+        found = {repr(value): value for record in records if (value := _value(record, key)) is not None}
+        values = {text: found[text] for text in sorted(found)}
+        meant = [value for value in values.values() if equals and str(value) == ("none" if text == "full" else text)]
+        if not meant or key in ("data", "seed"):
+            known = ", ".join(f"{key}={value}" for value in values.values()) if key not in ("data", "seed") else ""
+            allowed = (
+                known or f"CHOICE=VALUE with one of {', '.join(SETS)}, or a setting such as objective.match_weight=0.05"
+            )
+            raise Unmet(f"against={word.strip()!r}: must be {allowed}")
+        wanted[key] = meant[0]
+    return wanted
+
+
+def _value(record: Record, key: str) -> Any:
+    """A choice, or the setting of that dotted name; None where the record has neither."""
+    return record["choices"].get(key) if key in SETS else identity_config(record["config"]).get(key)
 
 
 def _variants(alike: Sequence[Record]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The table of a report as Markdown, CSV and LaTeX, and the cells that the page shows too."""
+"""The table of a report as Markdown and CSV, and the cells that page and LaTeX show too."""
 
 from __future__ import annotations
 
@@ -8,23 +8,26 @@ import math
 import re
 from collections.abc import Sequence
 
-from tna_lightning.report.statistics import REFERENCES, Row, mean_and_deviation
+from tna_lightning.report.names import BASELINES, MEANINGS, named
+from tna_lightning.report.statistics import AGAINST, REFERENCES, Row, mean_and_deviation
 from tna_lightning.running.record import not_counted_words
 
-HEADINGS = (
-    "data", "model", "neuron", "precision", "baseline", "settings", "n", "test accuracy (%)", "to plain",
-    "to distillation", "companion (%)", "quantised", "bits a weight", "kB", "zeros (%)", "firing rate", "AC (M)",
-    "MAC (dense) (M)", "energy (dense) (uJ)", "memory (uJ)", "few-bit ANN (memory) (uJ)",
-)  # fmt: skip
-OPTIONAL = HEADINGS[-2:]  # only where a record has them: older ones do not
-LEGEND = (
-    "Quantised: which layers, and in brackets their share of the weights. AC and MAC: accumulates that spikes trigger "
-    "and multiply-accumulates, an image; in brackets the same network at full precision if zeros are not left out."
-)
-OPTIONAL_LEGEND = (
-    "Memory: energy of moving weights, membranes and activations, not part of the energy beside it. Few-bit ANN: the "
-    "same weights with activations of ceil(log2(T + 1)) bits, each layer once; in brackets its memory."
-)
+# what a row has, and its heading; the first six say which runs it is made of
+HEADINGS = {
+    **{key: key for key in ("data", "model", "neuron", "precision", "baseline", "settings", "n")},
+    **{"accuracy": "test accuracy (%)", "to_plain": "to plain", "to_distillation": "to distillation"},
+    **{AGAINST: "to what was asked", "companion": "companion (%)", "quantised": "quantised", "bits": "bits a weight"},
+    **{"kb": "kB", "zeros": "zeros (%)", "firing_rate": "firing rate", "ac": "AC (M)", "mac": "MAC (dense) (M)"},
+    **{"energy": "energy (dense) (uJ)", "memory": "memory (uJ)", "few_bit_ann": "few-bit ANN (memory) (uJ)"},
+}
+CHOICES = tuple(HEADINGS)[:6]
+LEGEND = {
+    "quantised": "Quantised: which layers, and in brackets their share of the weights.",
+    "ac": "AC and MAC: accumulates that spikes trigger and multiply-accumulates, an image; in brackets the same "
+    "network at full precision if zeros are not left out.",
+    "memory": "Memory: energy of moving weights, membranes and activations, not part of the energy beside it. Few-bit "
+    "ANN: the same weights with activations of ceil(log2(T + 1)) bits, each layer once; in brackets its memory.",
+}
 _COST = ("synaptic_operations", "macs", "energy_uj", "dense_macs", "energy_dense_uj")
 _OPTIONAL_COST = {
     "energy_memory_uj": ("energy_memory_uj",),
@@ -37,45 +40,126 @@ _OPTIONAL_COST = {
 }
 
 
-def cells(row: Row) -> list[str]:
-    """One row as text, in the order of :data:`HEADINGS`."""
-    return [
-        row.data,
-        row.model,
-        row.neuron,
-        row.precision,
-        row.baseline,
-        row.variant,
-        str(len(row.records)),
-        spread(row.mean, row.deviation),
-        difference(row, "plain"),
-        distillation(row),
-        companion(row),
-        row.quantized,
-        _number(row.bits, ".2f"),
-        _number(row.average("weights", "bytes"), ".1f", 1e-3),
-        _number(row.average("weights", "zero_share"), ".1f", 100),
-        _number(row.average("cost", "firing_rate"), ".3f"),
-        _three_digits(row.average("cost", "synaptic_operations"), 1e-6),
-        _beside_dense(row.average("cost", "macs"), row.average("cost", "dense_macs"), 1e-6),
-        _beside_dense(row.average("cost", "energy_uj"), row.average("cost", "energy_dense_uj")),
-        _three_digits(row.average("cost", "energy_memory_uj")),
-        _beside_dense(
+def cells(row: Row) -> dict[str, str]:
+    """One row as text, by the keys of :data:`HEADINGS`."""
+    return {
+        **{group: named(group, getattr(row, group)) for group in CHOICES[:-1]},
+        "settings": row.variant,
+        "n": str(len(row.records)),
+        "accuracy": spread(row.mean, row.deviation),
+        "to_plain": difference(row, "plain"),
+        "to_distillation": distillation(row),
+        AGAINST: difference(row, AGAINST),
+        "companion": companion(row),
+        "quantised": row.quantized,
+        "bits": _number(row.bits, ".2f"),
+        "kb": _number(row.average("weights", "bytes"), ".1f", 1e-3),
+        "zeros": _number(row.average("weights", "zero_share"), ".1f", 100),
+        "firing_rate": _number(row.average("cost", "firing_rate"), ".3f"),
+        "ac": _three_digits(row.average("cost", "synaptic_operations"), 1e-6),
+        "mac": _beside_dense(row.average("cost", "macs"), row.average("cost", "dense_macs"), 1e-6),
+        "energy": _beside_dense(row.average("cost", "energy_uj"), row.average("cost", "energy_dense_uj")),
+        "memory": _three_digits(row.average("cost", "energy_memory_uj")),
+        "few_bit_ann": _beside_dense(
             row.average("cost", "quantized_ann", "energy_uj"), row.average("cost", "quantized_ann", "energy_memory_uj")
         ),
+    }
+
+
+def shown(table: Sequence[Row]) -> list[str]:
+    """The columns that say something: neither empty in all rows nor, where there are several rows, alike in all.
+
+    Which layers are quantised has a column only where the precision does not say it.
+    """
+    lines = [cells(row) for row in table]
+    keys = [key for key in HEADINGS if len({line[key] for line in lines} | ({""} if len(table) == 1 else set())) > 1]
+    if len({(line["precision"], line["quantised"]) for line in lines}) == len({line["precision"] for line in lines}):
+        keys = [key for key in keys if key != "quantised" or len(table) == 1]
+    return [key for key in HEADINGS if key in keys or key == "accuracy"]
+
+
+def in_all_rows(table: Sequence[Row]) -> str:
+    """What :func:`shown` leaves out: ``In all rows: data CIFAR-10; n 3.``, and which layers a precision quantises."""
+    lines, columns = [cells(row) for row in table], shown(table)
+    alike = [
+        f"{HEADINGS[key]} {lines[0][key]}"
+        for key in HEADINGS
+        if key not in columns and lines[0][key] and len({line[key] for line in lines}) == 1
     ]
+    text = f"In all rows: {'; '.join(alike)}." if alike else ""
+    layers = {line["precision"]: line["quantised"] for line in lines if line["quantised"]}
+    if "quantised" not in columns and len(set(layers.values())) > 1:
+        words = "; ".join(f"{precision}: {which}" for precision, which in layers.items())
+        text += f" Quantised layers, with their share of the weights: {words}."
+    return text.strip()
 
 
-def has_optional(table: Sequence[Row]) -> bool:
-    """Whether a row has anything in one of the :data:`OPTIONAL` columns."""
-    return any(cell for row in table for cell in cells(row)[-len(OPTIONAL) :])
+def headings(against: str = "") -> dict[str, str]:
+    """:data:`HEADINGS`, that of the differences asked for by its name."""
+    return HEADINGS | ({AGAINST: f"to {against_name(against)}"} if against else {})
+
+
+def against_name(against: str) -> str:
+    """``baseline=plain_twice`` as ``plain x2``, other settings as they are."""
+    words = []
+    for word in against.split(","):
+        key, _, value = word.strip().partition("=")
+        group = "precision" if key == "quant" else key
+        name = named(group, "full" if (group, value) == ("precision", "none") else value)
+        words.append(name if group in CHOICES else word.strip())
+    return ", ".join(words)
+
+
+def answers(table: Sequence[Row], against: str = "") -> list[str]:
+    """The study's question in a sentence for each data set, model, neuron and precision.
+
+    It is whether TNA (without it the row of the best validation accuracy) gains over plain training, or over what
+    ``against`` says.
+    """
+    settings: dict[tuple[str, ...], list[Row]] = {}
+    for row in table:
+        settings.setdefault((row.data, row.model, row.neuron, row.precision), []).append(row)
+    reference = AGAINST if against else "plain"
+    sentences = []
+    for key, alike in settings.items():
+        compared = [row for row in alike if reference in row.differences]
+        if not compared:
+            continue
+        subjects = [row for row in compared if row.baseline == "tna" and not against] or compared
+        row = max(subjects, key=lambda row: row.average("results", "val/acc") or 0.0)
+        value = row.differences[reference]
+        other = against_name(against) if against else "plain training"
+        several = [group for group in range(4) if len({each[group] for each in settings}) > 1]
+        where = ", ".join(named(CHOICES[group], key[group]) for group in several)
+        text = f"{where}: " if where else ""
+        name = " ".join([row.label, *([named("precision", row.precision)] if against and 3 not in several else [])])
+        text += f"{name} {spread(row.mean, row.deviation)} %, {difference(row, reference)} points against {other}: "
+        if value.half_width is None:
+            text += "one seed tells nothing of chance"
+        elif abs(value.mean) <= value.half_width:
+            text += "no difference is shown"
+        else:
+            text += "better" if value.mean > 0 else "worse"
+        sentences.append(f"{text}.")
+    return sentences
+
+
+def best(table: Sequence[Row]) -> list[Row]:
+    """The row with the highest mean for each data set, model, neuron and precision of several rows."""
+    settings: dict[tuple[str, ...], list[Row]] = {}
+    for row in table:
+        settings.setdefault((row.data, row.model, row.neuron, row.precision), []).append(row)
+    return [max(alike, key=lambda row: row.mean) for alike in settings.values() if len(alike) > 1]
 
 
 def legend(table: Sequence[Row]) -> str:
-    """What the columns mean, and below it what is not in the counts."""
+    """What the columns and names mean, what is alike in all rows, and what is not in the counts."""
+    columns = shown(table)
+    names = [f"{BASELINES[name]}: {MEANINGS[name]}" for name in MEANINGS if any(row.baseline == name for row in table)]
+    lines = [in_all_rows(table), *([f"{'; '.join(names)}."] if names else [])]
+    lines += [text for key, text in LEGEND.items() if key in columns]
     words = dict.fromkeys(filter(None, (not_counted_words(record["cost"]) for row in table for record in row.records)))
-    lines = [LEGEND, *([OPTIONAL_LEGEND] if has_optional(table) else []), *(f"Not counted: {line}." for line in words)]
-    return " ".join(lines)
+    return " ".join(filter(None, [*lines, *(f"Not counted: {line}." for line in words)]))
 
 
 def spread(mean: float, deviation: float | None) -> str:
@@ -101,7 +185,7 @@ def difference(row: Row, reference: str | None) -> str:
 def distillation(row: Row) -> str:
     """The difference to the better distillation, which is named where it is not the one from a spiking teacher."""
     text = difference(row, row.distillation)
-    return f"{text} {row.distillation}" if text and row.distillation != "kd" else text
+    return f"{text} {named('baseline', row.distillation or '')}" if text and row.distillation != "kd" else text
 
 
 def companion(row: Row) -> str:
@@ -112,11 +196,14 @@ def companion(row: Row) -> str:
     return ", ".join(spread(*mean_and_deviation([100 * value for value in values])) for values in accuracies)
 
 
-def as_markdown(table: Sequence[Row]) -> str:
-    """Aligned by nothing but the reader's renderer."""
-    headings = HEADINGS if has_optional(table) else HEADINGS[: -len(OPTIONAL)]
-    lines = ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings)]
-    lines += ["| " + " | ".join(plain_words(cell) for cell in cells(row)[: len(headings)]) + " |" for row in table]
+def as_markdown(table: Sequence[Row], against: str = "") -> str:
+    """Aligned by nothing but the reader's renderer; the best of each setting is bold."""
+    columns, firsts, heads = shown(table), best(table), headings(against)
+    lines = ["| " + " | ".join(plain_words(heads[key]) for key in columns) + " |", "|" + " --- |" * len(columns)]
+    for row in table:
+        line = cells(row)
+        line["accuracy"] = f"**{line['accuracy']}**" if row in firsts else line["accuracy"]
+        lines.append("| " + " | ".join(plain_words(line[key]) for key in columns) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -126,23 +213,28 @@ def plain_words(text: str) -> str:
 
 
 def as_csv(table: Sequence[Row]) -> str:
-    """Full-precision numbers; differences with the ends of their intervals and the number of pairs."""
+    """For programs: choices as a command has them, numbers in full, differences with the ends of their intervals.
+
+    Columns that are empty in all rows are left out.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    references = [f"{name}_{part}" for name in REFERENCES for part in ("difference", "low", "high", "pairs")]
+    asked = [AGAINST] if any(AGAINST in row.differences for row in table) else []
+    references = [f"{name}_{part}" for name in (*REFERENCES, *asked) for part in ("difference", "low", "high", "pairs")]
     optional = [
         name for name, path in _OPTIONAL_COST.items() if any(row.average("cost", *path) is not None for row in table)
     ]
-    writer.writerow(
+    names = (
         ["data", "model", "neuron", "precision", "quantized", "baseline", "settings", "seeds", "n", "test_acc",
          "test_acc_sd", *references, "better_distillation", "companion_acc", "val_acc", "quantized_share", "bits",
          "bytes", "bytes_float32", "bytes_file", "zero_share", "firing_rate", *_COST, "wall_time_s", *optional]
     )  # fmt: skip
+    lines = []
     for row in table:
         line: list[object] = [row.data, row.model, row.neuron, row.precision, row.quantized]
         line += [row.baseline, row.variant]
         line += [" ".join(map(str, row.seeds)), len(row.records), row.mean, row.deviation]
-        for reference in REFERENCES:
+        for reference in (*REFERENCES, *asked):
             value = row.differences.get(reference)
             if value is None:
                 line += [None] * 4
@@ -158,38 +250,11 @@ def as_csv(table: Sequence[Row]) -> str:
         line += [row.average("cost", key) for key in ("firing_rate", *_COST)]
         line.append(row.average("wall_time_s"))
         line += [row.average("cost", *_OPTIONAL_COST[name]) for name in optional]
-        writer.writerow(line)
+        lines.append(line)
+    filled = [column for column in range(len(names)) if any(line[column] not in (None, "") for line in lines)]
+    writer.writerow([names[column] for column in filled])
+    writer.writerows([line[column] for column in filled] for line in lines)
     return text.getvalue()
-
-
-def as_latex(table: Sequence[Row]) -> str:
-    """A ``tabular`` with booktabs rules: the columns that go into a paper."""
-    lines = [
-        "% \\usepackage{booktabs}; accuracies in percent, mean and standard deviation over n seeds;",
-        "% differences in percentage points with 95 % intervals over paired seeds (Student t)",
-        "% AC and MAC: millions of accumulates and multiply-accumulates an image; in brackets those of a dense network",
-        "\\begin{tabular}{llllllrlllrrr}",
-        "\\toprule",
-        "data & model & precision & quantised & baseline & settings & $n$ & accuracy & to plain & to distillation "
-        "& AC & MAC & energy ($\\mu$J) \\\\",
-        "\\midrule",
-    ]
-    for row in table:
-        accuracy = f"${row.mean:.2f}$" if row.deviation is None else f"${row.mean:.2f} \\pm {row.deviation:.2f}$"
-        words = [
-            _escape(word) for word in (row.data, row.model, row.precision, row.quantized, row.baseline, row.variant)
-        ]
-        to = [f"${text}$" if (text := difference(row, name)) else "" for name in ("plain", row.distillation)]
-        to = [re.sub(r" \((\d+) (pairs?)\)", r"\\ (\1\\ \\mathrm{\2})", text) for text in to]
-        to[1] += f" {_escape(row.distillation)}" if to[1] and row.distillation not in (None, "kd") else ""
-        lines.append(" & ".join([*words, str(len(row.records)), accuracy, *to, *cells(row)[-5:-2]]) + " \\\\")
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
-
-
-def _escape(text: str) -> str:
-    for character in "\\&%$#_{}":
-        text = text.replace(character, "\\textbackslash{}" if character == "\\" else f"\\{character}")
-    return text
 
 
 def _three_digits(value: float | None, scale: float = 1.0) -> str:

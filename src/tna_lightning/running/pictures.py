@@ -24,7 +24,7 @@ NETWORK_COLORS, MATCH_COLOR = ("#0072B2", "#D55E00", "#CC79A7", "#E69F00", "#56B
 
 
 def plot_curves(history: History, path: Path | str, title: str = "") -> None:
-    """Save accuracy and loss over epochs, training dashed and validation solid, as PNG.
+    """Save accuracy and cross-entropy over epochs, training dashed and validation solid, and the match term, as PNG.
 
     Args:
         history: columns by metric name, as :meth:`tna_lightning.callbacks.History.columns` gives them.
@@ -33,8 +33,10 @@ def plot_curves(history: History, path: Path | str, title: str = "") -> None:
     """
     from matplotlib.figure import Figure  # not pyplot: no backend is chosen and no global state is left
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    accuracy, loss = figure.subplots(1, 2)
+    has_match = "train/match" in history  # a quantity of its own, with a scale of its own
+    figure = Figure(figsize=(13, 3.6) if has_match else (9, 3.6), layout="constrained")
+    panels = list(figure.subplots(1, 3 if has_match else 2))
+    accuracy, loss = panels[:2]
     figure.suptitle(title, fontsize=10)
     epochs = [epoch + 1 for epoch in history["epoch"] if epoch is not None]  # counted from 1, as the table does
 
@@ -49,11 +51,16 @@ def plot_curves(history: History, path: Path | str, title: str = "") -> None:
         for axes, quantity, scale in ((accuracy, "acc", 100), (loss, "cross_entropy", 1)):
             curve(axes, f"val/{prefix}{quantity}", scale, color=color, label=f"{network}, validation")
             curve(axes, f"train/{prefix}{quantity}", scale, color=color, linestyle="--", label=f"{network}, training")
-    curve(loss, "train/match", color=MATCH_COLOR, linestyle=":", label="match term, training")
-    accuracy.set(xlabel="epoch", ylabel="accuracy (%)")
-    loss.set(xlabel="epoch", ylabel="cross-entropy; match term")
-    loss.set_ylim(bottom=0)
-    for axes in (accuracy, loss):
+    accuracy.set(ylabel="accuracy (%)")
+    loss.set(ylabel="cross-entropy")
+    for match in panels[2:]:
+        curve(match, "val/match", color=MATCH_COLOR, label="validation")
+        curve(match, "train/match", color=MATCH_COLOR, linestyle="--", label="training")
+        match.set(ylabel="match term, before its weight")
+    for axes in panels[1:]:
+        axes.set_ylim(bottom=0)
+    for axes in panels:
+        axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from typing import Any, NoReturn
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
@@ -34,6 +36,7 @@ from tna_lightning.running import config as configuration
 from tna_lightning.running.config import explain
 from tna_lightning.running.console import BUSY, leave, was_interrupted
 from tna_lightning.running.processes import begin_sweep, end_with_sweep, environment_of_child, training_command
+from tna_lightning.running.progress import BEGUN, JOBS, LOG, NOTES, duration, progress
 from tna_lightning.running.record import (
     LAST_CHECKPOINT,
     RECORD,
@@ -45,9 +48,8 @@ from tna_lightning.running.record import (
     remove_if_empty,
 )
 
-LOG = "output.log"
-
 configuration.register_resolvers()  # here, since a launcher's worker imports this module and nothing else of ours
+
 
 _sweep: SweepSummary | None = None  # of the sweep that this process has started and not ended
 _notes: Path | None = None  # where this process notes what became of its job
@@ -128,6 +130,8 @@ def _train_in_a_process(config: dict[str, Any], folder: Path, number: int, overr
             return dataclasses.replace(outcome, status="busy")
         outcome = dataclasses.replace(outcome, start=_start(config, folder, before))
         configuration.write_config(config, folder)
+        if _notes is not None:
+            write_text(_notes / f"{number}{BEGUN}", json.dumps({"overrides": told, "folder": str(folder)}))
         with (
             (folder / LOG).open("ab") as log,
             _device(config) as device,
@@ -269,7 +273,7 @@ class SweepSummary(Callback):
         try:
             _refuse_minimization(config)
             folder = Path(OmegaConf.select(config, "hydra.sweep.dir"))
-            notes = (folder / ".sweeps" / uuid.uuid4().hex[:12]).absolute()
+            notes = (folder / NOTES / uuid.uuid4().hex[:12]).absolute()
             notes.mkdir(parents=True)
         except (ValueError, OSError) as error:  # here, since Hydra makes a warning of any error in a callback
             leave(error)
@@ -279,7 +283,10 @@ class SweepSummary(Callback):
         words = OverridesParser.create().parse_overrides(OmegaConf.select(config, "hydra.overrides.task"))
         self.same_in_all = frozenset(_key(word.input_line or "") for word in words if not word.is_sweep_override())
         print(f"sweep {folder}: a line for each job when it ends; until then its output is in RUN/{LOG}", flush=True)
-        self._printer = _Printer(self.notes)
+        jobs = number_of_jobs(config)
+        if jobs is not None:
+            write_text(notes / JOBS, str(jobs))
+        self._printer = _Printer(self.notes, jobs)
         self._printer.start()
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: D102
@@ -345,33 +352,98 @@ def _remove_traces(folder: Path) -> None:
         folder.rmdir()
 
 
-class _Printer(threading.Thread):
-    """Prints the notes of a folder as they come, each once, and removes them at the end."""
+def number_of_jobs(config: DictConfig) -> int | None:
+    """How many jobs a sweep has; None where its sweeper does not say."""
+    if (trials := OmegaConf.select(config, "hydra.sweeper.n_trials")) is not None:
+        return int(trials)
+    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
+    words = {key: f"{key}={value}" for key, value in params.items()}
+    words |= {_key(word): word for word in OmegaConf.select(config, "hydra.overrides.task")}  # the command line's count
+    jobs = 1
+    for word in OverridesParser.create().parse_overrides(list(words.values())):
+        if word.is_sweep_override():
+            try:
+                jobs *= len(list(word.sweep_iterator()))
+            except (HydraException, ValueError, TypeError):  # an interval
+                return None
+    return jobs
 
-    def __init__(self, notes: Path) -> None:
+
+class _Printer(threading.Thread):
+    """Prints the notes of a folder as they come, each once, and removes them at the end.
+
+    What runs stands in a line of its own: in a terminal the last one, which is written anew; in a file after the lines
+    of jobs that have ended.
+    """
+
+    def __init__(self, notes: Path, jobs: int | None) -> None:
         super().__init__(daemon=True)
         self.notes = notes
+        self.jobs = jobs
         self._outcomes: dict[Path, Outcome] = {}
+        self._began = time.monotonic()
         self._ended = threading.Event()
 
     def run(self) -> None:
         while not self._ended.wait(0.3):
-            self._print_new()
+            if (is_news := self._print_new()) or sys.stdout.isatty():
+                self._print_status(is_news)
 
     def finish(self) -> list[Outcome]:
         """Stop, print what is left, and return all outcomes."""
         self._ended.set()
         self.join()
+        self._clear()
         self._print_new()
-        for path in self._outcomes:
-            path.unlink()
+        for path in [*self._outcomes, *self.notes.glob(f"*{BEGUN}"), self.notes / JOBS]:
+            path.unlink(missing_ok=True)
         with suppress(OSError):  # jobs that go on without the launcher still write theirs
             self.notes.rmdir()
             self.notes.parent.rmdir()
         return list(self._outcomes.values())
 
-    def _print_new(self) -> None:
+    def _print_new(self) -> bool:
+        is_news = False
         for path in sorted(self.notes.glob("*.json"), key=lambda path: int(path.stem)):
             if path not in self._outcomes:
                 self._outcomes[path] = Outcome(**json.loads(path.read_text()))
+                self._clear()
                 print(self._outcomes[path].line(), flush=True)
+                is_news = True
+        return is_news
+
+    def _clear(self) -> None:
+        if sys.stdout.isatty():
+            print("\r\033[K", end="", flush=True)
+
+    def _print_status(self, is_news: bool) -> None:
+        text = self.status()
+        if sys.stdout.isatty():
+            room = shutil.get_terminal_size().columns - 1
+            print(f"\r\033[K{text if len(text) <= room else text[: room - 3] + '...'}", end="", flush=True)
+        elif is_news and text:
+            print(f"  {text}", flush=True)
+
+    def status(self) -> str:
+        """``4 of 18 ended, about 12 min left; running: #4 seed=1 baseline=tna (epoch 12 of 100, about 2 min left)``."""
+        jobs, ended = self.jobs, len(self._outcomes)
+        if jobs is not None and ended >= jobs:
+            return ""
+        text = f"{ended} ended" if jobs is None else f"{ended} of {jobs} ended"
+        trained = sum(outcome.seconds > 0 for outcome in self._outcomes.values())
+        if jobs is not None and trained:
+            text += f", about {duration((time.monotonic() - self._began) / trained * (jobs - ended))} left"
+        running = []
+        for path in sorted(self.notes.glob(f"*{BEGUN}"), key=lambda path: int(path.stem)):
+            if path.with_suffix(".json") not in self._outcomes:
+                job = json.loads(path.read_text())
+                running.append(f"#{path.stem} {job['overrides']}{_how_far(Path(job['folder']))}")
+        return f"{text}; running: {', '.join(running)}" if running else text
+
+
+def _how_far(folder: Path) -> str:
+    """`` (epoch 12 of 100, about 2 min left)``; nothing before its process has begun to train."""
+    with suppress(ValueError, OSError):  # it has not written its record yet, or writes it now
+        if (record := read_record(folder))["status"] == "running" and (far := progress(folder, record)) is not None:
+            return f" ({far})"
+    return ""
