@@ -32,10 +32,10 @@ def find(node, key):
 
 
 def test_workspace_shows_one_study_grouped_by_baseline_and_precision():
-    content = spec(dashboard.workspace("someone", "twins", "ternary_table"))
+    content = spec(dashboard.workspace("someone", "twins", "paper_cifar10"))
     (filters,) = [value for value in find(content, "filters") if isinstance(value, list) and value]
     assert [(entry["key"]["name"], entry["op"], entry["value"]) for entry in filters] == [
-        ("group", "=", "ternary_table")
+        ("group", "=", "paper_cifar10")
     ]
     grouping = [entry["name"] for value in find(content, "grouping") for entry in value]
     assert grouping == ["choices.value.baseline", "choices.value.quant"]
@@ -45,9 +45,9 @@ def test_workspace_shows_one_study_grouped_by_baseline_and_precision():
 
 
 def test_report_carries_our_tables():
-    page = dashboard.report("someone", "twins", "ternary_table", "| data |")
+    page = dashboard.report("someone", "twins", "paper_cifar10", "| data |")
     assert page.blocks[0].text == "| data |"
-    assert page.title == "Study ternary_table"
+    assert page.title == "Study paper_cifar10"
     assert len(page.blocks) == 7  # text, two of curves, two of layers, final figures, pictures and tables
 
 

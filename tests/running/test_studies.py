@@ -34,9 +34,10 @@ def test_head_states_purpose_cost_and_command(path):
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_jobs_compose_and_are_different_runs(path):
-    seeds = {override for overrides in jobs(path) for override in overrides if override.startswith("seed=")}
-    first_seed = [overrides for overrides in jobs(path) if min(seeds) in overrides]
-    configs = [compose(overrides) for overrides in first_seed]
+    first, *others = jobs(path)
+    # every value of each setting, the others at their first
+    varied = [job for job in others if sum(mine != theirs for mine, theirs in zip(job, first, strict=True)) == 1]
+    configs = [compose(overrides) for overrides in (first, *varied)]
     for config in configs:
         check(config)
         assert config["study"] == path.stem
