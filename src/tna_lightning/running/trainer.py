@@ -14,7 +14,7 @@ Args:
     limit_train_batches: at most so many batches of an epoch (a whole number) or such a share of them (0.1).
     limit_val_batches: the same of a validation; 0 for no validation.
     limit_test_batches: the same of the test at the end.
-    overfit_batches: train on these few batches again and again, and validate on as few, to see whether it learns at all.
+    overfit_batches: train on these few batches again and again, and validate on as few: does it learn at all?
     val_check_interval: validate within an epoch: after so many batches, or such a share of the epoch.
     check_val_every_n_epoch: validate after every so many epochs.
     log_every_n_steps: how often what is logged by step (lr_monitor, device_stats) goes to the logger; null is 50.
