@@ -1,15 +1,13 @@
 """What a person is told: names with brackets, epochs from 1, one line for what is not ours."""
 
-import re
 from types import SimpleNamespace
 
 import pytest
-import torch
 from hydra.errors import ConfigCompositionException
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 
-from tna_lightning.callbacks.progress import EpochBar, EpochLines
+from tna_lightning.callbacks.progress import EpochBar
 from tna_lightning.running import console
 from tna_lightning.running.config import explain
 from tna_lightning.running.sweep import SweepSummary
@@ -29,20 +27,6 @@ def test_the_bar_counts_epochs_from_1(monkeypatch):
     bar = EpochBar()
     bar._trainer = SimpleNamespace(max_epochs=30)
     assert [bar._get_train_description(epoch) for epoch in (0, 29)] == ["Epoch 1/30", "Epoch 30/30"]
-
-
-def test_without_a_terminal_an_epoch_is_a_line(capsys):
-    metrics = {"train/loss": torch.tensor(0.5213), "val/acc": torch.tensor(0.25)}
-    trainer = SimpleNamespace(is_global_zero=True, callback_metrics=metrics, current_epoch=2, max_epochs=30)
-    lines = EpochLines()
-    for is_validated in (True, False):
-        lines.on_train_epoch_start(trainer)
-        if is_validated:
-            lines.on_validation_end(trainer)
-        lines.on_train_epoch_end(trainer, None)
-    with_it, without = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"epoch 3 of 30: loss 0\.5213, validation accuracy 25\.00%, \d+\.\d s", with_it)
-    assert re.fullmatch(r"epoch 3 of 30: loss 0\.5213, \d+\.\d s", without)
 
 
 @pytest.mark.parametrize(
