@@ -195,8 +195,8 @@ class CIFARDataModule(ImageDataModule):
             if len(set(sizes[:-1])) > 1:
                 held = ", ".join(f"{file} {size}" for file, size in zip(layout.train_files, sizes, strict=False))
                 raise ValueError(f"{folder}: its training files must hold equally many images, one is cut off: {held}")
-            for file, (_, labels) in zip(layout.train_files, parts, strict=False):
-                if self.name == "cifar10" and tuple(labels[: len(CIFAR10_TEST_BEGINS)]) == CIFAR10_TEST_BEGINS:
+            for file, (_, its) in zip(layout.train_files, parts, strict=False):
+                if self.name == "cifar10" and tuple(its[: len(CIFAR10_TEST_BEGINS)]) == CIFAR10_TEST_BEGINS:
                     raise ValueError(f"{folder}: {file} holds the official test images; get {layout.archive} again")
         num_train, num_test = sum(sizes[:-1]), sizes[-1]
         if (num_train, num_test) != (50_000, 10_000):
