@@ -28,7 +28,7 @@ from tna_lightning.report.plots import figures, learning_curves
 from tna_lightning.report.references import published
 from tna_lightning.report.repeat import command
 from tna_lightning.report.statistics import missing, paired_difference, rows
-from tna_lightning.report.tables import answers, as_csv, as_markdown, cells, in_all_rows, legend, shown
+from tna_lightning.report.tables import answers, as_csv, as_markdown, cells, in_all_rows, legend, plain_words, shown
 from tna_lightning.running.archive import RECORDS, keep_records, read_records
 from tna_lightning.running.config import compose
 from tna_lightning.running.home import home
@@ -762,6 +762,7 @@ def test_page_escapes_what_runs_say(study):
     text = page("a & b", rows(collection.done), collection, [], [], [], [])
     assert "<script>alert" not in text
     assert "<title>a &amp; b</title>" in text
+    assert plain_words("a|<b>\n[x](y)") == "a\\|&lt;b> [x]\\(y)"  # in table.md
 
 
 def test_published_rows_name_their_source():

@@ -122,6 +122,12 @@ def test_an_unfinished_run_is_not_read_as_finished(tmp_path):
         finished_record(tmp_path)
 
 
+def test_a_record_of_another_seed_than_its_config_is_none_to_rebuild_from(tmp_path):
+    Run(tmp_path, CONFIG).write(status="done", results={"test/acc": 0.5}, seed=1)
+    with pytest.raises(ValueError, match=r"run.json is damaged, its seed is not that of its config"):
+        finished_record(tmp_path)
+
+
 def test_a_folder_of_another_config_names_what_differs(tmp_path):
     Run(tmp_path, CONFIG).write()
     with pytest.raises(ValueError, match=r"resume=true: .* another config \(optimizer.lr: 0.1 -> 0.2\)"):

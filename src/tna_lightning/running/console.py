@@ -34,6 +34,8 @@ def quiet_lightning() -> AbstractContextManager[None]:
         # Lightning's own averages of weights, for a test: what is tested are those of the checkpoint
         ".*loading a checkpoint outside the 'fit' stage.*",
         "The checkpoint was not created with WeightAveraging",
+        # Lightning takes no sampler but its own for one that does not shuffle
+        "You requested to overfit but enabled .* dataloader shuffling",
         # a run that goes on finds its own checkpoints
         "Checkpoint directory .* exists and is not empty",
     )

@@ -14,7 +14,7 @@ Args:
     limit_train_batches: at most so many batches of an epoch (a whole number) or such a share of them (0.1).
     limit_val_batches: the same of a validation; 0 for no validation.
     limit_test_batches: the same of the test at the end.
-    overfit_batches: train and validate on these few training batches again and again, to see whether it learns at all.
+    overfit_batches: train on these few batches again and again, and validate on as few: does it learn at all?
     val_check_interval: validate within an epoch: after so many batches, or such a share of the epoch.
     check_val_every_n_epoch: validate after every so many epochs.
     log_every_n_steps: how often what is logged by step (lr_monitor, device_stats) goes to the logger; null is 50.
@@ -51,7 +51,7 @@ from tna_lightning.data import BatchedDataModule
 from tna_lightning.length import Length, planned_length
 from tna_lightning.running import checkpoints
 from tna_lightning.running.console import quiet_lightning
-from tna_lightning.running.factory import build
+from tna_lightning.running.factory import build, under
 from tna_lightning.running.sync_batchnorm import SyncBatchNorm
 
 PROFILERS: dict[str, Any] = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
@@ -113,9 +113,11 @@ def check_length(trainer: Any, datamodule: BatchedDataModule, keep: str) -> Leng
             training goes on, or none where the best epoch is to be kept.
     """
     datamodule.trainer = trainer  # as the trainer will do: batches are shared by its devices
-    batches = _limited(trainer, "train", len(datamodule.train_dataloader()))
-    val_batches = batches if trainer.overfit_batches else _limited(trainer, "val", len(datamodule.val_dataloader()))
-    _limited(trainer, "test", len(datamodule.test_dataloader()))
+    with under("data"):
+        loaders = datamodule.train_dataloader(), datamodule.val_dataloader(), datamodule.test_dataloader()
+    batches, val_batches, _ = (
+        _limited(trainer, stage, len(loader)) for stage, loader in zip(("train", "val", "test"), loaders, strict=True)
+    )
     length = planned_length(trainer, batches)
     checkpoints.refuse_more(trainer, length)
     if not val_batches:
