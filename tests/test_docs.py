@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from tna_lightning import __main__ as front
-from tna_lightning import evaluate
+from tna_lightning import evaluate, show
 from tna_lightning.models import LIF, convnet
 from tna_lightning.running.config import companion_nodes, compose
 from tna_lightning.running.home import GROUPS, options
@@ -75,6 +76,33 @@ def test_each_extension_trains_through_the_command_line(command, command_line, w
     else:
         assert record["choices"][group] == choice[group]
     assert f"test/acc {record['results']['test/acc']!r} " in command_line(evaluate, str(folder), "--trust")
+
+
+def test_recordings_of_ones_own_go_from_a_folder_to_figures(command_line, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(("left", "right")):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        for number in range(10):
+            t, y, p = np.sort(rng.integers(0, 100_000, 300)), rng.integers(0, 120, 300), rng.integers(0, 2, 300)
+            x = rng.integers(0, 40, 300) + 80 * label  # where the events are says which class it is
+            np.savez(tmp_path / "mine" / name / f"{number}.npz", t=t, x=x, y=y, p=p)
+    (block,) = [fence["text"] for fence in fences("docs/events.md") if "data=event_folder" in fence["text"]]
+    looking, training, testing = (shlex.split(line)[2:] for line in block.splitlines())
+    assert [words[0].rpartition(".")[2] for words in (looking, training, testing)] == [
+        "show",
+        "tna_lightning",
+        "evaluate",
+    ]
+    assert "20" in command_line(show, *looking[1:])
+    command_line(
+        front, *training[1:], "epochs=2", "compile=none", "data.batch_size=7", "trainer.enable_progress_bar=false"
+    )
+    record = finished_record(tmp_path / testing[1])
+    about = {"train_samples": 14, "val_samples": 2, "test_samples": 4, "split": "random", "size": [24, 32]}
+    assert record["data"] | about | {"sensor": [120, 160], "simulated": False} == record["data"]
+    assert set(record["class_accuracy"]) == {"left", "right"}
+    assert f"test/acc {record['results']['test/acc']!r} " in command_line(evaluate, *testing[1:])
 
 
 def test_the_readmes_python_example_runs(tmp_path):

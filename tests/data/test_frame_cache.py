@@ -7,12 +7,16 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cache_processes import open_a_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from tna_lightning.data import array_cache
 from tna_lightning.data.array_cache import BadSample
@@ -259,26 +263,60 @@ open_cache(Path({str(tmp_path)!r}), "random", Dies(), SPEC)
     assert not the_folder(tmp_path).name.endswith(".building")
 
 
-def test_ten_processes_at_once_build_once_and_all_read_it(tmp_path):
-    log = tmp_path / "log"
-    script = f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from pathlib import Path
-from test_frame_cache import SPEC, Source, open_cache, np, expected_frames
+@pytest.mark.parametrize("kind", ["recordings", "pictures"])
+def test_of_four_processes_that_build_at_once_one_is_killed_and_the_others_have_it_right(tmp_path, kind):
+    root = tmp_path / "mine"
+    rng = np.random.default_rng(0)
+    for name in ("cat/{}", "dog/{}"):
+        for number in range(6):
+            path = root / name.format(number)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if kind == "pictures":
+                Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path.with_suffix(".png"))
+            else:
+                x, y, p = rng.integers(0, 16, (3, 300))
+                np.savez(path.with_suffix(".npz"), t=np.arange(300), x=x, y=y, p=p % 2)
 
-cache = open_cache(Path({str(tmp_path / "caches")!r}), "random", Source(log={str(log)!r}, seconds=0.05), SPEC)
-np.testing.assert_array_equal(cache.arrays, expected_frames(Source()))
-print("read", int(cache.arrays.sum()))
-"""
-    processes = [
-        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(10)
-    ]
-    outputs = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0] * 10, outputs
-    assert {out for out, _ in outputs} == {f"read {12 * 300}\n"}
-    assert log.read_text().split() == [str(index) for index in range(12)]
+    context = get_context("forkserver")  # which imports everything once
+    context.set_forkserver_preload(["tna_lightning.data.event_folder", "tna_lightning.data.folder"])
+
+    def start(stays=False):
+        here, there = context.Pipe()
+        process = context.Process(target=open_a_folder, args=(kind, root, there, stays))
+        process.start()
+        there.close()
+        return process, here
+
+    def said(pipe):
+        """Until the process ends or is killed."""
+        with suppress(EOFError):
+            while True:
+                yield pipe.recv()
+
+    first, first_says = start(stays=True)
+    built = [first_says.recv() for _ in range(6)]
+    others = [start() for _ in range(3)]
+    assert [says.recv() for _, says in others] == ["waits"] * 3
+    first.kill()
+    first.join()
+    told = [[*said(says)] for _, says in others]
+    for process, _ in others:
+        process.join()
+    assert (first.exitcode, [process.exitcode for process, _ in others]) == (-9, [0] * 3)
+    names = [f"{name}/{number}" for name in ("cat", "dog") for number in range(6)]
+    names = [f"{name}.png" for name in names] if kind == "pictures" else names
+    assert built == [*names[:5], "builds"]
+    # one of them began again, and the others read what it made
+    assert sorted(len(each) for each in told) == [1, 1, 1 + len(names)]
+    assert max(told, key=len)[:-1] == names
+    again, says = start()
+    (alone,) = said(says)
+    again.join()
+    assert {each[-1] for each in told} == {alone}
+    cache = root / (".frames" if kind == "recordings" else ".pictures")
+    assert [path.suffix for path in cache.iterdir() if path.is_dir()] == [""]
+    for _, pipe in ((first, first_says), *others, (again, says)):
+        pipe.close()
 
 
 def test_a_bad_recording_stops_the_build_and_is_named(tmp_path):

@@ -105,7 +105,10 @@ def test_trainers(choice):
     assert trainer.num_devices == config["trainer"]["devices"]
 
 
-OF_FILES = {"arrays", "image_folder", "tiny_imagenet"}  # whose classes stand in the user's own files
+# whose classes stand in the user's own files
+OF_FILES = {"arrays", "event_folder", "image_folder", "ncaltech101", "tiny_imagenet"}
+CLASSES = {"cifar100": 100, "emnist": 47, "dvsgesture": 11}
+SIZES = {"digits": 8, "digits_dvs": 12, "nmnist": 34}
 
 
 @pytest.mark.parametrize("choice", sorted(options("data").keys() - OF_FILES))
@@ -114,9 +117,9 @@ def test_data_modules_know_their_classes_before_they_read_anything(choice):
     datamodule = build("data", config["data"])
     assert isinstance(datamodule, lightning.LightningDataModule)
     assert datamodule.seed == 5
-    assert datamodule.num_classes == len(datamodule.class_names) == {"cifar100": 100, "emnist": 47}.get(choice, 10)
+    assert datamodule.num_classes == len(datamodule.class_names) == CLASSES.get(choice, 10)
     assert datamodule.in_channels in (1, 2, 3)
-    sizes = {"digits": 8, "digits_dvs": 12}.get(choice, 48 if "dvs" in choice else 28 if "mnist" in choice else 32)
+    sizes = SIZES.get(choice, 48 if "dvs" in choice else 28 if "mnist" in choice else 32)
     time_steps = config["data"].get("time_steps")
     assert datamodule.inputs == Inputs(datamodule.in_channels, sizes, sizes, time_steps, datamodule.num_classes)
     assert config["model"]["time_steps"] == (time_steps or 4)

@@ -60,10 +60,10 @@ WORDS = (
         "min",
     ),
     *("randaugment", "train/loss", "bf16-mixed", "base", "time", "count", "last", "best", "network", "none", "a_name"),
-    *("tebn", "Lapicque", "IFNode"),
+    *("tebn", "Lapicque", "IFNode", "ms"),
 )
 OF_NOTHING = (
-    *(1, 2, 0.5, True, "00:00:01:00", "norm", "simple", "step", "a_name", "cpu"),
+    *(1, 2, 0.5, True, "00:00:01:00", "norm", "simple", "step", "a_name", "cpu", "first"),
     *({"stem": {"_target_": "tna_lightning.quantization.Binary"}}, {"_target_": "tna_lightning.cost.MemoryModel"}),
     [0.5] * 10,  # one a class
 )

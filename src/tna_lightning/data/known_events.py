@@ -65,10 +65,6 @@ class KnownEventsDataModule(EventDataModule):
         super().__init__(root, **settings)
         self._located: Located | None = None
 
-    @property
-    def class_names(self) -> list[str]:  # noqa: D102
-        return self._locate().classes
-
     def own_test(self) -> list[int]:
         """The official test set."""
         return self._locate().test
@@ -118,8 +114,12 @@ class NMNISTDataModule(KnownEventsDataModule):
     def __init__(self, root: str | Path = ".data", *, size: int | tuple[int, int] = 34, **settings: Any) -> None:
         super().__init__(root, size=size, **settings)
 
+    @property
+    def class_names(self) -> list[str]:  # noqa: D102
+        return [str(digit) for digit in range(10)]
+
     def locate(self, place: Path) -> Located | None:  # noqa: D102
-        return _of_numbers(place, [str(digit) for digit in range(10)])
+        return _of_numbers(place, self.class_names)
 
 
 class DVSGestureDataModule(KnownEventsDataModule):
@@ -142,10 +142,14 @@ class DVSGestureDataModule(KnownEventsDataModule):
         "DvsGesture.tar.gz into events_np"
     )
 
+    @property
+    def class_names(self) -> list[str]:  # noqa: D102
+        return list(GESTURES)
+
     def locate(self, place: Path) -> Located | None:  # noqa: D102
         parts = ("ibmGestureTrain", "ibmGestureTest")
         if not all((place / part).is_dir() for part in parts):
-            return _of_numbers(place, list(GESTURES))
+            return _of_numbers(place, self.class_names)
         files: list[RecordingFile] = []
         test: list[int] = []
         for part in parts:
@@ -174,6 +178,11 @@ class NCaltech101DataModule(KnownEventsDataModule):
     places = (".", "Caltech101", "NCALTECH101/Caltech101", "extract/Caltech101", "events_np")
     numbers = (8709,)
     advice = "tonic.datasets.NCALTECH101(ROOT) fetches it: a folder Caltech101 in root"
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the classes' folders, in alphabetical order."""
+        return self._locate().classes
 
     def locate(self, place: Path) -> Located | None:  # noqa: D102
         if "airplanes" not in folders_in(place):

@@ -252,6 +252,9 @@ def build_network(spec: Mapping[str, Any], prefix: str = "", channels_last: bool
         raise ValueError(f"{prefix}neuron={spec['neuron']['_target_']}: its YAML must say `_partial_: true`")
     neuron = build(f"{prefix}neuron", spec["neuron"])
     time_steps = spec["model"].get("time_steps", spec.get("inputs", {}).get("time_steps"))
+    asked = spec["neuron"].get("time_steps", time_steps)
+    if asked != time_steps:  # the backbone's word would be taken
+        raise ValueError(f"{prefix}neuron.time_steps={asked!r}: follows T, which is {time_steps}; leave it out")
     if time_steps is not None:  # for backbones that call `neuron()` and know nothing of hints
         neuron = with_hints(neuron, time_steps=time_steps)
     with under(f"{prefix}neuron"):

@@ -68,7 +68,7 @@ def digest_of(path: Path) -> str:
 
 def _digest_of_file(path: Path) -> str:
     stat = path.stat()
-    return _digest_of_content(path.resolve(), stat.st_mtime_ns, stat.st_size)
+    return _digest_of_content(path.absolute(), stat.st_mtime_ns, stat.st_size)
 
 
 @cache  # a sweep composes a config for each of its jobs
