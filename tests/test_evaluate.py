@@ -12,11 +12,12 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from tna_lightning import evaluate
+from tna_lightning import evaluate, record, show
 from tna_lightning.data import DigitsDataModule, DigitsDVSDataModule, EventCamera
 from tna_lightning.data.corruptions import KINDS, CorruptedFiles, corrupt
 from tna_lightning.evaluation import figures
-from tna_lightning.models import build
+from tna_lightning.evaluation.inside import draw, look_inside
+from tna_lightning.models import LIF, build
 from tna_lightning.quantization import Ternary, load_packed, quantize_network, save_network
 from tna_lightning.running.config import compose
 from tna_lightning.running.record import NETWORK, finished_record
@@ -176,11 +177,11 @@ def written_run(folder, neuron="LIF", seed=3, data=None, **settings):
 def ask(monkeypatch, capsys):
     """Status, output and errors of the command."""
 
-    def ask(*words):
-        monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, words)])
+    def ask(*words, door=evaluate):
+        monkeypatch.setattr(sys, "argv", [door.__name__, *map(str, words)])
         status = 0
         try:
-            evaluate.main()
+            door.main()
         except SystemExit as left:
             status = left.code
         out, err = capsys.readouterr()
@@ -364,6 +365,63 @@ def test_base_and_twin_of_a_checkpoint_answer_as_recorded_and_together(run, ask,
     alone = written_run(tmp_path / "alone")
     status, _, err = ask(alone, "--twin")
     assert (status, err) == (2, f"error: run={str(alone)!r}: has no companion, that was trained along or is kept\n")
+
+
+# ---- a look inside ---------------------------------------------------------------------------------------------------
+
+
+def test_the_picture_of_a_run_shows_one_sample_of_its_test_set(run, ask, tmp_path):
+    status, out, err = ask(run, "--sample", 7, "--out", tmp_path / "inside.png", door=show)
+    assert (status, err) == (0, "")
+    x, labels = digits()
+    network = load_packed(run / NETWORK)
+    (answer,) = network.predict(x[7:8])
+    first, *layers, last = out.splitlines()
+    assert first.endswith(f"test sample 7 of {labels[7]}, answered {answer.name} with {answer.probability:.1%}")
+    _, recorded = record(network, network.preprocess(x[7:8]))
+    assert layers == [f"{each.name}: {each.spikes.mean():.3f} spikes a neuron and step" for each in recorded]
+    assert last == f"picture: {tmp_path / 'inside.png'}"
+    assert imread(tmp_path / "inside.png").std() > 0.1
+    for words, message in (
+        ([run, "--sample", 360], "sample=360: must lie in 0 to 359, the test set has 360"),
+        ([run, "data=digits"], f"run={str(run)!r}: a run's folder stands alone, without settings"),
+        (["data=digits", "--sample", 1], "--sample: is for a run's folder"),
+        (
+            [written_run(tmp_path / "ann", "QuantReLU")],
+            f"run={str(tmp_path / 'ann')!r}: its network has no spiking",
+        ),
+    ):
+        status, _, err = ask(*words, door=show)
+        assert status == 2
+        assert err.startswith(f"error: {message}")
+
+
+def test_what_is_seen_inside_is_what_was_recorded():
+    class Attending(torch.nn.Module):
+        """A layer with the parts of attention, of 2 channels on 1 x 3 pixels."""
+
+        def __init__(self):
+            super().__init__()
+            self.query = self.key = self.value = torch.nn.Identity()
+            self.neuron, self.project = LIF(beta=0.5, threshold=0.75), torch.nn.Flatten(2)
+
+        def forward(self, x):
+            return self.project(self.neuron(x.expand(2, *x.shape)))
+
+    x = torch.tensor([[[[1.0, 0.5, 0.0]], [[0.0, 0.5, 0.0]]]])
+    inside = look_inside(Attending(), x)
+    # 1 fires at once and again; 0.5 reaches 0.75 at the second step, which is not above
+    assert inside.maps[""].tolist() == [[0.5, 0.0, 0.0]]
+    logits = torch.tensor([1.0, 0, 0, 0, 0, 0])
+    torch.testing.assert_close(inside.probabilities, logits.softmax(0).expand(2, 6))
+    figure = draw(inside, np.zeros((1, 1, 3, 3)), list("abcdef"), 0, "title")
+    titles = [axes.get_title() for axes in figure.axes]
+    assert {"sample: a", "answer", "firing rates", "neuron\n6 neurons"} <= {*titles}
+    (raster,) = [axes for axes in figure.axes if axes.get_title().startswith("neuron\n")]
+    assert raster.images[0].get_array().sum(1).tolist() == [2, 0, 0, 0, 0, 0]
+
+
+# ---- what cannot be asked --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
