@@ -1,8 +1,12 @@
-"""A look at a data set: ``python -m tna_lightning.show data=cifar10dvs`` saves one picture and prints figures."""
+"""A look at data, ``python -m tna_lightning.show data=cifar10dvs``, or into a run's kept network, ``... show RUN``.
+
+Both save one picture and print figures.
+"""
 
 from __future__ import annotations
 
 import argparse
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tna_lightning.data.batch import Batch
 from tna_lightning.packages import require
 
 if TYPE_CHECKING:
@@ -154,28 +159,124 @@ def show(data: BatchedDataModule, title: str, path: Path) -> None:
     print(f"picture: {path}")
 
 
+def show_run(
+    folder: Path | str,
+    path: Path,
+    sample: int = 0,
+    data_root: str | None = None,
+    *,
+    trust: bool = False,
+) -> None:
+    """Save what a run's kept network does with one sample of its test set, and print its firing rates.
+
+    Args:
+        folder: the run's.
+        path: of the picture.
+        sample: its number in the test set, from 0.
+        data_root: where the data are, if not where they were in training.
+        trust: also import and call what the run's record names that is no part of this package.
+
+    Raises:
+        ValueError: no finished run, no such sample, or a network without spiking neurons.
+    """
+    from tna_lightning.evaluation.inside import draw, look_inside, rates
+    from tna_lightning.files import write_bytes
+    from tna_lightning.running.console import title
+    from tna_lightning.running.record import finished_record
+    from tna_lightning.running.trust import kept_network, rebuilt
+
+    require("matplotlib")
+    record = finished_record(folder)
+    datamodule, spec = rebuilt(folder, data_root, trust)
+    network = kept_network(folder, spec)
+    raw, x, label = _sample(datamodule, sample)
+    try:
+        inside = look_inside(network, x)
+    except ValueError as error:
+        raise ValueError(f"run={str(folder)!r}: {error}") from error
+    names = [str(name) for name in getattr(datamodule, "class_names", range(datamodule.num_classes))]
+    frames = event_colors(x[0]) if x.ndim == 5 else _as_colors(raw)[None]
+    heading = f"{title(record)}: test sample {sample}"
+    content = io.BytesIO()
+    draw(inside, frames, names, label, heading).savefig(content, format=path.suffix[1:], dpi=130)
+    write_bytes(path, content.getvalue())
+    probability, answer = inside.probabilities[-1].max(0)
+    print(f"{heading} of {names[label]}, answered {names[int(answer)]} with {float(probability):.1%}")
+    for name, rate in rates(inside).items():
+        print(f"{name}: {rate:.3f} spikes a neuron and step")
+    print(f"picture: {path}")
+
+
+def _sample(datamodule: Any, number: int) -> tuple[Tensor, Tensor, int]:
+    """A test sample as it was loaded, as the network takes it (with B = 1), and its label."""
+    seen = 0
+    for batch in map(Batch.of, datamodule.test_dataloader()):
+        if 0 <= number - seen < len(batch):
+            raw = batch.x[number - seen : number - seen + 1].cpu()
+            target = batch.target[number - seen]
+            return raw[0], datamodule.prepare(raw).cpu(), int(target.argmax() if target.ndim else target)
+        seen += len(batch)
+    raise ValueError(f"sample={number!r}: must lie in 0 to {seen - 1}, the test set has {seen:,}")
+
+
+def _as_colors(image: Tensor) -> np.ndarray:
+    """An image as it was loaded, ``[C, H, W]``; of other channels than 1 and 3 the mean."""
+    levels = image if len(image) in (1, 3) else image.float().mean(0, keepdim=True)
+    if levels.is_floating_point():  # of a data module of one's own
+        levels = (levels - levels.min()) / (levels.max() - levels.min()).clamp(min=1e-9) * 255
+    return image_colors(levels)
+
+
 def main() -> None:
     """The command line."""
-    from tna_lightning.running.config import compose
     from tna_lightning.running.console import leave
-    from tna_lightning.running.factory import build
     from tna_lightning.running.processes import outlive_readers
 
     outlive_readers()
-    parser = argparse.ArgumentParser(prog="python -m tna_lightning.show", description=__doc__)
-    parser.add_argument("overrides", nargs="*", help="as for training: data=cifar10dvs data.root=DIR data.time_steps=5")
+    parser = argparse.ArgumentParser(
+        prog="python -m tna_lightning.show", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument(
+        "words",
+        metavar="RUN | KEY=VALUE",
+        nargs="*",
+        help="a finished run's folder; or settings as for training: data=cifar10dvs data.root=DIR data.time_steps=5",
+    )
     parser.add_argument("--config-dir", type=Path, help="a folder with choices of your own, DIR/data/NAME.yaml")
-    parser.add_argument("--out", type=Path, help="the picture; by default <data>.png in this folder")
+    parser.add_argument("--out", type=Path, help="the picture; by default <data>.png or <run>.png in this folder")
+    parser.add_argument("--sample", type=int, help="of a run: the number of the test sample, from 0")
+    parser.add_argument("--data-root", help="of a run: where the data are, if not where they were in training")
+    parser.add_argument("--trust", action="store_true", help="of a run: call what its record names beside our own")
     arguments = parser.parse_args()
+    runs = [word for word in arguments.words if "=" not in word]
     try:
-        config: dict[str, Any] = compose(arguments.overrides, arguments.config_dir)
-        name = config["choices"]["data"]
-        data = build("data", config["data"])
-        title = f"{name} (SIMULATED events)" if getattr(data, "simulated", False) else name
-        path = arguments.out or Path(name)
-        show(data, title, path if path.suffix else path.with_name(f"{path.name}.png"))  # as matplotlib would name it
+        if not runs:
+            for name in ("sample", "data_root", "trust"):
+                if getattr(arguments, name) not in (None, False):
+                    raise ValueError(f"--{name.replace('_', '-')}: is for a run's folder")
+            _show_data(arguments.words, arguments.config_dir, arguments.out)
+            return
+        if len(arguments.words) > 1 or arguments.config_dir is not None:
+            raise ValueError(f"run={runs[0]!r}: a run's folder stands alone, without settings")
+        path = _as_png(arguments.out or Path(f"{Path(runs[0]).resolve().name}.png"))
+        show_run(runs[0], path, arguments.sample or 0, arguments.data_root, trust=arguments.trust)
     except Exception as error:
         leave(error)
+
+
+def _show_data(overrides: Sequence[str], config_dir: Path | None, out: Path | None) -> None:
+    from tna_lightning.running.config import compose
+    from tna_lightning.running.factory import build
+
+    config: dict[str, Any] = compose(overrides, config_dir)
+    name = config["choices"]["data"]
+    data = build("data", config["data"])
+    title = f"{name} (SIMULATED events)" if getattr(data, "simulated", False) else name
+    show(data, title, _as_png(out or Path(name)))
+
+
+def _as_png(path: Path) -> Path:
+    return path if path.suffix else path.with_name(f"{path.name}.png")  # as matplotlib would name it
 
 
 if __name__ == "__main__":

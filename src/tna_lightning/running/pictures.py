@@ -64,14 +64,14 @@ def plot_curves(history: History, path: Path | str, title: str = "") -> None:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    write_bytes(path, _as_png(figure, dpi=130))
+    write_png(figure, path)
 
 
-def _as_png(figure: Any, dpi: int) -> bytes:
-    """The figure's file."""
+def write_png(figure: Any, path: Path | str, dpi: int = 130) -> None:
+    """Save a figure as PNG, as a whole or not at all."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=dpi)
-    return content.getvalue()
+    write_bytes(path, content.getvalue())
 
 
 # blue below and orange above zero, as Okabe and Ito's colours, which stay apart for the colour-blind; darker outwards
@@ -112,7 +112,7 @@ def plot_inspection(
         _name_bars(rates, [layer["name"] for layer in neuron_layers])
     else:  # an ANN
         rates.set_axis_off()
-    write_bytes(path, _as_png(figure, dpi=110))
+    write_png(figure, path, dpi=110)
 
 
 def _histograms(figure: Any, network: nn.Module, num_rows: int) -> None:

@@ -4,28 +4,36 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning
-from torch import nn
 
 from tna_lightning.models.spec import own_target
 from tna_lightning.quantization.packing import load_packed
 from tna_lightning.running.factory import build_network, data_to_test, network_spec
 from tna_lightning.running.record import NETWORK, finished_record, reading
 
+if TYPE_CHECKING:
+    from tna_lightning.quantization.inputs import KeptNetwork
+
 _DATA = "tna_lightning.data"
 
 
-def rebuilt(folder: Path | str, data_root: str | None = None, trust: bool = False) -> tuple[Any, dict[str, Any]]:
+def rebuilt(
+    folder: Path | str,
+    data_root: str | None = None,
+    trust: bool = False,
+    change: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+) -> tuple[Any, dict[str, Any]]:
     """The data module of a finished run, ready for its test, and the spec of its network.
 
     Args:
         folder: the run's folder.
         data_root: where the data are, if not where they were in training.
         trust: also import and call what the record names that is no part of this package.
+        change: what is made of its config before, where something else is asked than was trained.
 
     Raises:
         ValueError: no finished run, a record that is damaged or names what is not to be trusted, or no such data.
@@ -33,6 +41,8 @@ def rebuilt(folder: Path | str, data_root: str | None = None, trust: bool = Fals
     config = finished_record(folder)["config"]
     if not trust:
         refuse_foreign(folder, config)
+    if change is not None:
+        config = change(config)
     with reading(folder):
         datamodule = data_to_test(config, data_root)
         datamodule.prepare_data()  # images of the user's own may have to be read before their size is known
@@ -40,7 +50,7 @@ def rebuilt(folder: Path | str, data_root: str | None = None, trust: bool = Fals
         return datamodule, network_spec(config, datamodule)
 
 
-def kept_network(folder: Path | str, spec: Mapping[str, Any], channels_last: bool = False) -> nn.Module:
+def kept_network(folder: Path | str, spec: Mapping[str, Any], channels_last: bool = False) -> KeptNetwork:
     """The kept network of a finished run, in eval mode.
 
     Raises:
@@ -51,17 +61,24 @@ def kept_network(folder: Path | str, spec: Mapping[str, Any], channels_last: boo
     return load_packed(Path(folder) / NETWORK, network)
 
 
-def refuse_foreign(folder: Path | str, config: Mapping[str, Any]) -> None:
+def refuse_foreign(
+    folder: Path | str, config: Mapping[str, Any], keys: Sequence[str] = ("data", "model", "neuron")
+) -> None:
     """Refuse a record whose data, model or neuron are not this package's own, before anything is imported.
+
+    Args:
+        folder: the run's folder.
+        config: its config.
+        keys: the nodes that will be built; of others than these three all targets must be in this package.
 
     Raises:
         ValueError: ``run=...`` and what it names.
     """
     with reading(folder):
-        named = [each for key in ("data", "model", "neuron") for each in _targets(key, config[key])]
+        named = [each for key in keys for each in _targets(key, config[key])]
     for key, target in named:
         try:
-            _data_target(key, target) if key.startswith("data") else own_target(key, target)
+            _check_target(key, target)
         except ValueError:
             raise ValueError(
                 f"run={str(folder)!r}: its record names {key}={target!r}, which is no part of tna_lightning and would "
@@ -78,6 +95,16 @@ def _targets(key: str, node: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(node, list):
         for number, value in enumerate(node):
             yield from _targets(f"{key}[{number}]", value)
+
+
+def _check_target(key: str, target: Any) -> None:
+    words = key.split(".")
+    if words[0] == "data":
+        _data_target(key, target)
+    elif {"model", "neuron"} & {*words}:
+        own_target(key, target)
+    elif not str(target).startswith("tna_lightning.quantization."):
+        raise ValueError(f"{key}={target!r}: must be a quantizer of tna_lightning")
 
 
 def _data_target(key: str, path: Any) -> None:
