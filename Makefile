@@ -84,7 +84,27 @@ $(DOCS): $(READY)
 
 .PHONY: docs
 docs: $(DOCS) ## the site, into site/, with its links checked
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build  # not --quiet, which does not count warnings, and so checks no links
+
+.PHONY: hooks
+hooks: ## git runs lint and type before a commit, the tests before a push
+	git config core.hooksPath .ci/hooks
+
+RELEASE := build/release
+FEW := epochs=1 compile=none model.width=0.25 trainer.limit_train_batches=2
+
+.PHONY: release
+release: $(READY) ## wheel and sdist into dist/, each tried in an empty environment
+	rm -rf dist $(RELEASE)
+	$(BIN)/python -m hatchling build
+	for file in dist/*.whl dist/*.tar.gz; do \
+		rm -rf $(RELEASE) && $(PYTHON) -m venv $(RELEASE)/env && \
+		$(RELEASE)/env/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $$file && \
+		(cd $(RELEASE) && env/bin/tna-lightning --version && env/bin/tna-lightning $(FEW) output_dir=runs && \
+			env/bin/python -m tna_lightning.export runs/* --format packed --output packed.safetensors && \
+			env/bin/python -c 'import tna_lightning; tna_lightning.load_packed("packed.safetensors")') || exit 1; \
+	done
+	@ls -l dist
 
 .PHONY: type
 type: $(READY) ## static types

@@ -18,7 +18,7 @@ from tna_lightning.running.home import home, options
 from tna_lightning.running.signatures import SOURCES, arguments_in, locate
 
 TOP_LEVEL = re.compile(r"^(\w+): ([^#\n]*?)(?: *# (.*))?$", re.MULTILINE)
-REPOSITORY_LINK = re.compile(r"\[([^\]]+)\]\(\.\./((?!reference/)[\w./-]+)\)")
+INCLUDED = re.compile(r'^--8<-- "([\w./-]+?)(?::(\w+))?"$', re.MULTILINE)
 GROUPS = {
     "model": "The backbone. `model@companion.model=...` gives the companion another one.",
     "neuron": "What stands where an ANN has its activation; `neuron@companion.neuron=...` for the companion's.",
@@ -53,15 +53,25 @@ def _name(match: re.Match[str]) -> str:
 
 
 def on_page_markdown(markdown: str, page: Page, **kwargs: Any) -> str:
-    """Name files of the repository, to which a page in docs/ may link, where the site does not have them."""
+    """Take in parts of the repository's own pages, and name files to which a page may link, but the site does not have."""
+    up = "../" * (page.file.src_uri.count("/") + 1)
+
+    def included(match: re.Match[str]) -> str:
+        text = (home() / match[1]).read_text()
+        if match[2]:
+            text = text.partition(f"<!-- --8<-- [start:{match[2]}] -->\n")[2].partition("<!-- --8<--")[0]
+        if not text:
+            raise PluginError(f"{page.file.src_uri}: {match[1]} has no part {match[2]}")
+        text = re.sub(r"\]\((?!https?:|#|docs/)", f"]({up}", text)
+        return re.sub(r"\]\(docs/", f"]({up[3:]}", text)
 
     def named(match: re.Match[str]) -> str:
         path = home() / match[2]
         if not path.exists():
-            raise PluginError(f"{page.file.src_path}: links to {match[2]}, which is not in the repository")
+            raise PluginError(f"{page.file.src_uri}: links to {match[2]}, which is not in the repository")
         return match[1] if f"`{match[2]}`" == match[1] else f"{match[1]} (`{match[2]}` in the repository)"
 
-    return REPOSITORY_LINK.sub(named, markdown)
+    return re.sub(rf"\[([^\]]+)\]\({re.escape(up)}((?!docs/)[\w./-]+)\)", named, INCLUDED.sub(included, markdown))
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -1,6 +1,8 @@
-"""What the README and docs/ show is run as it stands there."""
+"""What the README and docs/ show is run as it stands there, or a list here says why it is not."""
 
+import argparse
 import ast
+import os
 import re
 import shlex
 import subprocess
@@ -10,10 +12,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
+import tna_lightning
 from tna_lightning import __main__ as front
 from tna_lightning import evaluate, show
+from tna_lightning.export import __main__ as export_door
 from tna_lightning.models import LIF, convnet
+from tna_lightning.quantization import Ternary, quantize_network
+from tna_lightning.report import __main__ as report_door
 from tna_lightning.running.config import companion_nodes, compose
 from tna_lightning.running.home import GROUPS, options
 from tna_lightning.running.record import finished_record
@@ -105,14 +113,123 @@ def test_recordings_of_ones_own_go_from_a_folder_to_figures(command_line, monkey
     assert f"test/acc {record['results']['test/acc']!r} " in command_line(evaluate, *testing[1:])
 
 
+def test_the_readme_is_short_enough_to_be_read():
+    assert len((ROOT / "README.md").read_text().split()) <= 700
+
+
 def test_the_readmes_python_example_runs(tmp_path):
     (example,) = [fence["text"] for fence in fences("README.md") if fence["language"] == "python"]
-    assert len([line for line in example.splitlines() if line]) <= 18  # seven imports and about ten lines of work
+    assert len([line for line in example.splitlines() if line]) <= 12
     program = example.replace("max_epochs=15", "max_epochs=1, accelerator='cpu', logger=False")
     result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "base.safetensors").stat().st_size > 10_000
     assert "test/acc" in result.stdout
+
+
+PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md"))]
+TUTORIALS = [page for page in PAGES if page.startswith("docs/tutorials/")]
+RUN_ELSEWHERE = ("docs/extending.md", "docs/precision.md")  # all their commands, by the tests above and below
+NOT_RUN = {  # how a command begins, and why no test here runs it
+    r"pip install": "needs a network; the wheel is installed by tests/test_own_folder.py",
+    r"torchrun ": "tests/running/test_ddp.py starts one",
+    r"srun ": "needs a cluster",
+    r"\. \.venv/bin/activate": "of the reader's shell",
+    r"python -m tna_lightning\.export RUN --format (packed\|onnx|c \[)": "a synopsis; its options are those of --help",
+    r"make -C FOLDER": "tests/export/test_c.py compiles for other processors",
+    r"python benchmarks/": "minutes on a quiet machine",
+}
+PYTHON_NOT_RUN = {
+    "docs/c_runtime.md": "load_c: tests/export/test_c.py",
+    "docs/events.md": "a split for CIFAR10-DVS: tests/data/test_cifar10dvs.py reads one",
+    "docs/extending.md": "its files are what the tests above use",
+}
+
+
+def commands(page):
+    """The command lines of a page, of bash fences and of indented blocks that begin with a command."""
+    text = (ROOT / page).read_text()
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    bare = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    known = r"python |make |torchrun |srun |pip |\. \.venv"
+    blocks += [
+        re.sub(r"^    ", "", block, flags=re.MULTILINE)
+        for block in re.findall(r"(?:^    .+\n)+", bare, re.MULTILINE)
+        if re.match(known, block.lstrip())
+    ]
+    for block in blocks:
+        yield from (line for line in block.replace("\\\n", " ").splitlines() if line.strip())
+
+
+class Parsed(Exception):
+    """The door has understood its arguments."""
+
+
+DOORS = {"evaluate": evaluate, "show": show, "export": export_door, "report": report_door}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in (*TUTORIALS, *RUN_ELSEWHERE)])
+def test_every_command_is_understood(page, monkeypatch):
+    def parse(self, *arguments, real=argparse.ArgumentParser.parse_args):
+        raise Parsed(real(self, *arguments))
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for line in commands(page):
+        if any(re.match(start, line) for start in NOT_RUN):
+            continue
+        words = shlex.split(line, comments=True)
+        if "&&" in words:
+            words = words[: words.index("&&")]
+        if words[0] == "make":
+            assert {word for word in words[1:] if "=" not in word} <= targets, line
+        elif words[:3] == ["python", "-m", "tna_lightning"]:
+            understood(words[3:])
+        elif words[:2] == ["python", "-m"] and words[2].startswith("tna_lightning."):
+            door = words[2].partition(".")[2]
+            monkeypatch.setattr(sys, "argv", [door, *words[3:]])
+            with pytest.raises(Parsed):
+                DOORS[door].main()
+        else:
+            pytest.fail(f"{page}: no test runs {line!r}; run it, or say why not in NOT_RUN")
+
+
+def understood(words):
+    """Compose what a training's command says, of a sweep the first job; each choice of it is there."""
+    if "--help" in words:
+        return
+    words = [word for word in words if word not in ("-m", "--multirun") and not word.startswith("hydra")]
+    assert not any(word.startswith("-") for word in words), words
+    firsts = []
+    for word, override in zip(words, OverridesParser.create().parse_overrides(words), strict=True):
+        values = list(override.sweep_iterator()) if override.is_sweep_override() and "(" not in word else None
+        firsts += [f"{word.partition('=')[0]}={values[0]}"] if values else [] if "interval(" in word else [word]
+        for value in (values or ()) if override.key_or_group in GROUPS else ():
+            assert value in options(override.key_or_group), word
+    compose(firsts)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in (*TUTORIALS, *PYTHON_NOT_RUN, "README.md")])
+def test_python_on_a_page_runs(page, tmp_path, monkeypatch):
+    """In one namespace a page, beside a packed network, with the names that a page takes for granted."""
+    blocks = [fence["text"] for fence in fences(page) if fence["language"] == "python"]
+    if not blocks:
+        return
+    monkeypatch.chdir(tmp_path)
+    network = convnet(1, 10, LIF, width=0.125, time_steps=2)
+    quantize_network(network, Ternary())
+    spec = {
+        "model": {"_target_": "tna_lightning.models.convnet", "width": 0.125, "time_steps": 2},
+        "neuron": {"_target_": "tna_lightning.models.LIF", "_partial_": True},
+        "inputs": {"channels": 1, "height": 8, "width": 8, "time_steps": None, "num_classes": 10},
+    }
+    inputs = {"kind": "images", "shape": [1, 8, 8], "mean": [0.3], "std": [0.4], "time_steps": 2}
+    inputs["class_names"] = [str(digit) for digit in range(10)]
+    tna_lightning.save_network("network.safetensors", network, spec, inputs=inputs)
+    images = torch.rand(2, 1, 8, 8)
+    names = {"network": network, "images": images, "batches": [images]}
+    for block in blocks:
+        exec(compile(block, page, "exec"), names)
 
 
 COMMANDS = [
@@ -142,8 +259,8 @@ def test_the_precision_example_runs_and_says_what_is_what():
     assert set(schemes.values()) == {"ternary"}
 
 
-def test_the_readme_names_every_choice():
-    text = (ROOT / "README.md").read_text()
+def test_the_page_of_choices_names_every_one():
+    text = (ROOT / "docs" / "choices.md").read_text()
     for group in GROUPS:
         if group != "experiments":
             row = next(line for line in text.splitlines() if line.startswith(f"| `{group}`"))
@@ -151,8 +268,49 @@ def test_the_readme_names_every_choice():
             assert not missing, f"{group}: {missing}"
 
 
-def test_what_the_readme_links_to_exists():
-    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("experiments/results/*/README.md")]:
-        for target in re.findall(r"\]\((?!http)([^)#]+)", path.read_text()):
-            is_generated = target == "reference/settings.md"  # by `make docs`, which checks links too
-            assert is_generated or (path.parent / target).exists(), f"{path}: {target}"
+def test_what_a_page_links_to_exists():
+    for page in [*PAGES, *(str(path.relative_to(ROOT)) for path in ROOT.glob("experiments/results/*/README.md"))]:
+        text = (ROOT / page).read_text()
+        for target in re.findall(r"\]\((?!http)([^)#]+)", text) + re.findall(r'(?:src|srcset)="([^"]+)"', text):
+            is_generated = target.endswith("reference/settings.md")  # by `make docs`, which checks links too
+            assert is_generated or ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+
+
+def test_every_page_is_in_the_navigation():
+    named = set(
+        re.findall(r"[\w/]+\.md", (ROOT / "mkdocs.yml").read_text().partition("nav:")[2].partition("plugins:")[0])
+    )
+    assert {f"docs/{page}" for page in named} - {"docs/reference/settings.md"} == set(PAGES) - {
+        "README.md",
+        "CONTRIBUTING.md",
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: Path(page).stem)
+def test_a_tutorial_runs_as_it_stands(page, tmp_path):
+    """Its files are written, then its blocks of bash and Python run in their order, in one folder and one shell."""
+    script = ["set -e -o pipefail"]
+    for number, fence in enumerate(fences(page)):
+        if fence["file"]:
+            (tmp_path / fence["file"]).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / fence["file"]).write_text(fence["text"])
+        elif fence["language"] == "python":
+            (tmp_path / f"block_{number}.py").write_text(fence["text"])
+            script.append(f"python block_{number}.py")
+        else:
+            assert fence["language"] == "bash"
+            script.append(fence["text"])
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = os.environ | {"PATH": path, "PYTHONWARNINGS": "default"}
+    command = ["bash", "-c", "\n".join(script)]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    expected = {
+        "first_network": r"\[\d(, \d){9}\]\n",
+        "sweep": r"6 jobs: 6 done[\s\S]*12 finished runs[\s\S]*12 records: mine\.jsonl\.gz",
+        "own_data": r"'circle': [\d.]+",
+        "own_neuron": r"tired .*a LIF that tires[\s\S]*test/acc",
+        "to_a_device": r"\b\d\b.*",
+    }[Path(page).stem]
+    assert re.search(expected, result.stdout), result.stdout[-3000:]

@@ -698,9 +698,8 @@ def test_page_answers_the_question_first_and_has_each_rows_runs_behind_it(study,
     (study / name / "curves.png").write_bytes(b"a picture")
     report([study], tmp_path / "out", PAGE_ALONE)
     text = (tmp_path / "out" / "index.html").read_text()
-    answer = (
-        "full: TNA 94.00 \u00b1 2.00 %, +2.00 [-0.48, +4.48] points against plain training: no difference is shown."
-    )
+    answer = "full: TNA 94.00 \u00b1 2.00 %, +2.00 [-0.48, +4.48] points (95 % interval) against plain training: "
+    answer += "no difference is shown."
     assert text.index(answer) < text.index("<h2>Results")
     assert f'<a href="../study/{name}/curves.png">curves.png</a>' in text
     assert "python -m tna_lightning -m baseline=plain quant=none" in text
@@ -714,7 +713,7 @@ def test_an_answer_says_which_is_better_only_if_the_interval_leaves_out_0(gain, 
     made = [record("plain", seed=seed, accuracy=value) for seed, value in values]
     made += [record("tna", seed=seed, accuracy=value + gain) for seed, value in values]
     (text,) = answers(rows(made))
-    assert text.endswith(f"points against plain training: {word}.")
+    assert text.endswith(f"points (95 % interval) against plain training: {word}.")
     (text,) = answers(rows(made[:1] + made[3:4]))
     assert text.endswith("(1 pair) points against plain training: one seed tells nothing of chance.")
     assert answers(rows(made[:3])) == []

@@ -142,10 +142,10 @@ def page(
             "seeds, with the 95 % interval (Student t); one that holds 0 shows no difference. "
             f"{escape(legend(rows))} A click on a heading sorts.</p>"
         )
-    if missing:
-        parts += ["<h2>Not done</h2>", _list([f"missing: {line}" for line in missing])]
     if plots:
         parts += ["<h2>Plots</h2>", '<div class="plots">', *(_figure(caption, svg) for caption, svg in plots), "</div>"]
+    if missing:
+        parts += ["<h2>Not done</h2>", _list([f"missing: {line}" for line in missing])]
     if references:
         parts.append("<h2>Published, for orientation</h2>")
         parts.append('<p class="note">Other networks, recipes and splits: where the field stands, not a baseline.</p>')

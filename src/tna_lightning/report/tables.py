@@ -133,7 +133,9 @@ def answers(table: Sequence[Row], against: str = "") -> list[str]:
         where = ", ".join(named(CHOICES[group], key[group]) for group in several)
         text = f"{where}: " if where else ""
         name = " ".join([row.label, *([named("precision", row.precision)] if against and 3 not in several else [])])
-        text += f"{name} {spread(row.mean, row.deviation)} %, {difference(row, reference)} points against {other}: "
+        interval = " (95 % interval)" if value.half_width is not None else ""
+        gain = f"{difference(row, reference)} points{interval}"
+        text += f"{name} {spread(row.mean, row.deviation)} %, {gain} against {other}: "
         if value.half_width is None:
             text += "one seed tells nothing of chance"
         elif abs(value.mean) <= value.half_width:

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# The README's pictures anew: the demo's curves (RUN is its folder) and the page of a report, light and dark, by Chromium.
+# docs/images/pictures.sh RUN
+set -euo pipefail
+cd "$(dirname "$0")"
+page=$(mktemp -d)
+python -m tna_lightning.report ../../experiments/results/evidence/attempts/records.jsonl.gz -o "$page"
+for scheme in light dark; do
+	[ $scheme = dark ] && wanted=0 || wanted=1
+	chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --user-data-dir="$page/profile" --window-size=1400,1150 \
+		--blink-settings=preferredColorScheme=$wanted --screenshot="report_$scheme.png" "file://$page/index.html"
+done
+cp "$1/curves.png" curves.png
