@@ -61,6 +61,7 @@ WORDS = (
     ),
     *("randaugment", "train/loss", "bf16-mixed", "base", "time", "count", "last", "best", "network", "none", "a_name"),
     *("tebn", "Lapicque", "IFNode"),
+    *("and", "iand"),
 )
 OF_NOTHING = (
     *(1, 2, 0.5, True, "00:00:01:00", "norm", "simple", "step", "a_name", "cpu"),
@@ -242,13 +243,20 @@ def _others(value):
     return WORDS if isinstance(value, str) else ()
 
 
-EVENTS = ("flip_roll", "nda", "nda_cutmix")  # choices of augment for these alone
+EVENTS = (
+    "flip_roll",
+    "nda",
+    "nda_cutmix",
+    "nda_ncaltech101",
+    "nda_policy",
+    "event_drop",
+)  # choices of augment for these alone
 GROUPS = {
     "model": [*options("model")],
     "neuron": [name for name in options("neuron") if name != "spikingjelly" or find_spec("spikingjelly")],
     "quant": [*options("quant")],
     "baseline": ["tna", "kd", "mutual", "plain", "cohort"],
-    "optimizer": ["sgd", "adamw"],
+    "optimizer": ["sgd", "adamw", "adamw_transformer"],
     "callbacks": [*options("callbacks")],
     "logger": ["wandb", "tensorboard"],
 }

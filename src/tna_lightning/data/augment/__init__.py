@@ -4,7 +4,8 @@
 """
 
 from tna_lightning.data.augment.combinators import On, Sometimes
-from tna_lightning.data.augment.erasing import Cutout
+from tna_lightning.data.augment.erasing import Cutout, RandomErasing
+from tna_lightning.data.augment.event_drop import EventDrop
 from tna_lightning.data.augment.events import NDA, Roll
 from tna_lightning.data.augment.geometry import Crop, Flip
 from tna_lightning.data.augment.mixing import CutMix, MixUp
@@ -17,10 +18,12 @@ __all__ = [
     "Crop",
     "CutMix",
     "Cutout",
+    "EventDrop",
     "Flip",
     "MixUp",
     "On",
     "Operation",
+    "RandomErasing",
     "Roll",
     "Samples",
     "Sometimes",
