@@ -61,7 +61,7 @@ WORDS = (
     ),
     *("randaugment", "train/loss", "bf16-mixed", "base", "time", "count", "last", "best", "network", "none", "a_name"),
     *("tebn", "Lapicque", "IFNode"),
-    *("and", "iand"),
+    *("and", "iand", "max_loss"),
 )
 OF_NOTHING = (
     *(1, 2, 0.5, True, "00:00:01:00", "norm", "simple", "step", "a_name", "cpu"),
@@ -250,6 +250,7 @@ EVENTS = (
     "nda_ncaltech101",
     "nda_policy",
     "event_drop",
+    "chosen_events",
 )  # choices of augment for these alone
 GROUPS = {
     "model": [*options("model")],

@@ -39,14 +39,18 @@ class Attention(nn.Module):
         time_steps: T, for norms that want it.
     """
 
+    query: nn.Sequential
+    key: nn.Sequential
+    value: nn.Sequential
+
     def __init__(self, channels: int, neuron: NeuronFactory, norm: str = "bn", time_steps: int | None = None):
         super().__init__()
         conv_norm = partial(ConvNorm, channels, channels, 1, norm=norm, time_steps=time_steps)
         self.neuron = new_neuron(neuron, channels=channels)
         for name in ("query", "key", "value"):
-            layer = nn.Sequential(conv_norm(), new_neuron(neuron, channels=channels))
-            layer[0].start(layer[1])
-            setattr(self, name, layer)
+            conv, fires = conv_norm(), new_neuron(neuron, channels=channels)
+            conv.start(fires)
+            setattr(self, name, nn.Sequential(conv, fires))
         self.attention_neuron = half_as_high(neuron, channels)
         self.project = conv_norm()
         self.project.start(self.neuron, alpha=0.5**0.5)

@@ -86,6 +86,7 @@ SOURCES = {
             "Roll",
         )
     },
+    "Chosen": Source("tna_lightning.data.augment.Chosen"),
     "RandomErasing": Source("tna_lightning.data.augment.RandomErasing"),
     "Trainer": Source(
         "lightning.Trainer",

@@ -3,6 +3,7 @@
 ``operation.py`` says what an operation is; the other files hold the pure functions and the operations that apply them.
 """
 
+from tna_lightning.data.augment.chosen import Chosen
 from tna_lightning.data.augment.combinators import On, Sometimes
 from tna_lightning.data.augment.erasing import Cutout, RandomErasing
 from tna_lightning.data.augment.event_drop import EventDrop
@@ -15,6 +16,7 @@ from tna_lightning.data.augment.policies import AutoAugment
 __all__ = [
     "NDA",
     "AutoAugment",
+    "Chosen",
     "Crop",
     "CutMix",
     "Cutout",
