@@ -37,8 +37,8 @@ def naive(similarity: torch.Tensor, count: int) -> torch.Tensor:
     best, chosen = similarity.new_zeros(len(similarity)), []
     for _ in range(count):
         gains = torch.zeros(len(similarity))
-        for columns in torch.arange(len(similarity)).split(500):
-            gains[columns] = (similarity[:, columns] - best[:, None]).relu().sum(0)
+        for rows in torch.arange(len(similarity)).split(500):
+            gains[rows] = (similarity[rows] - best).relu_().sum(1)
         gains[chosen] = -1
         chosen.append(int(gains.argmax()))
         best = torch.maximum(best, similarity[:, chosen[-1]])

@@ -36,6 +36,8 @@ NOT_SEEN = {
     "trainer.num_nodes": "refused without torchrun or srun, see test_ddp.py",
     "trainer.sync_batchnorm": "concerns several processes, see test_ddp.py",
     "trainer.deterministic": "true would change torch for all tests",
+    "augment.policy.operations": "of randaugment alone, see test_policies.py",
+    "augment.chosen.strong.policy.operations": "of randaugment alone, see test_policies.py",
     "epochs": "trainer.max_epochs follows it, see test_config.py",
     "resume": "what is done with an earlier run, see test_train.py",
     "ckpt_path": "needs a checkpoint, see test_train.py",
@@ -61,7 +63,7 @@ WORDS = (
     ),
     *("randaugment", "train/loss", "bf16-mixed", "base", "time", "count", "last", "best", "network", "none", "a_name"),
     *("tebn", "Lapicque", "IFNode"),
-    *("and", "iand", "max_loss"),
+    *("and", "iand", "max_loss", "rate"),
 )
 OF_NOTHING = (
     *(1, 2, 0.5, True, "00:00:01:00", "norm", "simple", "step", "a_name", "cpu"),

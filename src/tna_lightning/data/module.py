@@ -164,6 +164,10 @@ class BatchedDataModule(LightningDataModule):
         """Turn a batch, as loaded or augmented, into what networks take."""
         return x
 
+    def present(self, batch: Batch, generator: torch.Generator | None) -> Tensor:
+        """What networks take of a batch; ``generator`` is that of its augmentation, None in evaluation."""
+        return self.prepare(batch.x)
+
     def train_dataloader(self) -> BatchLoader:  # noqa: D102
         # Lightning cannot turn shuffling off from outside
         shuffle = self.trainer is None or not self.trainer.overfit_batches  # type: ignore[attr-defined]
@@ -190,12 +194,13 @@ class BatchedDataModule(LightningDataModule):
         return BatchLoader(batches, sampler)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:  # noqa: D102
-        trainer = self.trainer
+        trainer, generator = self.trainer, None
         if trainer is not None and trainer.training:
             step = trainer.fit_loop.epoch_loop.batch_idx + 1  # Lightning counts the batch after its transfer
             seed = derive_seed(self.seed, trainer.current_epoch, trainer.global_rank, step)
-            batch = self.augment(batch, torch.Generator(batch.x.device).manual_seed(seed))
-        x = self.prepare(batch.x)
+            generator = torch.Generator(batch.x.device).manual_seed(seed)
+            batch = self.augment(batch, generator)
+        x = self.present(batch, generator)
         # Lightning has converted the batch to its precision already, when it was still uint8. Labels and weights stay
         # float32: losses are computed in it, whatever the network's precision.
         return replace(batch, x=x if trainer is None else trainer.precision_plugin.convert_input(x))

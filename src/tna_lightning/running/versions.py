@@ -25,6 +25,8 @@ ADDED: dict[str, Any] = {
     "companions": {},
     "companion.device": None,
     "companion.precision": "full",
+    "data.encode": "direct",
+    "data.encode_steps": 4,
     "data.frames_root": None,
     "model.norm": "bn",
     "neuron.per": "layer",

@@ -35,7 +35,7 @@ def facility_location(similarity: Tensor, count: int) -> Tensor:
     (Minoux's lazy greedy). Of gains that are equal as computed the first is taken.
 
     Args:
-        similarity: ``[N, N]``, 0 or more.
+        similarity: ``[N, N]``, symmetric, 0 or more.
         count: at most N.
     """
     num_samples = len(similarity)
@@ -49,7 +49,7 @@ def facility_location(similarity: Tensor, count: int) -> Tensor:
         for candidates in order.split(step):
             if bounds[candidates[0]] < gain:  # nor can those behind it
                 break
-            gains = (similarity[:, candidates] - best[:, None]).relu().sum(0)
+            gains = (similarity[candidates] - best).relu_().sum(1)  # rows, which lie together in memory
             bounds[candidates] = torch.where(bounds[candidates] == -math.inf, -math.inf, gains)
             highest = bounds[candidates].max()
             first = candidates[bounds[candidates] == highest].min()
@@ -57,7 +57,7 @@ def facility_location(similarity: Tensor, count: int) -> Tensor:
                 gain, winner = highest, first
         chosen[place] = winner
         bounds[winner] = -math.inf
-        best = torch.maximum(best, similarity[:, winner])
+        best = torch.maximum(best, similarity[winner])
     return chosen
 
 
