@@ -289,6 +289,16 @@ def test_cosine_with_warmup_is_its_formula():
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0)
 
 
+def test_cosine_ends_at_its_final_share():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
+    schedule = cosine(optimizer, total_steps=10, steps_per_epoch=5, final_share=0.2)
+    assert schedule.lr_lambdas[0](0) == 1
+    assert schedule.lr_lambdas[0](5) == pytest.approx(0.6)
+    assert schedule.lr_lambdas[0](10) == pytest.approx(0.2)
+    with pytest.raises(ValueError, match=r"^final_share=1\.5: must lie in \[0, 1\]"):
+        cosine(optimizer, total_steps=10, steps_per_epoch=5, final_share=1.5)
+
+
 @pytest.mark.parametrize("epochs", [-1, 5])
 def test_warmup_must_fit_into_the_training(epochs):
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=0.5)

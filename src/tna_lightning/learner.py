@@ -42,22 +42,28 @@ DEFAULT_OPTIMIZER: OptimizerFactory = partial(torch.optim.AdamW, lr=2e-3, weight
 
 
 def cosine(
-    optimizer: Optimizer, total_steps: int | None, steps_per_epoch: int | None, *, warmup_epochs: float = 0
+    optimizer: Optimizer,
+    total_steps: int | None,
+    steps_per_epoch: int | None,
+    *,
+    warmup_epochs: float = 0,
+    final_share: float = 0.0,
 ) -> LRScheduler:
     """Linear warm-up, then a cosine to zero at the last step (arXiv 1608.03983), stepped once per batch.
 
-    ``lr(s) = lr * (s + 1) / w`` for ``s < w``, else ``lr * (1 + cos(pi * (s - w) / (total_steps - w))) / 2``
-    with ``w = warmup_epochs * steps_per_epoch``.
+    ``lr(s) = lr * (s + 1) / w`` for ``s < w``, else ``lr * (f + (1 - f) * (1 + cos(pi * (s - w) / (n - w))) / 2)``
+    with ``w = warmup_epochs * steps_per_epoch``, ``f = final_share`` and ``n = total_steps``.
 
     Args:
         optimizer: whose learning rates are scheduled.
         total_steps: steps of the training.
         steps_per_epoch: steps of an epoch.
         warmup_epochs: epochs of linear warm-up.
+        final_share: share of the learning rate that is left at the end, 0 to 1.
 
     Raises:
-        ValueError: a warm-up below 0 or as long as the training; a training, or with a warm-up an epoch, of a length
-            that is not known (None).
+        ValueError: a share that is none; a warm-up below 0 or as long as the training; a training, or with a warm-up an
+            epoch, of a length that is not known (None).
     """
     if total_steps is None:
         raise ValueError(
@@ -70,10 +76,14 @@ def cosine(
     if warmup < 0 or (warmup and warmup >= total_steps):
         raise ValueError(f"warmup_epochs={warmup_epochs!r}: must be at least 0 and shorter than the training")
 
+    if not 0 <= final_share <= 1:
+        raise ValueError(f"final_share={final_share!r}: must lie in [0, 1]")
+
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total_steps - warmup))))
+        falling = 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total_steps - warmup))))
+        return final_share + (1 - final_share) * falling
 
     return LambdaLR(optimizer, factor)
 

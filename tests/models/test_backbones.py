@@ -19,10 +19,15 @@ from tna_lightning.models import (
     build,
     convnet,
     is_spiking,
+    maxresnet18,
+    msresnet18,
     resnet8,
     resnet18,
     resnet19,
     resnet20,
+    sdt,
+    sewresnet18,
+    spikingformer,
     vgg11,
     vgg16,
     vggsnn,
@@ -32,7 +37,8 @@ from tna_lightning.quantization.folding import fold_batch_norm
 from tna_lightning.running.config import compose
 from tna_lightning.running.home import options
 
-BACKBONES, NEURONS = list(options("model")), list(options("neuron"))
+SIZES = ("sdt_dvs", "spikingformer_dvs")  # YAMLs that make another size of a backbone
+BACKBONES, NEURONS = [name for name in options("model") if name not in SIZES], list(options("neuron"))
 if find_spec("spikingjelly") is None:
     NEURONS.remove("spikingjelly")
 OF_ONE_T = ("psn", "masked_psn", "ipsu", "rpsu")  # with weights for each step
@@ -84,13 +90,23 @@ def linear(features, outputs):
 def test_one_yaml_for_each_backbone_and_neuron():
     assert {getattr(models, name) for name in BACKBONES} == {
         convnet, resnet8, resnet18, resnet19, resnet20, vgg11, vgg16, vggsnn,
+        maxresnet18, msresnet18, sewresnet18, sdt, spikingformer,
     }  # fmt: skip
     loops = {"lif", "plif", "if", "alif", "ternary_lif", "integer_lif", "snntorch", "spikingjelly"}
     assert set(options("neuron")) == loops | {*OF_ONE_T, "sliding_psn", "psu", *NO_SPIKES}
 
 
-@pytest.mark.parametrize("neuron", NEURONS)
-@pytest.mark.parametrize("backbone", BACKBONES)
+FIRST_OF_ITS_BLOCKS = ("convnet", "resnet8", "vggsnn", "sdt")  # with every neuron; the others with three
+
+
+@pytest.mark.parametrize(
+    ("backbone", "neuron"),
+    [
+        (backbone, neuron)
+        for backbone in BACKBONES
+        for neuron in (NEURONS if backbone in FIRST_OF_ITS_BLOCKS else ("lif", "psn", "relu"))
+    ],
+)
 def test_shapes_and_gradients(backbone, neuron):
     network = composed(backbone, neuron, in_channels=2, width=0.05, time_steps=3)
     spiking = neuron not in NO_SPIKES
@@ -105,6 +121,15 @@ def test_shapes_and_gradients(backbone, neuron):
     assert network.stem.conv.weight.grad.abs().sum() > 0
 
 
+ADDED = {  # where currents are added, if not behind conv2 and shortcut
+    "msresnet18": "conv2|shortcut|stem",
+    "maxresnet18": "conv2|shortcut|stem",
+    "sewresnet18": "nowhere",
+    "sdt": r"conv2|project|body\.(6|8\.conv)\.",  # the fourth convolution, and the one added to it
+    "spikingformer": r"conv2|project|body\.9\.",
+}
+
+
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_norms(backbone):
     """tdBN starts at the threshold, where two currents are added at 1 / sqrt 2 of it; TEBN scales each step."""
@@ -116,7 +141,7 @@ def test_norms(backbone):
     tdbn = getattr(models, backbone)(3, 7, factory, norm="tdbn", **settings)
     norms = {name: module for name, module in tdbn.named_modules() if isinstance(module, nn.BatchNorm2d)}
     for name, norm in norms.items():
-        expected = 0.5 * (0.5**0.5 if "conv2" in name or "shortcut" in name else 1)
+        expected = 0.5 * (0.5**0.5 if re.search(ADDED.get(backbone, "conv2|shortcut"), name) else 1)
         torch.testing.assert_close(norm.weight, torch.full_like(norm.weight, expected))
         assert not norm.bias.any()
     torch.manual_seed(0)
@@ -140,12 +165,27 @@ def test_norms(backbone):
 
 
 # layer by layer, for 3 input channels and 10 classes
+RESNET18 = (
+    conv_norm(3, 64)
+    + blocks(64, 64, 2) + blocks(64, 128, 2) + blocks(128, 256, 2) + blocks(256, 512, 2)
+    + linear(512, 10)
+)  # fmt: skip
+
+
+def spiking_transformer(channels_in, channels, count):
+    """Stem, blocks of query, key, value, projection and two layers of an MLP, classifier."""
+    stem = conv_norm(channels_in, channels // 8) + conv_norm(channels // 8, channels // 4)
+    stem += conv_norm(channels // 4, channels // 2) + conv_norm(channels // 2, channels) + conv_norm(channels, channels)
+    mlp = conv_norm(channels, 4 * channels, 1) + conv_norm(4 * channels, channels, 1)
+    return stem + count * (4 * conv_norm(channels, channels, 1) + mlp) + linear(channels, 10)
+
+
 COUNTS = {
     "convnet": conv_norm(3, 32) + conv_norm(32, 64) + conv_norm(64, 64) + linear(64, 10),
     "resnet8": conv_norm(3, 16) + blocks(16, 16, 1) + blocks(16, 32, 1) + blocks(32, 64, 1) + linear(64, 10),
-    "resnet18": conv_norm(3, 64)
-    + blocks(64, 64, 2) + blocks(64, 128, 2) + blocks(128, 256, 2) + blocks(256, 512, 2)
-    + linear(512, 10),
+    **dict.fromkeys(("resnet18", "msresnet18", "maxresnet18", "sewresnet18"), RESNET18),
+    "sdt": spiking_transformer(3, 512, 2),
+    "spikingformer": spiking_transformer(3, 384, 4),
     "resnet19": conv_norm(3, 128)
     + blocks(128, 128, 3) + blocks(128, 256, 3) + blocks(256, 512, 2)
     + conv_norm(512, 256, 1) + linear(256, 10),
@@ -168,6 +208,27 @@ def test_parameter_counts_of_the_literature():
     assert COUNTS["resnet18"] == 11_173_962  # the CIFAR ResNet-18 everyone trains
     assert round(COUNTS["resnet19"] / 1e6, 1) == 12.7  # tdBN's
     assert round(COUNTS["resnet20"] / 1e6, 2) == 0.27  # arXiv 1512.03385, Table 6
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "in_channels", "num_classes", "millions"),
+    [
+        ("sdt", {}, 3, 100, 10.28),
+        ("sdt_dvs", {}, 2, 10, 2.57),
+        ("spikingformer", {"num_heads": 8, "channels": 256}, 3, 10, 4.15),
+        ("spikingformer", {"num_blocks": 2}, 3, 10, 5.76),
+        ("spikingformer", {}, 3, 10, 9.32),
+        ("spikingformer_dvs", {}, 2, 10, 2.57),
+    ],
+)
+def test_transformers_have_the_published_parameters_but_for_biases_that_norms_take_out(
+    model, settings, in_channels, num_classes, millions
+):
+    """Spikingformer's README; for the Spike-driven Transformer what its authors' layers sum up to."""
+    network = composed(model, in_channels=in_channels, num_classes=num_classes, **settings)
+    attentions = [block for block in network.body if isinstance(block, models.attention.Attention)]
+    biases = sum(6 * block.project.conv.out_channels for block in attentions)  # of project and of the MLP's two
+    assert round((num_parameters(network) + biases) / 1e6, 2) == millions
 
 
 def test_stem_stride_halves_the_pixels_of_every_layer():
@@ -407,7 +468,7 @@ def test_a_long_sequence_in_chunks_is_the_whole_sequence(backbone, is_static, mo
     handle.remove()
     assert lengths == [19]
     monkeypatch.setattr(LIF, "forward", lambda *_: pytest.fail("the whole sequence at once"))
-    if backbone == "resnet19":  # its head has seen pooled features alone
+    if backbone in ("resnet19", "sdt"):  # whose head has seen pooled features alone
         monkeypatch.undo()
     with torch.inference_mode():
         torch.testing.assert_close(network(x), whole)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from tna_lightning.running import train
@@ -176,3 +177,19 @@ def test_both_processes_end_whatever_they_wait_for(how, tmp_path):
     if "first" not in how:
         assert (record["status"], record["error"]) == ("interrupted", "SIGTERM")
         assert errors.endswith("terminated; the same command goes on from here\n")
+
+
+@pytest.mark.slow  # two trainings
+def test_two_processes_have_the_copies_that_one_chooses(tmp_path):
+    chosen = ["augment=chosen", "~augment.chosen.strong.policy", "augment.chosen.strong.cutout.size=3", "epochs=1"]
+    choices = []
+    for words in (["trainer=ddp", "data.batch_size=16"], ["data.batch_size=32"]):
+        folder = tmp_path / words[0]
+        folder.mkdir()
+        result = command(folder, *words, *chosen)
+        assert result.returncode == 0, result.stdout + result.stderr
+        (path,) = folder.rglob("last.ckpt")
+        state = torch.load(path, weights_only=True)["callbacks"]["ChooseCopies"]
+        choices.append((state["epoch"], state["samples"].tolist()))
+    assert choices[0] == choices[1]
+    assert len(set(choices[0][1])) == 40  # ceil(0.3 * 128 / 10) of each class

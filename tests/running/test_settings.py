@@ -36,6 +36,8 @@ NOT_SEEN = {
     "trainer.num_nodes": "refused without torchrun or srun, see test_ddp.py",
     "trainer.sync_batchnorm": "concerns several processes, see test_ddp.py",
     "trainer.deterministic": "true would change torch for all tests",
+    "augment.policy.operations": "of randaugment alone, see test_policies.py",
+    "augment.chosen.strong.policy.operations": "of randaugment alone, see test_policies.py",
     "epochs": "trainer.max_epochs follows it, see test_config.py",
     "resume": "what is done with an earlier run, see test_train.py",
     "ckpt_path": "needs a checkpoint, see test_train.py",
@@ -61,6 +63,7 @@ WORDS = (
     ),
     *("randaugment", "train/loss", "bf16-mixed", "base", "time", "count", "last", "best", "network", "none", "a_name"),
     *("tebn", "Lapicque", "IFNode", "ms"),
+    *("and", "iand", "max_loss", "rate"),
 )
 OF_NOTHING = (
     *(1, 2, 0.5, True, "00:00:01:00", "norm", "simple", "step", "a_name", "cpu", "first"),
@@ -242,13 +245,21 @@ def _others(value):
     return WORDS if isinstance(value, str) else ()
 
 
-EVENTS = ("flip_roll", "nda", "nda_cutmix")  # choices of augment for these alone
+EVENTS = (
+    "flip_roll",
+    "nda",
+    "nda_cutmix",
+    "nda_ncaltech101",
+    "nda_policy",
+    "event_drop",
+    "chosen_events",
+)  # choices of augment for these alone
 GROUPS = {
     "model": [*options("model")],
     "neuron": [name for name in options("neuron") if name != "spikingjelly" or find_spec("spikingjelly")],
     "quant": [*options("quant")],
     "baseline": ["tna", "kd", "mutual", "plain", "cohort"],
-    "optimizer": ["sgd", "adamw"],
+    "optimizer": ["sgd", "adamw", "adamw_transformer"],
     "callbacks": [*options("callbacks")],
     "logger": ["wandb", "tensorboard"],
 }

@@ -65,12 +65,15 @@ class Batch:
         index: the samples' numbers in their set, int64 ``[B]``: places among all its images or recordings, whatever
             their split, the same for every seed.
         weight: one number a sample, ``[B]``; None weighs all alike.
+        is_copy: which samples stand there a second time to be augmented strongly, bool ``[B]``
+            (:class:`~tna_lightning.data.augment.Chosen`); None for none.
     """
 
     x: Tensor
     target: Tensor
     index: Tensor | None = None
     weight: Tensor | None = None
+    is_copy: Tensor | None = None
 
     @classmethod
     def of(cls, batch: Any) -> Batch:

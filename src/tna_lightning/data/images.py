@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tna_lightning.data.batch import Inputs, Normalization
-from tna_lightning.data.loading import BatchSet, stratified_split
+from tna_lightning.data.batch import Batch, Inputs, Normalization
+from tna_lightning.data.encodings import ENCODINGS, latency, rate
+from tna_lightning.data.loading import BatchSet, derive_seed, stratified_split
 from tna_lightning.data.module import BatchedDataModule
 
 
@@ -22,6 +23,9 @@ class ImageDataModule(BatchedDataModule):
         val_fraction: share of the training images set aside for validation, stratified, by ``seed``; 0 for none,
             which wants a trainer with ``limit_val_batches=0``.
         device_resident: keep the whole uint8 set on the trainer's device, so that batches are gathered there.
+        encode: direct: a pixel is a current, the same at every step; rate: a spike at each step with the pixel as its
+            probability; latency: one spike, the earlier the brighter. The last two give a network frames of 0 and 1.
+        encode_steps: T of rate and latency, which model.time_steps must say too.
         **settings: see :class:`~tna_lightning.data.BatchedDataModule`.
     """
 
@@ -37,9 +41,17 @@ class ImageDataModule(BatchedDataModule):
         *,
         val_fraction: float = 0.1,
         device_resident: bool = True,
+        encode: str = "direct",
+        encode_steps: int = 4,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
+        if encode not in ENCODINGS:
+            raise ValueError(f"encode={encode!r}: must be one of {', '.join(ENCODINGS)}")
+        if encode_steps < (2 if encode == "latency" else 1):
+            raise ValueError(f"encode_steps={encode_steps!r}: must be at least 1, for a latency code 2")
+        self.encode = encode
+        self.encode_steps = encode_steps
         if not 0 <= val_fraction < 1:
             raise ValueError(f"val_fraction={val_fraction!r}: must lie in [0, 1)")
         self.val_fraction = val_fraction
@@ -63,7 +75,8 @@ class ImageDataModule(BatchedDataModule):
         if self.size is None and self._samples is None:
             self.setup("fit")
         height, width = self.size or self._samples[0].shape[-2:]  # type: ignore[index]  # setup has filled it
-        return Inputs(self.in_channels, height, width, None, self.num_classes)
+        time_steps = None if self.encode == "direct" else self.encode_steps
+        return Inputs(self.in_channels, height, width, time_steps, self.num_classes)
 
     def load(self) -> tuple[Tensor, Tensor, Tensor]:
         """All images, uint8 ``[N, C, H, W]``, their labels, int64 ``[N]``, and the indices of the test images, int64.
@@ -123,12 +136,29 @@ class ImageDataModule(BatchedDataModule):
         return pool[rest], pool[chosen]
 
     @property
-    def normalization(self) -> Normalization:  # noqa: D102
+    def normalization(self) -> Normalization:
+        """Mean and deviation.
+
+        Raises:
+            ValueError: images become spikes, which these do not say.
+        """
+        if self.encode != "direct":
+            raise ValueError(f"data.encode={self.encode}: is done by the data module alone, not by what is exported")
         mean, scale = self._normalisation()
         return Normalization(mean.cpu(), scale.cpu())
 
-    def prepare(self, x: Tensor) -> Tensor:
-        """Normalise uint8 images to zero mean and unit deviation per channel over the data set."""
+    def prepare(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Normalise uint8 images to zero mean and unit deviation per channel over the data set, or encode them.
+
+        Args:
+            x: ``[B, C, H, W]``.
+            generator: of a rate code; None: one that starts anew from the seed.
+        """
+        if self.encode == "latency":
+            return latency(x.float() / 255, self.encode_steps)
+        if self.encode == "rate":
+            generator = generator or torch.Generator(x.device).manual_seed(derive_seed(self.seed))
+            return rate(x.float() / 255, self.encode_steps, generator)
         mean, scale = self._normalisation()
         self._constants = mean, scale = mean.to(x.device), scale.to(x.device)
         return x.sub(mean).mul_(scale)
@@ -141,6 +171,13 @@ class ImageDataModule(BatchedDataModule):
             mean, std = (torch.tensor(values).mul(255).view(-1, 1, 1) for values in (self.mean, self.std))
             self._constants = mean, std.reciprocal()
         return self._constants
+
+    def present(self, batch: Batch, generator: torch.Generator | None) -> Tensor:  # noqa: D102
+        if self.encode == "rate" and generator is None:  # each batch of an evaluation has draws of its own
+            assert batch.index is not None
+            seed = derive_seed(self.seed, int(batch.index[0]))
+            generator = torch.Generator(batch.x.device).manual_seed(seed)
+        return self.prepare(batch.x, generator)
 
     def describe(self) -> dict[str, Any]:
         """What a run record says; ``images_sha256`` tells copies of one data set apart. Needs :meth:`setup`."""

@@ -136,7 +136,7 @@ class BatchSet(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.subset)
 
-    def __getitem__(self, indices: list[int]) -> Batch:
+    def __getitem__(self, indices: list[int] | Tensor) -> Batch:
         where = self.subset[indices].to(self.inputs.device, non_blocking=True)
         return Batch(self.inputs.index_select(0, where), self.targets.index_select(0, where), index=where)
 

@@ -10,6 +10,7 @@ import torch
 from lightning import LightningDataModule
 from torch import Tensor
 
+from tna_lightning.data.augment.chosen import Chosen, WithCopies
 from tna_lightning.data.augment.operation import Operation, check_samples, set_up
 from tna_lightning.data.batch import Batch, Inputs, Normalization
 from tna_lightning.data.loading import BatchLoader, BatchSet, IndexBatches, derive_seed, split_hash, stratified_split
@@ -65,6 +66,9 @@ class BatchedDataModule(LightningDataModule):
         self.seed = seed
         self.operations = dict(augment or {})
         self._knows_data = False
+        copying = [name for name, operation in self.operations.items() if isinstance(operation, Chosen)]
+        if len(copying) > 1:
+            raise ValueError(f"augment.{copying[1]}=Chosen: augment.{copying[0]} is one already, which has the copies")
 
     @property
     def class_names(self) -> list[str]:
@@ -145,6 +149,11 @@ class BatchedDataModule(LightningDataModule):
         self._of_samples[part] = len(samples)
         return samples[stratified_split(labels[samples], count / len(samples), seed)[1]]
 
+    @property
+    def chosen(self) -> Chosen | None:
+        """The operation for copies of some samples, which are chosen in training; None without it."""
+        return next((operation for operation in self.operations.values() if isinstance(operation, Chosen)), None)
+
     def set_up_augmentation(self) -> None:
         """Let the operations read what they must know of the data, once.
 
@@ -186,16 +195,23 @@ class BatchedDataModule(LightningDataModule):
             except ValueError as error:
                 raise ValueError(f"augment.{name}={type(operation).__name__}: {error}") from error
         batch = self.train_set[[0, len(self.train_set) - 1]]
+        if self.chosen is not None:
+            batch.is_copy = torch.tensor([False, True], device=batch.x.device)
         self.augment(batch, torch.Generator(batch.x.device).manual_seed(0))
 
     def prepare(self, x: Tensor) -> Tensor:
         """Turn a batch, as loaded or augmented, into what networks take."""
         return x
 
+    def present(self, batch: Batch, generator: torch.Generator | None) -> Tensor:
+        """What networks take of a batch; ``generator`` is that of its augmentation, None in evaluation."""
+        return self.prepare(batch.x)
+
     def train_dataloader(self) -> BatchLoader:  # noqa: D102
         # Lightning cannot turn shuffling off from outside
         shuffle = self.trainer is None or not self.trainer.overfit_batches  # type: ignore[attr-defined]
-        return self._loader(self.train_set, self.batch_size, shuffle=shuffle)
+        samples = self.train_set if self.chosen is None else WithCopies(self.train_set, self.chosen)
+        return self._loader(samples, self.batch_size, shuffle=shuffle)
 
     def val_dataloader(self) -> BatchLoader | list[Any]:
         """Batches of the validation set; none without one, where the trainer wants ``limit_val_batches=0``."""
@@ -217,12 +233,13 @@ class BatchedDataModule(LightningDataModule):
         return BatchLoader(batches, sampler)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:  # noqa: D102
-        trainer = self.trainer
+        trainer, generator = self.trainer, None
         if trainer is not None and trainer.training:
             step = trainer.fit_loop.epoch_loop.batch_idx + 1  # Lightning counts the batch after its transfer
             seed = derive_seed(self.seed, trainer.current_epoch, trainer.global_rank, step)
-            batch = self.augment(batch, torch.Generator(batch.x.device).manual_seed(seed))
-        x = self.prepare(batch.x)
+            generator = torch.Generator(batch.x.device).manual_seed(seed)
+            batch = self.augment(batch, generator)
+        x = self.present(batch, generator)
         # Lightning has converted the batch to its precision already, when it was still uint8. Labels and weights stay
         # float32: losses are computed in it, whatever the network's precision.
         return replace(batch, x=x if trainer is None else trainer.precision_plugin.convert_input(x))

@@ -37,9 +37,13 @@ def export_nir(
             raise ValueError(f"inputs.time_steps={known['time_steps']!r}: must be {time_steps}, as the network runs")
         write_nir(temporary, to_nir(fold_batch_norm(network), tuple(first.shape[-3:]), known))
         runner = NIRRunner(temporary)
+        order = {name.replace(".", "_"): place for place, (name, _) in enumerate(network.named_modules())}
 
         def run(x: Tensor) -> tuple[Tensor, list[Tensor]]:
             logits = runner(x.expand(time_steps, *x.shape) if x.ndim == 4 else x.transpose(0, 1))
-            return logits, list(runner.spikes.values())
+            names = list(runner.spikes)  # of two branches those of the other may have been run first
+            if order.keys() >= set(names):
+                names.sort(key=order.__getitem__)
+            return logits, [runner.spikes[name] for name in names]
 
         return check(network, run, batches)

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from tna_lightning.export.parts import parts_of, refuse_what_no_layer_says
-from tna_lightning.models import LIF, BasicBlock, Network, SpikingNeuron
+from tna_lightning.models import LIF, BasicBlock, MaxBlock, MSBlock, Network, SEWBlock, SpikingNeuron
 from tna_lightning.quantization.folding import ScaledConv2d, ScaledLinear
 from tna_lightning.quantization.packing import inputs_entry
 
@@ -38,7 +38,12 @@ SUBTRACTS = (
     "reset, and compute something else."
 )
 
-
+BRANCHES: dict[type[nn.Module], tuple[str, ...]] = {  # of residual blocks: what stands beside the shortcut, in order
+    BasicBlock: ("conv1", "neuron1", "conv2"),
+    MSBlock: ("neuron1", "conv1", "neuron2", "conv2"),
+    MaxBlock: ("pool",),  # which is refused
+    SEWBlock: ("conv1", "neuron1", "conv2", "neuron2"),
+}
 NODES = LIF, ScaledConv2d, ScaledLinear, nn.Conv2d, nn.Linear, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten
 
 
@@ -68,15 +73,18 @@ class _Builder:
         if isinstance(module, Network | nn.Sequential):
             for part, child in parts_of(module):
                 self.walk(f"{name}.{part}".lstrip("."), child)
-        elif isinstance(module, BasicBlock):
+        elif type(module) in BRANCHES:
+            if isinstance(module, SEWBlock) and module.connect != "add":
+                raise ValueError(f"network.{name}: NIR has no node for a product of spikes, connect={module.connect}")
             sources, shape = self.sources, self.shape
-            for part in ("conv1", "neuron1", "conv2"):
+            for part in BRANCHES[type(module)]:
                 self.walk(f"{name}.{part}", getattr(module, part))
             residual = self.sources
             self.sources, self.shape = sources, shape
-            self.walk(f"{name}.shortcut", module.shortcut)
+            self.walk(f"{name}.shortcut", module.get_submodule("shortcut"))
             self.sources = residual + self.sources  # edges into one node add up
-            self.walk(f"{name}.neuron2", module.neuron2)
+            if isinstance(module, BasicBlock):
+                self.walk(f"{name}.neuron2", module.neuron2)
         elif isinstance(module, LIF):
             self.add_neuron(name, module)
         elif isinstance(module, nn.Conv2d):

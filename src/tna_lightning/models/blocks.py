@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,19 @@ NeuronFactory = Callable[..., nn.Module]
 
 LONG = 16  # T of a sequence that evaluation still takes as a whole
 CHUNK = 4  # time steps at once of a longer one
+
+_Module = TypeVar("_Module", bound=nn.Module)
+_WITHOUT_TIME: set[type[nn.Module]] = {nn.Sequential, nn.Identity}
+
+
+def sees_no_time(module: type[_Module]) -> type[_Module]:
+    """Decorator of a class whose forward gives each step what its parts make of that step: it may see a part of them.
+
+    It says nothing of a class that derives from this one.
+    """
+    _WITHOUT_TIME.add(module)
+    return module
+
 
 POOLS: dict[str, type[nn.AvgPool2d] | type[nn.MaxPool2d]] = {"avg": nn.AvgPool2d, "max": nn.MaxPool2d}
 
@@ -69,6 +82,7 @@ def with_hints(neuron: NeuronFactory, **hints: Any) -> NeuronFactory:
     return partial(neuron, **{name: value for name, value in hints.items() if takes_all or name in names})
 
 
+@sees_no_time
 class PerStep(nn.Sequential):
     """Layers without state, run on `[T*B, ...]`: `[T, B, ...] -> [T, B, ...]` without a copy.
 
@@ -84,6 +98,7 @@ class PerStep(nn.Sequential):
         return super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
+@sees_no_time
 class ConvNorm(PerStep):
     """Convolution without bias (Kaiming normal, fan out), then batch norm over time, batch and pixels.
 
@@ -127,13 +142,14 @@ def pooling(pool: str) -> PerStep:
     return PerStep(POOLS[pool](2, ceil_mode=True))
 
 
-def scaled(channels: int, width: float) -> int:
+def scaled(channels: float, width: float) -> int:
     """Channels of a layer in a network of that width: `round(channels * width)`, at least one."""
     if not width > 0:
         raise ValueError(f"width={width!r}: must be above 0")
     return max(1, round(channels * width))
 
 
+@sees_no_time
 class BasicBlock(nn.Module):
     """Spiking residual block: conv, norm, neuron, conv, norm; plus the shortcut; then a neuron (arXiv 2011.05280).
 
@@ -179,7 +195,7 @@ class BasicBlock(nn.Module):
 
 
 class Network(nn.Module):
-    """A backbone, time first: stem, body (a neuron first), average pool, head, classifier.
+    """A backbone, time first: stem, body (a neuron first, perhaps one in a block), average pool, head, classifier.
 
     `[B, C, H, W]` is a static image: the stem runs once for it, and its output is the current of every one of
     `time_steps` steps; a stem whose weight differs by step runs at each. `[B, T, C, H, W]` are event frames, which
@@ -188,7 +204,7 @@ class Network(nn.Module):
 
     Args:
         stem: first convolution and norm.
-        body: modules on `[T, B, C, H, W]`, of which the first is a neuron.
+        body: modules on `[T, B, C, H, W]`, of which the first is a neuron or begins with one.
         head: modules on `[T, B, C, H, W]` between the average pool and the classifier.
         classifier: the last linear layer.
         time_steps: T of a static image, at least 1.
@@ -259,8 +275,7 @@ class Network(nn.Module):
         inside = {layer for module in modules if isinstance(module, PerStep) for layer in module}
         of_weights = {child for layer in inside for child in layer.modules()} - inside  # which compute these alone
         without_time = {type(layer) for layer in inside if not isinstance(layer, OverTime)}
-        without_time |= {nn.Sequential, PerStep, ConvNorm, BasicBlock, nn.Identity}
-        return are_causal((module for module in modules if module not in of_weights), without_time)
+        return are_causal((module for module in modules if module not in of_weights), without_time | _WITHOUT_TIME)
 
     def _in_chunks(self, x: Tensor, static: bool) -> Tensor:
         with in_chunks(self.body):

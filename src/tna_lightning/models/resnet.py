@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -22,8 +23,9 @@ def resnet(
     stem_stride: int = 1,
     num_hidden: int | None = None,
     norm: str = "bn",
+    block: Callable[..., nn.Module] = BasicBlock,
 ) -> Network:
-    """Stem, stages of basic blocks of which each after the first halves the pixels, average pool, linear classifier.
+    """Stem, stages of blocks of which each after the first halves the pixels, average pool, linear classifier.
 
     Args:
         channels: of each stage at width 1; the stem has those of the first.
@@ -36,6 +38,8 @@ def resnet(
         stem_stride: 2 halves the pixels in the stem already, which costs a quarter of the operations.
         num_hidden: hidden neurons, fully connected, between the average pool and the classifier.
         norm: `bn`; `tdbn`, starting at the neurons' threshold; or `tebn`, with a learned scale for each step.
+        block: called as `BasicBlock` is; one that `gives_currents` begins with neurons, and the last is followed by
+            some.
 
     Raises:
         ValueError: `time_steps` or `stem_stride` below 1, or `width` not above 0.
@@ -46,13 +50,19 @@ def resnet(
     conv_norm = partial(ConvNorm, norm=norm, time_steps=time_steps)
     num_features = scaled(channels[0], width)
     stem = conv_norm(in_channels, num_features, stride=stem_stride)
-    body: list[nn.Module] = [new_neuron(neuron, channels=num_features)]
-    stem.start(body[0])
+    body: list[nn.Module] = []
+    adds_currents = getattr(block, "gives_currents", False)
+    if not adds_currents:
+        body.append(new_neuron(neuron, channels=num_features))
+        stem.start(body[0])
     for stage, (stage_channels, stage_blocks) in enumerate(zip(channels, num_blocks, strict=True)):
-        for block in range(stage_blocks):
-            stride = 2 if stage > 0 and block == 0 else 1
-            body.append(BasicBlock(num_features, scaled(stage_channels, width), stride, neuron, norm, time_steps))
+        for number in range(stage_blocks):
+            stride = 2 if stage > 0 and number == 0 else 1
+            body.append(block(num_features, scaled(stage_channels, width), stride, neuron, norm, time_steps))
             num_features = scaled(stage_channels, width)
+    if adds_currents:
+        body.append(new_neuron(neuron, channels=num_features))
+        stem.start(body[-1], alpha=0.5**0.5)
     head: list[nn.Module] = []
     if num_hidden is not None:
         hidden = scaled(num_hidden, width)
@@ -63,7 +73,7 @@ def resnet(
     return Network(stem, body, head, nn.Linear(num_features, num_classes), time_steps)
 
 
-@settings_of(resnet, "num_hidden")
+@settings_of(resnet, "num_hidden", "block")
 def resnet8(
     in_channels: int,
     num_classes: int,
@@ -74,7 +84,7 @@ def resnet8(
     return resnet([16, 32, 64], [1, 1, 1], in_channels, num_classes, neuron, **settings)
 
 
-@settings_of(resnet, "num_hidden")
+@settings_of(resnet, "num_hidden", "block")
 def resnet18(
     in_channels: int,
     num_classes: int,
@@ -85,7 +95,7 @@ def resnet18(
     return resnet([64, 128, 256, 512], [2, 2, 2, 2], in_channels, num_classes, neuron, **settings)
 
 
-@settings_of(resnet, "num_hidden")
+@settings_of(resnet, "num_hidden", "block")
 def resnet19(
     in_channels: int,
     num_classes: int,
@@ -100,7 +110,7 @@ def resnet19(
     return resnet([128, 256, 512], [3, 3, 2], in_channels, num_classes, neuron, num_hidden=256, **settings)
 
 
-@settings_of(resnet, "num_hidden")
+@settings_of(resnet, "num_hidden", "block")
 def resnet20(
     in_channels: int,
     num_classes: int,

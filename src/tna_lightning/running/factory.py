@@ -210,7 +210,7 @@ def expected_inputs(network: nn.Module, datamodule: Any) -> dict[str, Any]:
         "shape": [inputs.channels, inputs.height, inputs.width],
         "time_steps": inputs.time_steps or (getattr(network, "time_steps", None) if is_spiking(network) else 1),
     }
-    if isinstance(datamodule, ImageDataModule):
+    if isinstance(datamodule, ImageDataModule) and datamodule.encode == "direct":
         expected |= {name: [float(value) for value in getattr(datamodule, name)] for name in ("mean", "std")}
     if isinstance(datamodule, BatchedDataModule):
         expected["class_names"] = [str(name) for name in datamodule.class_names]
@@ -229,6 +229,7 @@ def check_time_steps(key: str, model: Mapping[str, Any], inputs: Inputs) -> None
     if inputs.time_steps is not None and asked != inputs.time_steps:
         raise ValueError(
             f"{key}.time_steps={asked!r}: event frames bring their own T; set data.time_steps ({inputs.time_steps})"
+            ", for encoded images both data.encode_steps and this"
         )
 
 

@@ -55,6 +55,8 @@ SOURCES = {
     "spikingjelly_neuron": Source("tna_lightning.models.spikingjelly_neuron", is_partial=True),
     **{name: Source(f"tna_lightning.models.{name}") for name in ("resnet8", "resnet18", "resnet19", "resnet20")},
     **{name: Source(f"tna_lightning.models.{name}") for name in ("convnet", "vgg11", "vgg16", "vggsnn")},
+    **{name: Source(f"tna_lightning.models.{name}") for name in ("msresnet18", "maxresnet18", "sewresnet18")},
+    **{name: Source(f"tna_lightning.models.{name}") for name in ("sdt", "spikingformer")},
     **{
         name: Source(f"tna_lightning.objectives.{name}")
         for name in ("Plain", "TwinAugmentation", "Distillation", "MutualLearning", "Cohort")
@@ -76,8 +78,21 @@ SOURCES = {
     "EventCamera": Source("tna_lightning.data.EventCamera"),
     **{
         name: Source(f"tna_lightning.data.augment.{name}")
-        for name in ("AutoAugment", "Crop", "CutMix", "Cutout", "Flip", "MixUp", "NDA", "Roll")
+        for name in (
+            "AutoAugment",
+            "Crop",
+            "CutMix",
+            "Cutout",
+            "EventDrop",
+            "Flip",
+            "MixUp",
+            "NDA",
+            "RandomErasing",
+            "Roll",
+        )
     },
+    "Chosen": Source("tna_lightning.data.augment.Chosen"),
+    "RandomErasing": Source("tna_lightning.data.augment.RandomErasing"),
     "Trainer": Source(
         "lightning.Trainer",
         without=(*NOT_FOR_TRAINER, "limit_predict_batches", "enable_autolog_hparams", "model_registry"),

@@ -25,7 +25,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
-from tna_lightning.callbacks import ExactResume, History, LayerCurves, StopOnNonFiniteLoss
+from tna_lightning.callbacks import ChooseCopies, ExactResume, History, LayerCurves, StopOnNonFiniteLoss
 from tna_lightning.callbacks.exact_resume import refuse_another_run
 from tna_lightning.callbacks.inference_cost import InferenceCost
 from tna_lightning.data import BatchedDataModule
@@ -254,6 +254,8 @@ def _prepare(run: Run) -> _Prepared:
     callbacks: list[Callback] = [history, StopOnNonFiniteLoss(), ExactResume(run.identity, began_with), cost, *savers]
     if config["logger"]:
         callbacks.append(LayerCurves())
+    if isinstance(datamodule, BatchedDataModule) and datamodule.chosen is not None:
+        callbacks.append(ChooseCopies())
     # the user's first: what they log at the end of an epoch is history, what they draw when a run goes on is undone
     users = build_callbacks(config, callbacks)
     check_monitors(config, users, learner, datamodule.num_classes)

@@ -15,11 +15,18 @@ from typing import Any
 # Added since 0.1.0, with the value that reproduces 0.1.0 (not today's default, which may change). A name stands for the
 # settings of the base and of a companion: `neuron.per` for `companion.neuron.per` too.
 ADDED: dict[str, Any] = {
+    "augment.nda.level": 2,
+    "augment.nda.operations": 1,
+    "augment.nda.pool": ["roll", "rotation", "shear"],
+    "augment.policy.operations": None,
+    "schedule.final_share": 0.0,
     "callbacks": {},
     "checkpoint_stages": False,
     "companions": {},
     "companion.device": None,
     "companion.precision": "full",
+    "data.encode": "direct",
+    "data.encode_steps": 4,
     "data.frames_root": None,
     "data.split": None,
     "data.val_subset": None,
@@ -141,6 +148,8 @@ def _augmentation_before(flat: dict[str, Any]) -> dict[str, Any]:
     operations: dict[str, dict[str, Any]] = {}
     for key in [key for key in flat if key.startswith("augment.") and key.count(".") > 1]:
         _, name, setting = key.split(".", 2)
+        if _is_neutral(key, flat[key], ADDED):
+            continue
         operations.setdefault(name, {})[setting] = flat[key]
     flags = None
     if data in (*_IMAGES, *_EVENTS):

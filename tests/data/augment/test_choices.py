@@ -18,7 +18,7 @@ from tna_lightning.running.factory import build_data
 from tna_lightning.running.home import options
 
 AUGMENT = "tna_lightning.data.augment"
-EVENT_CHOICES = ("flip_roll", "nda", "nda_cutmix")
+EVENT_CHOICES = ("flip_roll", "nda", "nda_cutmix", "nda_ncaltech101", "nda_policy", "event_drop", "chosen_events")
 
 
 def generator(seed=0):
@@ -101,8 +101,8 @@ def test_every_choice_fits_images_or_events(choice):
     done = data.augment(batch, generator())
     assert (done.x.shape, done.x.dtype) == (batch.x.shape, batch.x.dtype)
     assert torch.equal(done.x, batch.x) == (choice == "none")
-    assert done.target.ndim == (2 if "mix" in choice else 1)
-    if choice in (*EVENT_CHOICES, "strong"):
+    assert done.target.ndim == (2 if "mix" in choice or choice in ("nda_policy", "transformer") else 1)
+    if choice in (*EVENT_CHOICES, "strong", "transformer", "chosen"):
         with pytest.raises(ValueError, match=r"^augment\.\w+=\w+: works on .*, and these data are \w+( frames)?$"):
             data_of(f"data={other}", f"augment={choice}")
 
@@ -122,7 +122,7 @@ def test_the_order_is_the_order_written():
         (["augment=standard", "augment.crop.padding=few"], r"augment\.crop\.padding='few': must be a whole number"),
         (["augment=strong", "augment.policy.policy=augmix"], r"augment\.policy\.policy='augmix': must be one of auto"),
         (["augment=standard", "augment.crop=null"], r"augment\.crop=None: must be an operation; ~augment\.crop takes"),
-        (["augment=heavy"], r"augment=heavy: allowed are cutmix, flip_roll"),
+        (["augment=heavy"], r"augment=heavy: allowed are chosen, chosen_events"),
         (["~augment"], "augment: is missing"),
     ],
 )

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from tna_lightning.data import Batch
-from tna_lightning.data.augment import Cutout
+from tna_lightning.data.augment import Cutout, RandomErasing
 from tna_lightning.data.augment.erasing import cutout, erase
 
 
@@ -52,3 +52,24 @@ def test_cutout_empties_one_square_of_event_frames() -> None:
     assert torch.equal(emptied[:, 0, 0].sum((1, 2)), rows * columns)
     assert rows.max() == columns.max() == 6
     assert rows.min() >= 3
+
+
+def test_random_erasing_takes_one_rectangle_of_the_published_sizes_from_some() -> None:
+    batch = Batch(torch.ones(4000, 2, 2, 30, 40), torch.arange(4000))
+    emptied = RandomErasing(0.25)(batch, generator()).x == 0
+    assert torch.equal(emptied, emptied[:, :1, :1].expand_as(emptied))
+    rows, columns = emptied[:, 0, 0].any(2).sum(1), emptied[:, 0, 0].any(1).sum(1)
+    area = emptied[:, 0, 0].sum((1, 2))
+    assert torch.equal(area, rows * columns)
+    some = area > 0
+    assert abs(float(some.float().mean()) - 0.25) < 0.03
+    assert abs(float(area[some].float().mean() / 1200) - (0.02 + 1 / 3) / 2) < 0.02
+    assert area[some].min() / 1200 > 0.015
+    assert (rows[some] / columns[some]).max() < 3.7  # sides are rounded
+    images = Batch(torch.ones(50, 3, 8, 8, dtype=torch.uint8), torch.arange(50))
+    operation = RandomErasing(1)
+    operation.blank = torch.tensor([5.0, 6.0, 7.0])
+    done = operation(images, generator()).x
+    assert (done.dtype, done.unique().tolist()) == (torch.uint8, [1, 5, 6, 7])
+    with pytest.raises(ValueError, match="probability=0: must lie in"):
+        RandomErasing(0)

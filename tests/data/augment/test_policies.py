@@ -200,3 +200,13 @@ def test_small_grey_images(policy: str) -> None:
     result = AutoAugment(policy).apply(grey, generator(1))
     assert result.shape == grey.shape
     assert (result != grey).flatten(1).any(1).sum() > 30
+
+
+def test_randaugment_of_one_operation_is_the_first_of_its_two():
+    one, two = (AutoAugment("randaugment", operations) for operations in (1, None))
+    draws = [policy.draw(40, torch.Generator().manual_seed(3)) for policy in (one, two)]
+    assert [len(each) for each in draws] == [1, 2]
+    assert all(torch.equal(first, other) for first, other in zip(draws[0][0], draws[1][0], strict=True))
+    for settings in (("autoaugment", 1), ("randaugment", 3)):
+        with pytest.raises(ValueError, match=r"^operations=\d: must be 1 or 2 for policy=randaugment, else null"):
+            AutoAugment(*settings)

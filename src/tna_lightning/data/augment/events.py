@@ -1,4 +1,4 @@
-"""What moves event frames as a whole: roll, and NDA's choice of roll, rotation and shear.
+"""What moves event frames as a whole: roll, and NDA's choice of roll, rotation, shear and cutout.
 
 Frames are ``[B, T, C, H, W]`` of any dtype and keep it. Every sample draws its own numbers and applies them to all its
 time steps and both polarities. Pixels are taken from their nearest source, so that counts stay counts.
@@ -7,16 +7,37 @@ time steps and both polarities. Pixels are taken from their nearest source, so t
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from tna_lightning.data.augment.erasing import cutout
+from tna_lightning.data.augment.geometry import as_images
 from tna_lightning.data.augment.operation import Samples, need_events
 from tna_lightning.data.batch import Batch
 
-SHIFT = 5 / 48  # largest roll, as a share of the side: 5 pixels of 48
-DEGREES = 30  # largest rotation and shear
+
+@dataclass(frozen=True)
+class Limits:
+    """How far an operation of NDA goes.
+
+    Attributes:
+        shift: largest roll, as a share of the side.
+        degrees: largest rotation and shear.
+        hole: side of the square that is erased, as a share of the frame's.
+    """
+
+    shift: float
+    degrees: float
+    hole: float
+
+
+# Rolls and angles of levels 1 and 2 are those of the authors' code, for N-Caltech101 and for CIFAR10-DVS; the others,
+# and the squares, come from a third party's table of the paper's.
+LEVELS = {1: Limits(3 / 48, 15, 8 / 48), 2: Limits(5 / 48, 30, 16 / 48), 3: Limits(7 / 48, 45, 24 / 48)}
+POOL = ("roll", "rotation", "shear")
 
 Coordinates = tuple[Tensor, Tensor]
 
@@ -52,33 +73,63 @@ def rotated(height: int, width: int, angle: Tensor) -> Coordinates:
     return _to_pixels(sine * x + cosine * y, cosine * x - sine * y)
 
 
-def nda(frames: Tensor, generator: torch.Generator) -> Tensor:
-    """Neuromorphic data augmentation (arXiv 2203.06145, its authors' code): one of roll, rotation and shear along x.
+def nda(frames: Tensor, generator: torch.Generator, level: int = 2, pool: Sequence[str] = POOL) -> Tensor:
+    """Neuromorphic data augmentation (arXiv 2203.06145, its authors' code): one of ``pool`` for each sample.
 
-    Rolls go up to 5 of 48 pixels along each axis, angles up to 30 degrees.
+    ``level`` says how far: a roll goes up to so many pixels of 48 along each axis, an angle up to so many degrees
+    (:data:`LEVELS`); ``cutout`` erases a square. The authors' code has roll, rotation and shear along x.
     """
+    choice = torch.randint(len(pool), (len(frames), 1, 1), generator=generator, device=frames.device)
+    return _moved(frames, choice, generator, level, pool)
+
+
+def nda_of_several(
+    frames: Tensor, generator: torch.Generator, level: int, operations: int, pool: Sequence[str] = POOL
+) -> Tensor:
+    """So many of ``pool`` for each sample, drawn without replacement, one after another in the order drawn."""
+    order = torch.rand(len(frames), len(pool), generator=generator, device=frames.device).argsort(1)
+    for choice in order[:, :operations].T:
+        frames = _moved(frames, choice[:, None, None], generator, level, pool)
+    return frames
+
+
+def _moved(frames: Tensor, choice: Tensor, generator: torch.Generator, level: int, pool: Sequence[str]) -> Tensor:
+    """``choice`` is the place in ``pool`` of what is done to each sample, int64 ``[B, 1, 1]``."""
     height, width = frames.shape[-2:]
-    choice = torch.randint(3, (len(frames), 1, 1), generator=generator, device=frames.device)
-    angle = torch.rand(len(frames), generator=generator, device=frames.device).mul(2).sub(1) * math.radians(DEGREES)
-    rolls = rolled(height, width, *_shifts(frames, generator))
-    rotations, shears = rotated(height, width, angle), sheared(height, width, angle)
+    limits = LEVELS[level]
+    angle = torch.rand(len(frames), generator=generator, device=frames.device)
+    angle = angle.mul(2).sub(1) * math.radians(limits.degrees)
+    sources = {
+        "roll": rolled(height, width, *_shifts(frames, generator, limits.shift)),
+        "rotation": rotated(height, width, angle),
+        "shear": sheared(height, width, angle),
+    }
     rows, columns = (
-        torch.where(choice == 0, roll, torch.where(choice == 1, rotation, shear))
-        for roll, rotation, shear in zip(rolls, rotations, shears, strict=True)
+        each.clone() for each in rolled(height, width, *torch.zeros_like(choice.view(1, -1)).expand(2, -1))
     )
-    return resample(frames, (rows, columns))
+    for place, name in enumerate(pool):
+        if name in sources:
+            for kept, moved in zip((rows, columns), sources[name], strict=True):
+                torch.where(choice == place, moved, kept, out=kept)
+    frames = resample(frames, (rows, columns))
+    if "cutout" in pool:
+        x = as_images(frames)
+        size = round(limits.hole * height)
+        erased = cutout(x, size, generator, torch.zeros(x.shape[1], device=x.device)).view_as(frames)
+        frames = torch.where((choice == pool.index("cutout"))[..., None, None], erased, frames)
+    return frames
 
 
 def roll(frames: Tensor, generator: torch.Generator) -> Tensor:
     """Roll each sample around the border by up to 5 of 48 pixels along each axis."""
     height, width = frames.shape[-2:]
-    return resample(frames, rolled(height, width, *_shifts(frames, generator)))
+    return resample(frames, rolled(height, width, *_shifts(frames, generator, LEVELS[2].shift)))
 
 
-def _shifts(frames: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _shifts(frames: Tensor, generator: torch.Generator, share: float) -> tuple[Tensor, Tensor]:
     down, right = (
         torch.randint(-largest, largest + 1, (len(frames),), generator=generator, device=frames.device)
-        for largest in (round(SHIFT * side) for side in frames.shape[-2:])
+        for largest in (round(share * side) for side in frames.shape[-2:])
     )
     return down, right
 
@@ -107,10 +158,26 @@ class Roll:
 
 
 class NDA:
-    """One of roll, rotation and shear for each sample of event frames (:func:`nda`).
+    """Some of roll, rotation, shear and cutout for each sample of event frames (:func:`nda`, arXiv 2203.06145).
 
-    The paper's flip, cutout and CutMix are :class:`Flip`, :class:`Cutout` and :class:`CutMix` after it.
+    As it stands, the authors' code for CIFAR10-DVS; ``level=1`` is that for N-Caltech101. Flip comes before or after
+    it, and CutMix, as :class:`Flip` and :class:`CutMix`.
+
+    Args:
+        level: how far, 1 to 3: rolls of 3, 5 or 7 pixels of 48, 15, 30 or 45 degrees, squares of 8, 16 or 24 pixels.
+        operations: how many of the pool for each sample, without replacement.
+        pool: what may be done: roll, rotation, shear, cutout.
     """
+
+    def __init__(self, level: int = 2, operations: int = 1, pool: Sequence[str] = POOL) -> None:
+        if level not in LEVELS:
+            raise ValueError(f"level={level!r}: must be one of {', '.join(map(str, LEVELS))}")
+        known = (*POOL, "cutout")
+        if not pool or len(set(pool)) < len(pool) or any(name not in known for name in pool):
+            raise ValueError(f"pool={list(pool)}: must be some of {', '.join(known)}, each once")
+        if not 1 <= operations <= len(pool):
+            raise ValueError(f"operations={operations!r}: must be 1 to {len(pool)}, the pool's size")
+        self.level, self.operations, self.pool = level, operations, tuple(pool)
 
     def setup(self, data: Samples) -> None:
         """Refuse images."""
@@ -118,4 +185,6 @@ class NDA:
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:
         """See :class:`~tna_lightning.data.augment.Operation`."""
-        return replace(batch, x=nda(batch.x, generator))
+        if self.operations == 1:
+            return replace(batch, x=nda(batch.x, generator, self.level, self.pool))
+        return replace(batch, x=nda_of_several(batch.x, generator, self.level, self.operations, self.pool))

@@ -119,13 +119,17 @@ class AutoAugment:
         policy: ``autoaugment``: one of the 25 pairs found for CIFAR-10 (arXiv 1805.09501), each half of a pair with its
             own probability and strength; ``randaugment`` (arXiv 1909.13719): two operations of strength 9 of 30;
             ``trivialaugment`` (arXiv 2103.10158): one operation of any strength, on the wide scale.
+        operations: of ``randaugment``, 1 or 2 for each image; null leaves any policy as it is.
     """
 
-    def __init__(self, policy: str = "autoaugment") -> None:
+    def __init__(self, policy: str = "autoaugment", operations: int | None = None) -> None:
         if policy not in POLICIES:
             raise ValueError(f"policy={policy!r}: must be one of {', '.join(POLICIES)}")
+        if operations is not None and (policy != "randaugment" or operations not in (1, 2)):
+            raise ValueError(f"operations={operations!r}: must be 1 or 2 for policy=randaugment, else null")
         require("kornia")  # now, rather than in the first step of training
         self.policy = policy
+        self.rounds = operations or (1 if policy == "trivialaugment" else 2)
         self.ranges = WIDE if policy == "trivialaugment" else STANDARD
         if policy == "autoaugment":
             from kornia.augmentation.auto.autoaugment.autoaugment import cifar10_policy
@@ -168,5 +172,4 @@ class AutoAugment:
         else:
             operation = (random[1] * OPERATIONS.index("invert")).long()  # all but the last
             strength = torch.full_like(sign, 9 / 30) if self.policy == "randaugment" else random[2]
-        rounds = 1 if self.policy == "trivialaugment" else 2
-        return list(zip(operation.cpu()[:rounds], (sign * strength)[:rounds], strict=True))
+        return list(zip(operation.cpu()[: self.rounds], (sign * strength)[: self.rounds], strict=True))
