@@ -18,6 +18,7 @@ ADDED: dict[str, Any] = {
     "callbacks": {},
     "checkpoint_stages": False,
     "companions": {},
+    "extend": None,
     "companion.device": None,
     "companion.precision": "full",
     "data.frames_root": None,
