@@ -6,8 +6,8 @@ Proxies of gradients as a network in training gives them: softmax of random logi
 favoured, minus its one-hot, ten classes; 5,000 samples a class are CIFAR-10's. Of each size the median of three choices
 of 30 %, each in a process of its own, one thread; memory is what the process peaks at above what it held before. The
 naive greedy choice beside it computes every gain anew. CIFAR-10 is ten such classes, one after another, and a forward
-pass.
-Wall times mean something on a quiet machine alone: the load average before them is in the file.
+pass. Times are of the process on its core, not of the clock on the wall; what else the machine did (its load average is
+in the file) still slows memory down.
 """
 
 import json
@@ -51,11 +51,11 @@ def measure(way: str, count: int) -> None:
     given = proxies(count)
     similarities(given[:20])
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    began = time.perf_counter()
+    began = time.process_time()
     similarity = similarities(given)
-    between = time.perf_counter()
+    between = time.process_time()
     chosen = {"lazy": facility_location, "naive": naive}[way](similarity, round(SHARE * count))
-    ended = time.perf_counter()
+    ended = time.process_time()
     covered = float(similarity[:, chosen].max(1).values.sum())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held
     print(json.dumps([between - began, ended - between, peak / 1024, covered]))

@@ -822,3 +822,87 @@ def test_neurons_are_told_how_much_of_the_training_is_over(samples, epochs):
         trainer(max_epochs=epochs, log_every_n_steps=1).fit(learner, Loader(samples), Loader(samples))
     each = [0, 0.5, 1] if epochs == 3 else [1]
     assert told == {"base": [share for share in each for _ in range(3)], "companion": []}
+
+
+def mean_square(first, second):
+    return (first - second).square().mean()
+
+
+@pytest.mark.parametrize("kind", ["rates", "steps"])
+def test_named_layers_are_matched_beside_the_logits(network, samples, kind):
+    """By hand, from what hooks of the test's own see: neurons and a convolution with norm of base and twin."""
+    torch.manual_seed(1)
+    twin, names = convnet(2, CLASSES, LIF, width=0.125, time_steps=2), ["body.0", "body.2"]
+    seen = {"base": {}, "companion": {}}
+    for which, net in (("base", network), ("companion", twin)):
+        for name in names:
+            net.get_submodule(name).register_forward_hook(
+                lambda module, inputs, output, name=name, which=which: seen[which].update({name: output})
+            )
+    batch = Batch(*(torch.stack(column) for column in zip(*(samples[i] for i in range(6)), strict=True)))
+    plain, _ = TwinLearner(network, twin, TwinAugmentation(), num_classes=CLASSES).losses(batch)
+    assert "features" not in plain
+    matching = {"features": names, "feature_weight": 3.0, "feature_match": kind}
+    losses, _ = TwinLearner(network, twin, TwinAugmentation(**matching), num_classes=CLASSES).losses(batch)
+    pairs = [(seen["base"][name], seen["companion"][name]) for name in names]
+    if kind == "rates":
+        pairs = [(one.mean(0), other.mean(0)) for one, other in pairs]
+    expected = sum(mean_square(*pair) for pair in pairs) / 2
+    torch.testing.assert_close(losses["features"], expected.detach())
+    torch.testing.assert_close(losses["loss"], plain["loss"] + 3 * expected)
+    assert not any(
+        hook for module in twin.modules() for hook in module._forward_hooks.values() if "outputs" in str(hook)
+    )
+    weighed, _ = TwinLearner(network, twin, TwinAugmentation(**matching), num_classes=CLASSES).losses(
+        Batch(batch.x, batch.target, weight=torch.zeros(6))
+    )
+    assert weighed["features"] == 0
+
+
+def test_who_is_pulled_by_the_layers_of_whom(network, samples):
+    x, target = (torch.stack(column) for column in zip(*(samples[i] for i in range(4)), strict=True))
+    torch.manual_seed(1)
+    twin = convnet(2, CLASSES, LIF, width=0.125, time_steps=2)
+    matching = {"features": ["body.1"], "feature_weight": 1.0}
+    weight_of = {"base": network.body[1].conv.weight, "twin": twin.body[1].conv.weight}
+
+    def gradients(objective, **settings):
+        learner = TwinLearner(network, twin, objective, num_classes=CLASSES, **settings)
+        losses, _ = learner.losses(Batch(x, target))
+        return torch.autograd.grad(losses["loss"], list(weight_of.values()), allow_unused=True)
+
+    alone = gradients(TwinAugmentation(match_weight=0.0))
+    both = gradients(TwinAugmentation(match_weight=0.0, **matching))
+    assert all((one != other).any() for one, other in zip(alone, both, strict=True))
+    detached = gradients(TwinAugmentation(match_weight=0.0, detach_companion=True, **matching))
+    torch.testing.assert_close(detached[0], both[0])
+    torch.testing.assert_close(detached[1], alone[1])
+    late = gradients(TwinAugmentation(match_weight=0.0, match_start_epoch=1, **matching))
+    assert all(torch.equal(one, other) for one, other in zip(alone, late, strict=True))
+    distilled = TwinLearner(network, twin, Distillation(**matching), num_classes=CLASSES)
+    losses, _ = distilled.losses(Batch(x, target))
+    losses["loss"].backward()
+    assert losses["features"] > 0
+    assert weight_of["twin"].grad is None
+
+
+def test_layers_that_cannot_be_matched_are_refused(network, samples):
+    twin = convnet(2, CLASSES, LIF, width=0.25, time_steps=2)
+    for settings in ({"features": ["body.0"]}, {"feature_weight": 1.0}, {"features": [], "feature_weight": 1.0}):
+        with pytest.raises(ValueError, match=r"^features=.*: must name layers where feature_weight is above 0"):
+            TwinAugmentation(**settings)
+
+    def learner(*names, **settings):
+        objective = TwinAugmentation(features=names, feature_weight=1.0, **settings)
+        return TwinLearner(network, twin, objective, num_classes=CLASSES)
+
+    with pytest.raises(ValueError, match=r"^objective\.features='body\.99': the base has no such module; its neurons"):
+        learner("body.99")
+    x, target = (torch.stack(column) for column in zip(*(samples[i] for i in range(3)), strict=True))
+    with pytest.raises(ValueError, match=r"^features='body\.0': gives \[2, 3, 4, 8, 8\] in the base .* but for time"):
+        learner("body.0").losses(Batch(x, target))
+    with pytest.raises(ValueError, match=r"^features='stem\.conv': gives \[3, 4, 8, 8\] in the base; must be a layer"):
+        learner("stem.conv").losses(Batch(x, target))
+    network.checkpoint_stages = True
+    with pytest.raises(ValueError, match=r"^objective\.features=\['body\.0'\]: must be null with checkpoint_stages"):
+        learner("body.0")

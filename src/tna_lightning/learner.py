@@ -8,8 +8,8 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import combinations
 from typing import Any, Protocol, runtime_checkable
@@ -29,7 +29,7 @@ from tna_lightning.length import length_of
 from tna_lightning.models.blocks import is_spiking
 from tna_lightning.models.neurons import SpikingNeuron
 from tna_lightning.models.recording import watched
-from tna_lightning.objectives import Losses, Objective, Plain, readout
+from tna_lightning.objectives import Features, Losses, Objective, Plain, readout
 from tna_lightning.quantization.parametrized import QUANTIZERS, check_quantizers, check_state, quantizers_of
 from tna_lightning.shapes import check_batch, check_labels, refuse_batch_first, time_first
 
@@ -119,7 +119,8 @@ class TwinLearner(lightning.LightningModule):
 
     Raises:
         ValueError: the objective takes other companions or classes, is called in another way, or weighs the firing rate
-            of a base that does not spike or whose stages are checkpointed; a companion's name is no identifier or
+            of a base that does not spike or whose stages are checkpointed; it matches layers that a network lacks or
+            whose stages are checkpointed; a companion's name is no identifier or
             taken, or it shares parameters with another network; a frozen one or a device is named for a companion that
             is not there; a teacher is not to be frozen. In training: inputs, labels, logits, or the trainer's length do
             not fit; the message names the network.
@@ -168,6 +169,9 @@ class TwinLearner(lightning.LightningModule):
                 f"objective.rate_weight={self.objective.rate_weight!r}: must be 0 with checkpoint_stages=true, which "
                 "computes spikes a second time, where nobody sums them"
             )
+        self.feature_names = list(getattr(self.objective, "features", None) or ())
+        for name, network in {"base": base, **companions}.items():
+            _check_features(self.feature_names, name, network)
         self.optimizer_factory = optimizer
         self.schedule_factory = schedule
         self._lr: float | None = None
@@ -392,20 +396,38 @@ class TwinLearner(lightning.LightningModule):
             device: x.to(device, non_blocking=x.is_cuda) for device in dict.fromkeys(self.companion_devices.values())
         }
         logits: dict[str, Tensor] = {}
+        features: dict[str, dict[str, Tensor]] = {}
         rate = FiringRate()
         for name, network in self.networks.items():
             is_weighed = name == "base" and self.objective.rate_weight > 0
             with (
                 watched(network, rate) if is_weighed else nullcontext(),
+                outputs_of(network, self.feature_names) as outputs,
                 torch.set_grad_enabled(torch.is_grad_enabled() and name not in self.frozen),
             ):
                 output = network(copies[device] if (device := self.companion_devices.get(name)) else x)
                 logits[name] = time_first(output, name, len(x), self.num_classes).to(x.device)
+            features[name] = {layer: value.to(x.device) for layer, value in outputs.items()}
         losses = self.objective(logits, batch, self.current_epoch)
         if self.objective.rate_weight:
             loss = losses["loss"] + self.objective.rate_weight * rate.mean
             losses = {**losses, "loss": loss, "firing_rate": rate.mean.detach()}
+        if self.feature_names:
+            losses = self._with_features(losses, features, batch)
         return losses, logits
+
+    def _with_features(self, losses: Losses, features: Features, batch: Batch) -> Losses:
+        objective: Any = self.objective
+        for name, outputs in features.items():
+            for layer in self.feature_names:
+                if layer not in outputs or outputs[layer].shape[1:2] != (len(batch),):
+                    got = list(outputs[layer].shape) if layer in outputs else "nothing"
+                    raise ValueError(f"features={layer!r}: gives {got} in the {name}; must be a layer of [T, B, ...]")
+        term = objective.feature_term(features, batch)
+        loss = losses["loss"]
+        if objective.matches_features(self.current_epoch):
+            loss = loss + objective.feature_weight * term
+        return {**losses, "loss": loss, "features": term.detach()}
 
     def _step(self, stage: str, batch: Batch, number: int) -> Tensor:
         target, ignored = batch.target, self.objective.ignore_index
@@ -556,6 +578,36 @@ class FiringRate:
     def mean(self) -> Tensor:
         """Spikes a neuron and step."""
         return torch.as_tensor(self._total / self._count)
+
+
+@contextmanager
+def outputs_of(network: nn.Module, names: Collection[str]) -> Iterator[dict[str, Tensor]]:
+    """What the modules of those names give in a forward, by name; of one that is called more than once, the last."""
+    outputs: dict[str, Tensor] = {}
+    handles = [
+        network.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, name=name: outputs.__setitem__(name, output)
+        )
+        for name in names
+    ]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _check_features(names: Sequence[str], name: str, network: nn.Module) -> None:
+    """Refuse layers that a network does not have, or does not show."""
+    modules = dict(network.named_modules())
+    for missing in (layer for layer in names if layer not in modules or not layer):
+        neurons = [layer for layer, module in modules.items() if isinstance(module, SpikingNeuron)]
+        raise ValueError(f"objective.features={missing!r}: the {name} has no such module; its neurons are {neurons}")
+    if names and getattr(network, "checkpoint_stages", False):
+        raise ValueError(
+            f"objective.features={list(names)}: must be null with checkpoint_stages=true, which computes layers a "
+            "second time"
+        )
 
 
 def _left_alone(module: nn.Module) -> Iterator[nn.Parameter]:

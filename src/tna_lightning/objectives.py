@@ -240,8 +240,78 @@ class Plain(Objective):
         return {"loss": cross_entropy_base, "cross_entropy": cross_entropy_base.detach()}
 
 
+Features = Mapping[str, Mapping[str, Tensor]]
+"""Outputs of named layers, ``[T, B, ...]``, by network's name and layer's."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Matched(Objective):
+class WithFeatures(Objective):
+    """Base of the objectives that may match layers inside of the networks beside their logits.
+
+    The loss gets ``feature_weight`` times the mean over the named layers, and the sum over pairs of networks over their
+    number less one, of ``mean_b mean_i (first[b, i] - second[b, i])^2``.
+
+    Args:
+        feature_weight: weight of what layers differ by, beside the loss; 0 or more.
+        features: names of modules that all networks have, as neurons (`body.0`) or blocks (`body.3`), whose outputs
+            are matched; null: none.
+        feature_match: rates, the outputs' means over time, for networks of any T; or steps, each step's.
+    """
+
+    feature_weight: float = 0.0
+    features: Sequence[str] | None = None
+    feature_match: Literal["rates", "steps"] = "rates"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least(self, 0, "feature_weight")
+        _one_of(self, "feature_match", ("rates", "steps"))
+        if bool(self.features) != (self.feature_weight > 0):
+            raise ValueError(
+                f"features={self.features and list(self.features)}: must name layers where feature_weight is above 0, "
+                f"and none where it is 0; it is {self.feature_weight!r}"
+            )
+
+    def matches_features(self, epoch: int) -> bool:
+        """Whether layers are matched in this epoch."""
+        return self.feature_weight > 0
+
+    @property
+    def detaches_features(self) -> bool:
+        """Whether no gradient of theirs reaches the companions."""
+        return False
+
+    def feature_term(self, features: Features, batch: Batch) -> Tensor:
+        """How far the layers of networks are apart, a scalar.
+
+        Raises:
+            ValueError: two layers of a name are not of the same shape.
+        """
+        pairs = [
+            self._feature_distance(name, (one, first[name]), (other, second[name]), batch)
+            for (one, first), (other, second) in combinations(features.items(), 2)
+            for name in first
+        ]
+        return _sum(pairs) / (len(features) - 1) / len(self.features or ())
+
+    def _feature_distance(
+        self, name: str, first: tuple[str, Tensor], second: tuple[str, Tensor], batch: Batch
+    ) -> Tensor:
+        one, other = first[1].float(), second[1].float()
+        if self.detaches_features:
+            other = other.detach()
+        if self.feature_match == "rates":
+            one, other = one.mean(0, keepdim=True), other.mean(0, keepdim=True)
+        if one.shape != other.shape:
+            raise ValueError(
+                f"features={name!r}: gives {list(first[1].shape)} in the {first[0]} and {list(second[1].shape)} in the "
+                f"{second[0]}; must be alike{'' if self.feature_match == 'steps' else ' but for time'}"
+            )
+        return batch.mean((one - other).square().transpose(0, 1).flatten(1).mean(1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matched(WithFeatures):
     """Base of the objectives that pull the logits of networks together while these learn the labels.
 
     Args:
@@ -269,6 +339,9 @@ class Matched(Objective):
                 f"match_start_epoch={self.match_start_epoch!r}: must be at most {max(1, epochs) - 1}, the last of "
                 f"{epochs} epochs counted from 0; else the networks are never matched"
             )
+
+    def matches_features(self, epoch: int) -> bool:  # noqa: D102
+        return super().matches_features(epoch) and epoch >= self.match_start_epoch
 
     def match_term(self, first: Tensor, second: Tensor, batch: Batch) -> Tensor:
         """How far two networks' logits ``[T, B, K]`` are apart, a scalar."""
@@ -305,6 +378,10 @@ class TwinAugmentation(Matched):
     @property
     def trains_companions(self) -> bool:  # noqa: D102
         return self.companion_cross_entropy or not self.detach_companion
+
+    @property
+    def detaches_features(self) -> bool:  # noqa: D102
+        return self.detach_companion
 
     def __call__(self, logits: Logits, batch: Batch, epoch: int = 0) -> Losses:  # noqa: D102
         name, twin_logits = self.companion(logits)
@@ -347,7 +424,7 @@ class Cohort(Matched):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distillation(Objective):
+class Distillation(WithFeatures):
     """Knowledge distillation from a teacher (Hinton et al. 2015, arXiv 1503.02531).
 
     ``loss = (1 - alpha) * CE(base) + alpha * temperature^2 * KL(teacher_temperature || base_temperature)``

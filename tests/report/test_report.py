@@ -660,6 +660,20 @@ def test_plots_show_the_rows(tmp_path):
     assert min(y for x, y in band if x == 2) == pytest.approx(middle - deviation)
 
 
+def test_a_penalty_on_firing_is_a_line_over_energy(tmp_path):
+    for weight, energy, accuracy in ((0.0, 3.0, 0.9), (1.0, 1.0, 0.8), (0.1, 2.0, 0.88)):
+        content = record("plain", accuracy=accuracy, cost={"firing_rate": 0.1, "energy_uj": energy})
+        content["config"]["objective"] |= {"rate_weight": weight} if weight else {}
+        write(tmp_path, content | {"identity": identity(content["config"]), "name": folder_name(content["config"])})
+    write(tmp_path, record("tna"))  # of one weight alone
+    plots = {name: figure for name, _, figure in figures(rows(collect([tmp_path]).done))}
+    (axes,) = plots["rate_weight"].axes
+    (line,) = [line for line in axes.lines if line.get_marker() == "o"]
+    assert line.get_xdata().tolist() == [3.0, 2.0, 1.0]
+    assert line.get_ydata() == pytest.approx([90.0, 88.0, 80.0])
+    assert [text.get_text() for text in axes.texts] == ["0", "0.1", "1"]
+
+
 def test_the_match_term_has_a_panel_for_each_kind(tmp_path):
     for seed, terms in ((0, [0.4, 0.2]), (1, [0.6, 0.4])):
         for baseline, match in (("tna", "squared_error"), ("kd", "kl"), ("mutual", None)):

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from safetensors.torch import load_file
 
+from tna_lightning.data import Inputs
 from tna_lightning.models import LIF
 from tna_lightning.quantization import quantized_share
 from tna_lightning.quantization.packing import load_packed, save_network
@@ -398,3 +399,16 @@ def test_tensorboard_gets_the_curves(tmp_path):
 def test_a_narrow_twin_has_half_the_width_of_whatever_the_base_is():
     config = compose(["baseline=tna_narrow_twin", "model=vgg11", "model.width=0.5", "model.pool=avg"])
     assert companion_networks(config)["model"] == {**config["model"], "width": 0.25}
+
+
+def test_layers_that_cannot_be_matched_are_refused_before_training():
+    words = ["objective.features=[body.0]", "objective.feature_weight=1", "model.width=0.125", "model.time_steps=2"]
+    data = SimpleNamespace(inputs=Inputs(1, 8, 8, None, 10), num_classes=10)
+    learner = build_learner(compose(words), data)
+    assert learner.training
+    assert learner.feature_names == ["body.0"]
+    narrow = [*words, "baseline=tna_narrow_twin"]
+    with pytest.raises(ValueError, match=r"^objective\.features='body\.0': gives \[2, 2, 4, 8, 8\] in the base and"):
+        build_learner(compose(narrow), data)
+    with pytest.raises(ValueError, match=r"^objective\.features=\['body\.0'\]: needs compile=none or neurons"):
+        build_learner(compose([*words, "compile=network"]), data)

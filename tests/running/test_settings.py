@@ -38,6 +38,8 @@ NOT_SEEN = {
     "trainer.deterministic": "true would change torch for all tests",
     "augment.policy.operations": "of randaugment alone, see test_policies.py",
     "augment.chosen.strong.policy.operations": "of randaugment alone, see test_policies.py",
+    "objective.features": "wants feature_weight, see test_learner.py",
+    "objective.feature_weight": "wants features, see test_learner.py",
     "epochs": "trainer.max_epochs follows it, see test_config.py",
     "resume": "what is done with an earlier run, see test_train.py",
     "ckpt_path": "needs a checkpoint, see test_train.py",
@@ -64,7 +66,7 @@ WORDS = (
     ),
     *("randaugment", "train/loss", "bf16-mixed", "base", "time", "count", "last", "best", "network", "none", "a_name"),
     *("tebn", "Lapicque", "IFNode", "ms"),
-    *("and", "iand", "max_loss", "rate"),
+    *("and", "iand", "max_loss", "rate", "steps"),
 )
 OF_NOTHING = (
     *(1, 2, 0.5, True, "00:00:01:00", "norm", "simple", "step", "a_name", "cpu", "first"),

@@ -83,6 +83,10 @@ def figures(table: Sequence[Row], width: float = PAGE) -> Iterator[tuple[str, st
     text = f"Test accuracy against the weight of the match term: {seeds}."
     text += " Dashed is plain training, where it was run."
     plots.append(("match_weight", text, partial(match_weights, table, width)))
+    text = (
+        "Test accuracy over the energy of one inference as firing is penalised, the weight of the penalty beside each"
+    )
+    plots.append(("rate_weight", f"{text} point: {seeds}.", partial(rate_weights, table, width)))
     for name, caption, draw in plots:
         with rc_context(STYLE):
             figure = draw()
@@ -280,6 +284,43 @@ def _match_weight(row: Row) -> float | None:
         return None
     weight = row.records[0]["config"].get("objective", {}).get("match_weight")
     return float(weight) if isinstance(weight, int | float) else None
+
+
+def rate_weights(table: Sequence[Row], width: float = PAGE) -> Figure | None:
+    """A panel for each data set, model and neuron; a line for each baseline and precision, in order of the weight."""
+    panels: dict[str, dict[str, list[Row]]] = {}
+    for row in table:
+        if row.average("cost", "energy_uj") is not None:
+            lines = panels.setdefault(_setting(row, table), {})
+            label = f"{named('baseline', row.baseline)}, {named('precision', row.precision)}"
+            lines.setdefault(label, []).append(row)
+    panels = {
+        title: {label: rows for label, rows in lines.items() if len(set(map(_rate_weight, rows))) == len(rows) > 1}
+        for title, lines in panels.items()
+    }
+    panels = {title: lines for title, lines in panels.items() if lines}
+    if not panels:
+        return None
+    figure, grid = _panels(len(panels), width)
+    for axes, (title, lines) in zip(grid, panels.items(), strict=True):
+        for index, (label, rows) in enumerate(lines.items()):
+            rows.sort(key=_rate_weight)
+            energies = [row.average("cost", "energy_uj") or 0.0 for row in rows]
+            axes.errorbar(
+                energies, [row.mean for row in rows], yerr=[row.deviation or 0.0 for row in rows],
+                color=FURTHER_COLORS[index % len(FURTHER_COLORS)], marker="o", markersize=4, capsize=2.5, label=label,
+            )  # fmt: skip
+            for row, energy in zip(rows, energies, strict=True):
+                axes.annotate(
+                    f"{_rate_weight(row):g}", (energy, row.mean), xytext=(4, 4), textcoords="offset points", fontsize=7
+                )
+        axes.set(title=title, xlabel="energy of one inference (uJ)", ylabel="test accuracy (%)")
+    _key(figure, grid)
+    return figure
+
+
+def _rate_weight(row: Row) -> float:
+    return float(row.records[0]["config"].get("objective", {}).get("rate_weight") or 0.0)
 
 
 def _setting(row: Row, table: Sequence[Row]) -> str:

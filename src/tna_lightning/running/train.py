@@ -28,7 +28,7 @@ from torch import nn
 from tna_lightning.callbacks import ChooseCopies, ExactResume, History, LayerCurves, StopOnNonFiniteLoss
 from tna_lightning.callbacks.exact_resume import identity_of, refuse_another_run
 from tna_lightning.callbacks.inference_cost import InferenceCost
-from tna_lightning.data import BatchedDataModule
+from tna_lightning.data import Batch, BatchedDataModule, Inputs
 from tna_lightning.learner import TwinLearner
 from tna_lightning.length import Length
 from tna_lightning.models.norms import TemporalEffectiveBatchNorm2d
@@ -393,6 +393,11 @@ def build_learner(config: Mapping[str, Any], datamodule: Any) -> TwinLearner:
             f"objective.rate_weight={config['objective']['rate_weight']!r}: needs compile=none or neurons, since code "
             "for a whole network does not show its spikes"
         )
+    if config["compile"] == "network" and config["objective"].get("features"):
+        raise ValueError(
+            f"objective.features={config['objective']['features']}: needs compile=none or neurons, since code for a "
+            "whole network does not show its layers"
+        )
     for name, network in {"base": base, **networks}.items():
         compile_network(network, config["compile"])
         if config["checkpoint_stages"]:
@@ -408,7 +413,7 @@ def build_learner(config: Mapping[str, Any], datamodule: Any) -> TwinLearner:
     with under("objective"):
         objective.check_classes(inputs.num_classes)
         objective.check_epochs(config["epochs"])
-    return TwinLearner(
+    learner = TwinLearner(
         base,
         networks,
         objective,
@@ -418,6 +423,19 @@ def build_learner(config: Mapping[str, Any], datamodule: Any) -> TwinLearner:
         optimizer=optimizer,
         schedule=schedule,
     )
+    if learner.feature_names and not learner.companion_devices:
+        _try_features(learner, inputs)
+    return learner
+
+
+def _try_features(learner: TwinLearner, inputs: Inputs) -> None:
+    """Match the layers of two samples, so that those that cannot be matched are refused before training."""
+    steps = [] if inputs.time_steps is None else [inputs.time_steps]
+    x = torch.zeros(2, *steps, inputs.channels, inputs.height, inputs.width)
+    learner.eval()
+    with isolate_rng(), torch.no_grad(), under("objective"):
+        learner.losses(Batch(x, torch.tensor([0, 1])))
+    learner.train()
 
 
 def _try_schedule(learner: TwinLearner, length: Length) -> None:
