@@ -172,7 +172,9 @@ def test_a_coordinate_outside_the_sensor_is_named(tmp_path):
             if (name, number) == ("frog", 1):
                 x = x + 100
             write_aedat4(tmp_path / name / f"r_{number}.aedat4", t, x, y, p, sensor=(346, 260))
-    with pytest.raises(BadSample, match=r"frog/r_1\.aedat4: event \d+ at x=\d+, y=\d+ is outside the 128x128 sensor"):
+    with pytest.raises(
+        BadSample, match=r"frog/r_1\.aedat4: event \d+ at x=\d+, y=\d+ is outside the sensor, \[H,W\]=\[128,128\]"
+    ):
         module(tmp_path, test_fraction=0.5).setup("fit")
 
 

@@ -334,7 +334,7 @@ def test_the_split_is_part_of_a_runs_identity(tmp_path):
 NO_SENSOR = (
     r"sensor=null: .npz files do not say it; set data.sensor=\[H,W\], in pixels; those of left/0 reach \[12,20\]"
 )
-OFF_SENSOR = r"left/0.npz: event \d+ at x=\d+, y=11 is outside the 20x11 sensor .*skip_bad=true"
+OFF_SENSOR = r"left/0.npz: event \d+ at x=\d+, y=11 is outside the sensor, \[H,W\]=\[11,20\] .*skip_bad=true"
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_bad_aedat2_is_named(content, message):
     [
         ([], [], [], "r: holds no events"),
         ([5, 4, 6, 5], [0] * 4, [0] * 4, "r: time goes backwards at event 1 .2 times"),
-        ([1, 2], [0, 128], [0, 0], "r: event 1 at x=128, y=0 is outside the 128x128 sensor"),
+        ([1, 2], [0, 128], [0, 0], r"r: event 1 at x=128, y=0 is outside the sensor, \[H,W\]=\[128,128\]"),
         ([1, 2], [0, 0], [200, 0], "r: event 0 at x=0, y=200 is outside"),
     ],
 )

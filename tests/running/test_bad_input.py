@@ -91,7 +91,11 @@ def columns_of_two_lengths(root):
 def off_the_sensor(root):
     fill(root, recording, "npz")
     recording(root / "dog" / "5.npz", x=EVENTS["x"] + 1)
-    return "event_folder", {}, r"data: .*dog/5.npz: event 19 at x=20, y=7 is outside the 20x12 sensor \(2 in all\)"
+    return (
+        "event_folder",
+        {},
+        r"data: .*dog/5.npz: event 19 at x=20, y=7 is outside the sensor, \[H,W\]=\[12,20\] \(2 in",
+    )
 
 
 def more_time_steps_than_the_neuron(root):

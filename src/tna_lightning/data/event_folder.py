@@ -43,6 +43,7 @@ class EventFolderDataModule(EventDataModule):
         *,
         sensor: int | tuple[int, int] | None = None,
         time_unit: str = "us",
+        batch_size: int = 16,
         test_fraction: float = 0.2,
         frames_root: str | Path | None = None,
         **settings: Any,
@@ -54,7 +55,7 @@ class EventFolderDataModule(EventDataModule):
             raise ValueError(f"sensor={sensor!r}: must be null, or from 1 to {1 << 14} pixels")
         root = Path(root)
         frames_root = root / ".frames" if frames_root is None else frames_root
-        super().__init__(root, test_fraction=test_fraction, frames_root=frames_root, **settings)
+        super().__init__(root, batch_size=batch_size, test_fraction=test_fraction, frames_root=frames_root, **settings)
         self.name = root.name
         self.given_sensor = pixels
         self.time_unit = time_unit

@@ -75,7 +75,8 @@ def check(recording: Recording, name: str, sensor: tuple[int, int]) -> Recording
     if len(outside):
         x, y = recording.x[outside[0]], recording.y[outside[0]]
         raise BadRecording(
-            f"{name}: event {outside[0]} at x={x}, y={y} is outside the {width}x{height} sensor ({len(outside)} in all)"
+            f"{name}: event {outside[0]} at x={x}, y={y} is outside the sensor, [H,W]=[{height},{width}] "
+            f"({len(outside)} in all)"
         )
     return recording
 

@@ -68,8 +68,10 @@ SOURCES = {
     "ImageFolderDataModule": Source("tna_lightning.data.ImageFolderDataModule", without=("augment",)),
     **{
         name: Source(f"tna_lightning.data.{name}", without=("augment",))
-        for name in ("EventFolderDataModule", "NMNISTDataModule", "DVSGestureDataModule", "NCaltech101DataModule")
+        for name in ("NMNISTDataModule", "DVSGestureDataModule", "NCaltech101DataModule")
     },
+    # its base class has a default for the root
+    "EventFolderDataModule": Source("tna_lightning.data.EventFolderDataModule", without=("augment", "root")),
     "SVHNDataModule": Source("tna_lightning.data.SVHNDataModule", without=("augment",)),
     **{  # what they leave out, a blank picture, is no choice
         name: Source(f"tna_lightning.data.{name}", without=("augment", "camera", "skip_bad"))
