@@ -84,7 +84,7 @@ def figures(table: Sequence[Row], width: float = PAGE) -> Iterator[tuple[str, st
     text += " Dashed is plain training, where it was run."
     plots.append(("match_weight", text, partial(match_weights, table, width)))
     text = (
-        "Test accuracy over the energy of one inference as firing is penalised, the weight of the penalty beside each"
+        "Test accuracy over the energy of one inference as firing is penalised, the weight beside each"
     )
     plots.append(("rate_weight", f"{text} point: {seeds}.", partial(rate_weights, table, width)))
     for name, caption, draw in plots:
