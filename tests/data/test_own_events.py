@@ -447,6 +447,10 @@ def test_n_caltech101_is_read_and_split_by_a_rule(tmp_path, place):
     data = NCaltech101DataModule(tmp_path, split="last", test_fraction=0.25, size=(45, 60), time_steps=2)
     data.setup("fit")
     assert data.class_names == ["BACKGROUND_Google", "airplanes", "yin_yang"]
+    for _ in ("the folder of the classes itself", "with frames in it"):
+        inner = NCaltech101DataModule(tmp_path / place, size=12, time_steps=2)
+        inner.setup("fit")
+        assert inner.class_names == data.class_names
     assert (data.inputs.height, data.inputs.width, data.inputs.num_classes) == (45, 60, 3)
     assert [data.source().names[index] for index in data.test_set.subset] == [
         f"{name}/image_0003" for name in data.class_names
