@@ -8,6 +8,7 @@ import torch
 from tna_lightning.data import DigitsDVSDataModule, EventCamera
 from tna_lightning.data.augment import CutMix, Roll
 from tna_lightning.running.config import compose
+from tna_lightning.running.record import part_of_test
 from tna_lightning.running.train import train
 
 TINY_CAMERA = ["data.camera.sensor=12", "data.camera.display=24", "data.camera.leg=4", "data.time_steps=3"]
@@ -35,15 +36,16 @@ def root(tmp_path_factory):
 def test_event_frames_train_in_every_way_at_ternary_precision(tmp_path, monkeypatch, root, baseline, model):
     monkeypatch.chdir(tmp_path)
     overrides = ["data=digits_dvs", *TINY_CAMERA, f"data.root={root}", f"model={model}", "model.width=0.05"]
-    overrides += [f"baseline={baseline}", "quant=ternary", "epochs=1", "optimizer=adamw"]
-    overrides += ["augment=nda_cutmix", "data.batch_size=32", "+trainer.limit_train_batches=2"]
-    overrides += ["+trainer.limit_test_batches=1", "trainer.enable_progress_bar=false"]
+    overrides += [f"baseline={baseline}", "quant=ternary", "debug=smoke", "optimizer=adamw"]
+    overrides += ["augment=nda_cutmix", "data.batch_size=32", "trainer.enable_progress_bar=false"]
     folder = tmp_path / "run"
     train(compose(overrides), folder)
     record = json.loads((folder / "run.json").read_text())
     assert record["status"] == "done"
     assert record["data"]["simulated"] is True
     assert record["data"]["time_steps"] == 3
+    assert part_of_test(record) == "part of the test set"
+    assert record["epochs"] == 1
     assert record["split_hash"] == record["data"]["split_hash"]
     assert 0 <= record["results"]["test/acc"] <= 1
     assert ("test/companion_acc" in record["results"]) == (baseline != "plain")

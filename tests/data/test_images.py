@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tna_lightning.data import DigitsDataModule, ImageDataModule
+from tna_lightning.data import BatchedDataModule, DigitsDataModule, ImageDataModule
 from tna_lightning.data.augment import AutoAugment, Crop, Cutout, Flip
+from tna_lightning.data.loading import BatchSet
 
 # Lightning 2.6.6 builds torch's LeafSpec, which torch 2.13 deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")
@@ -198,6 +200,19 @@ def test_validation_and_test_subsets_are_drawn_once_and_said() -> None:
     assert about["of_samples"] == {"val": 144, "test": 360}
     assert "of_samples" not in whole.describe()
     assert some.split_hash != whole.split_hash
+
+
+def test_a_subset_that_a_module_of_ones_own_does_not_draw_is_refused() -> None:
+    class Own(BatchedDataModule):
+        def setup(self, stage: str) -> None:
+            samples = BatchSet(torch.zeros(8, 1), torch.zeros(8, dtype=torch.int64))
+            self.train_set = self.val_set = self.test_set = samples
+
+    for count, message in ((8, None), (3, r"^train_subset=3: Own\.setup does not draw it, by reduce\(\)")):
+        data = Own(train_subset=count)
+        data.setup("fit")
+        with pytest.raises(ValueError, match=message) if message else nullcontext():
+            data.check_subsets()
 
 
 def test_images_that_a_test_subset_leaves_out_do_not_count_in_the_mean() -> None:

@@ -245,6 +245,14 @@ def test_the_sensor_is_read_where_the_files_say_it(tmp_path, way):
     )
 
 
+def test_the_sensor_is_that_of_the_first_recording_that_can_be_read(tmp_path):
+    folder_of(tmp_path, way="Prophesee", file="{}.dat")
+    (tmp_path / "left" / "8.dat").write_bytes(b"% Version 2")
+    with pytest.raises(ValueError, match=r"left/8.dat: truncated in its header; skip_bad=true leaves"):
+        module(tmp_path, sensor=None).source()
+    assert module(tmp_path, sensor=None, skip_bad=True).source().sensor == SENSOR
+
+
 def test_an_edited_recording_makes_new_frames_and_another_run(tmp_path):
     folder_of(tmp_path)
     first = module(tmp_path)
@@ -331,9 +339,7 @@ def test_the_split_is_part_of_a_runs_identity(tmp_path):
     assert run(split_file=str(path)) != before
 
 
-NO_SENSOR = (
-    r"sensor=null: .npz files do not say it; set data.sensor=\[H,W\], in pixels; those of left/0 reach \[12,20\]"
-)
+NO_SENSOR = r"sensor=null: .npz files do not say it; set data.sensor=\[H,W\], in pixels; left/0 reaches \[12,20\]"
 OFF_SENSOR = r"left/0.npz: event \d+ at x=\d+, y=11 is outside the sensor, \[H,W\]=\[11,20\] .*skip_bad=true"
 
 
@@ -441,6 +447,10 @@ def test_n_caltech101_is_read_and_split_by_a_rule(tmp_path, place):
     data = NCaltech101DataModule(tmp_path, split="last", test_fraction=0.25, size=(45, 60), time_steps=2)
     data.setup("fit")
     assert data.class_names == ["BACKGROUND_Google", "airplanes", "yin_yang"]
+    for _ in ("the folder of the classes itself", "with frames in it"):
+        inner = NCaltech101DataModule(tmp_path / place, size=12, time_steps=2)
+        inner.setup("fit")
+        assert inner.class_names == data.class_names
     assert (data.inputs.height, data.inputs.width, data.inputs.num_classes) == (45, 60, 3)
     assert [data.source().names[index] for index in data.test_set.subset] == [
         f"{name}/image_0003" for name in data.class_names

@@ -8,7 +8,7 @@ from typing import Any
 
 from tna_lightning.data.class_folders import Found, by_number, find_files
 from tna_lightning.data.events import EventDataModule
-from tna_lightning.data.formats import TIME_UNITS
+from tna_lightning.data.formats import TIME_UNITS, BadRecording
 from tna_lightning.data.recordings import ARRAYS, RecordingFile, RecordingFiles
 
 SUFFIXES = (*ARRAYS, ".aedat", ".aedat4", ".dat", ".bin")
@@ -75,19 +75,25 @@ class EventFolderDataModule(EventDataModule):
         others = sorted({file.suffix for file in files} - {*ARRAYS})
         if self.time_unit != "us" and others:
             raise ValueError(f"time_unit={self.time_unit!r}: {', '.join(others)} have microseconds, must be us")
-        sensor = self.given_sensor or files[0].sensor()
-        if sensor is None:
-            recording = files[0].load(self.time_unit)
-            reach = (
-                f"; those of {files[0].name} reach [{recording.y.max() + 1},{recording.x.max() + 1}]"
-                if len(recording)
-                else ""
-            )
-            raise ValueError(
-                f"sensor=null: {files[0].suffix} files do not say it; set data.sensor=[H,W], in pixels{reach}"
-            )
+        sensor = self.given_sensor or self._read_sensor(files)
         changed = [file.path.stat().st_mtime_ns for file in files]
         return RecordingFiles(files, sensor, self.time_unit, changed=changed)
+
+    def _read_sensor(self, files: list[RecordingFile]) -> tuple[int, int]:
+        """As the first recording says it; with ``skip_bad``, the first that can be read."""
+        for file in files:
+            try:
+                if (sensor := file.sensor()) is not None:
+                    return sensor
+                recording = file.load(self.time_unit)
+            except BadRecording as error:
+                bad = error
+                if not self.skip_bad:
+                    break
+                continue
+            reach = f"; {file.name} reaches [{recording.y.max() + 1},{recording.x.max() + 1}]" if len(recording) else ""
+            raise ValueError(f"sensor=null: {file.suffix} files do not say it; set data.sensor=[H,W], in pixels{reach}")
+        raise BadRecording(f"{bad}; skip_bad=true leaves bad recordings out") from bad
 
     def _find(self) -> Found:
         if self._found is None:

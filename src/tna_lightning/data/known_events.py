@@ -47,7 +47,7 @@ class KnownEventsDataModule(EventDataModule):
     are others), and what to do where there is none; and it finds the recordings in such a place.
 
     Args:
-        root: where tonic (``save_to``) or spikingjelly (``root``) has put it; frames are cached in ``root/frames``.
+        root: where tonic (``save_to``) or spikingjelly (``root``) has put it; frames are cached in ``root/.frames``.
         **settings: see :class:`~tna_lightning.data.EventDataModule`.
 
     Raises:
@@ -61,8 +61,9 @@ class KnownEventsDataModule(EventDataModule):
     numbers: tuple[int, ...]
     advice: str
 
-    def __init__(self, root: str | Path = ".data", **settings: Any) -> None:
-        super().__init__(root, **settings)
+    def __init__(self, root: str | Path = ".data", *, frames_root: str | Path | None = None, **settings: Any) -> None:
+        # hidden, since the root may be the folder that holds the folders of classes
+        super().__init__(root, frames_root=Path(root) / ".frames" if frames_root is None else frames_root, **settings)
         self._located: Located | None = None
 
     def own_test(self) -> list[int]:

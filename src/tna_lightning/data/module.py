@@ -138,6 +138,17 @@ class BatchedDataModule(LightningDataModule):
             self._reduced("test", labels, test, derive_seed(0, 3)),
         )
 
+    def check_subsets(self) -> None:
+        """Refuse a subset that :meth:`setup` has not drawn, as one that does not call :meth:`reduce`; needs setup.
+
+        Raises:
+            ValueError: there is one.
+        """
+        for part in ("train", "val", "test"):
+            count, there = getattr(self, f"{part}_subset"), len(getattr(self, f"{part}_set"))
+            if count not in (None, there):
+                raise ValueError(f"{part}_subset={count!r}: {type(self).__name__}.setup does not draw it, by reduce()")
+
     def _reduced(self, part: str, labels: Tensor, samples: Tensor, seed: int) -> Tensor:
         count = getattr(self, f"{part}_subset")
         if count is None or count == len(samples) > 0:

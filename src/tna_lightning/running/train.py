@@ -245,6 +245,8 @@ def _prepare(run: Run) -> _Prepared:
         with under("data"):  # the trainer asks for both again
             datamodule.prepare_data()
             datamodule.setup("fit")
+            if isinstance(datamodule, BatchedDataModule):
+                datamodule.check_subsets()
         if isinstance(datamodule, BatchedDataModule):
             with isolate_rng():  # which an operation of one's own may draw from
                 datamodule.try_augmentation()
