@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import json
 import os
 import re
 import shlex
@@ -181,12 +182,12 @@ def understood(words):
     compose(firsts)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page not in (*TUTORIALS, *PYTHON_NOT_RUN, "README.md")])
+PYTHON = [page for page in PAGES if page not in (*TUTORIALS, *PYTHON_NOT_RUN, "README.md")]
+
+
+@pytest.mark.parametrize("page", [page for page in PYTHON if "```python" in (ROOT / page).read_text()])
 def test_python_on_a_page_runs(page, tmp_path, monkeypatch):
     """In one namespace a page, beside a packed network, with the names that a page takes for granted."""
-    blocks = [fence["text"] for fence in fences(page) if fence["language"] == "python"]
-    if not blocks:
-        return
     monkeypatch.chdir(tmp_path)
     network = convnet(1, 10, LIF, width=0.125, time_steps=2)
     quantize_network(network, Ternary())
@@ -200,8 +201,9 @@ def test_python_on_a_page_runs(page, tmp_path, monkeypatch):
     tna_lightning.save_network("network.safetensors", network, spec, inputs=inputs)
     images = torch.rand(2, 1, 8, 8)
     names = {"network": network, "images": images, "batches": [images]}
-    for block in blocks:
-        exec(compile(block, page, "exec"), names)
+    for fence in fences(page):
+        if fence["language"] == "python":
+            exec(compile(fence["text"], page, "exec"), names)
 
 
 COMMANDS = [
@@ -286,3 +288,17 @@ def test_a_tutorial_runs_as_it_stands(page, tmp_path):
         "to_a_device": r"\b\d\b.*",
     }[Path(page).stem]
     assert re.search(expected, result.stdout), result.stdout[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["first_network", "reading_a_study"])
+def test_a_notebook_runs(name, tmp_path):
+    """Its cells of code, one after the other, as a program: they are plain Python."""
+    cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())["cells"]
+    program = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    environment = os.environ | {"MPLBACKEND": "agg"}
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    expected = {"first_network": "equal: True", "reading_a_study": "6 jobs: 6 done"}[name]
+    assert expected in result.stdout
