@@ -435,6 +435,12 @@ def test_any_row_can_be_compared_with(tmp_path):
     assert "\\emph{minus 2 bits, 95\\,\\% interval}" in (tmp_path / "out" / "table.tex").read_text()
 
 
+def test_differences_that_stand_in_the_table_are_not_there_twice(study):
+    table = rows(collect([study]).done, "baseline=plain")
+    assert [key for key in shown(table) if key in ("to_plain", "against")] == ["to_plain"]
+    assert "against" in shown(rows(collect([study]).done, "baseline=tna"))
+
+
 def test_ones_own_code_is_part_of_the_choice_that_brings_it():
     def with_code(baseline, seed, target=None, **code):
         made = record(baseline, seed=seed, accuracy=0.5 + 0.1 * (target is not None))
