@@ -134,6 +134,14 @@ def commands(page):
         yield from (line for line in block.replace("\\\n", " ").splitlines() if line.strip())
 
 
+def test_hooks_and_continuous_integration_call_targets_that_are_there():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    files = [*ROOT.glob(".ci/**/*"), *ROOT.glob(".github/workflows/*.yml")]
+    called = [re.findall(r"\bmake((?: [\w-]+)+)$", path.read_text(), re.MULTILINE) for path in files if path.is_file()]
+    words = {word for lines in called for line in lines for word in line.split() if not word.startswith("--")}
+    assert {"lint", "type", "docs", "test", "release"} <= words <= targets
+
+
 class Parsed(Exception):
     """The door has understood its arguments."""
 

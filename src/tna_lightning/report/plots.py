@@ -202,14 +202,14 @@ def accuracy_against(
 ) -> Figure | None:
     """A panel for each data set, model and neuron; colours are baselines, markers precisions.
 
-    None where all values lie within a twentieth of each other.
+    None where all values lie within a tenth of each other.
     """
     panels: dict[str, list[Row]] = {}
     for row in table:
         if value(row):
             panels.setdefault(_setting(row, table), []).append(row)
     found = [value(row) or 0.0 for rows in panels.values() for row in rows]
-    if not found or max(found) < 1.05 * min(found):
+    if not found or max(found) < 1.1 * min(found):
         return None
     figure, grid = _panels(len(panels), width)
     precisions = list(dict.fromkeys(row.precision for row in table))
