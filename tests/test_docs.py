@@ -293,7 +293,7 @@ def test_a_tutorial_runs_as_it_stands(page, tmp_path):
         "sweep": r"6 jobs: 6 done[\s\S]*12 finished runs[\s\S]*12 records: mine\.jsonl\.gz",
         "own_data": r"'circle': [\d.]+",
         "own_neuron": r"tired .*a LIF that tires[\s\S]*test/acc",
-        "to_a_device": r"\b\d\b.*",
+        "to_a_device": r"2: class \d \(\d\), logits( -?[\d.e-]+){10}\n",
     }[Path(page).stem]
     assert re.search(expected, result.stdout), result.stdout[-3000:]
 
