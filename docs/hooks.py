@@ -53,7 +53,7 @@ def _name(match: re.Match[str]) -> str:
 
 
 def on_page_markdown(markdown: str, page: Page, **kwargs: Any) -> str:
-    """Take in parts of the repository's own pages, and name files to which a page may link, but the site does not have."""
+    """Take in parts of the repository's own pages, and name files that a page links to but the site has not."""
     up = "../" * (page.file.src_uri.count("/") + 1)
 
     def included(match: re.Match[str]) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import json
 import os
 import re
 import shlex
@@ -161,6 +162,14 @@ def commands(page):
         yield from (line for line in block.replace("\\\n", " ").splitlines() if line.strip())
 
 
+def test_hooks_and_continuous_integration_call_targets_that_are_there():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    files = [*ROOT.glob(".ci/**/*"), *ROOT.glob(".github/workflows/*.yml")]
+    called = [re.findall(r"\bmake((?: [\w-]+)+)$", path.read_text(), re.MULTILINE) for path in files if path.is_file()]
+    words = {word for lines in called for line in lines for word in line.split() if not word.startswith("--")}
+    assert {"lint", "type", "docs", "test", "release"} <= words <= targets
+
+
 class Parsed(Exception):
     """The door has understood its arguments."""
 
@@ -209,12 +218,12 @@ def understood(words):
     compose(firsts)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page not in (*TUTORIALS, *PYTHON_NOT_RUN, "README.md")])
+PYTHON = [page for page in PAGES if page not in (*TUTORIALS, *PYTHON_NOT_RUN, "README.md")]
+
+
+@pytest.mark.parametrize("page", [page for page in PYTHON if "```python" in (ROOT / page).read_text()])
 def test_python_on_a_page_runs(page, tmp_path, monkeypatch):
     """In one namespace a page, beside a packed network, with the names that a page takes for granted."""
-    blocks = [fence["text"] for fence in fences(page) if fence["language"] == "python"]
-    if not blocks:
-        return
     monkeypatch.chdir(tmp_path)
     network = convnet(1, 10, LIF, width=0.125, time_steps=2)
     quantize_network(network, Ternary())
@@ -228,8 +237,9 @@ def test_python_on_a_page_runs(page, tmp_path, monkeypatch):
     tna_lightning.save_network("network.safetensors", network, spec, inputs=inputs)
     images = torch.rand(2, 1, 8, 8)
     names = {"network": network, "images": images, "batches": [images]}
-    for block in blocks:
-        exec(compile(block, page, "exec"), names)
+    for fence in fences(page):
+        if fence["language"] == "python":
+            exec(compile(fence["text"], page, "exec"), names)
 
 
 COMMANDS = [
@@ -311,6 +321,20 @@ def test_a_tutorial_runs_as_it_stands(page, tmp_path):
         "sweep": r"6 jobs: 6 done[\s\S]*12 finished runs[\s\S]*12 records: mine\.jsonl\.gz",
         "own_data": r"'circle': [\d.]+",
         "own_neuron": r"tired .*a LIF that tires[\s\S]*test/acc",
-        "to_a_device": r"\b\d\b.*",
+        "to_a_device": r"2: class \d \(\d\), logits( -?[\d.e-]+){10}\n",
     }[Path(page).stem]
     assert re.search(expected, result.stdout), result.stdout[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["first_network", "reading_a_study"])
+def test_a_notebook_runs(name, tmp_path):
+    """Its cells of code, one after the other, as a program: they are plain Python."""
+    cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())["cells"]
+    program = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    environment = os.environ | {"MPLBACKEND": "agg"}
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    expected = {"first_network": "equal: True", "reading_a_study": "6 jobs: 6 done"}[name]
+    assert expected in result.stdout

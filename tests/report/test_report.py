@@ -435,6 +435,31 @@ def test_any_row_can_be_compared_with(tmp_path):
     assert "\\emph{minus 2 bits, 95\\,\\% interval}" in (tmp_path / "out" / "table.tex").read_text()
 
 
+def test_differences_that_stand_in_the_table_are_not_there_twice(study):
+    table = rows(collect([study]).done, "baseline=plain")
+    assert [key for key in shown(table) if key in ("to_plain", "against")] == ["to_plain"]
+    assert "against" in shown(rows(collect([study]).done, "baseline=tna"))
+
+
+def test_ones_own_code_is_part_of_the_choice_that_brings_it():
+    def with_code(baseline, seed, target=None, **code):
+        made = record(baseline, seed=seed, accuracy=0.5 + 0.1 * (target is not None))
+        made["config"] |= {"own": {f"code.{name}": digest for name, digest in code.items()}} if code else {}
+        made["config"] |= {"neuron": {"_target_": target or "tna_lightning.models.LIF"}}
+        made["choices"] = made["choices"] | {"neuron": "mine" if target else "lif"}
+        return made | {"identity": identity(made["config"])}
+
+    made = [with_code("plain", seed) for seed in (0, 1)]
+    made += [with_code("plain", seed, "mine.Neuron", mine="1", helper="2") for seed in (0, 1)]
+    (mine,) = [row for row in rows(made, "neuron=lif") if row.neuron == "mine"]
+    assert (mine.differences["against"].mean, mine.differences["against"].pairs) == (pytest.approx(10.0), 2)
+    other = with_code("tna", 0, "mine.Neuron", mine="3", helper="2")  # edited since: no partner of the plain run
+    assert "plain" not in rows([*made, other])[-1].differences
+    own_baseline = [with_code("my_baseline", seed, objective="4") for seed in (0, 1)]
+    (mine,) = [row for row in rows([*made, *own_baseline]) if row.baseline == "my_baseline"]
+    assert mine.differences["plain"].pairs == 2
+
+
 def test_a_setting_can_be_compared_with_and_what_is_not_there_is_refused(tmp_path):
     write(tmp_path, *(record(seed=seed, match_weight=weight) for seed in (0, 1) for weight in (0.001, 0.05)))
     done = collect([tmp_path]).done

@@ -83,9 +83,7 @@ def figures(table: Sequence[Row], width: float = PAGE) -> Iterator[tuple[str, st
     text = f"Test accuracy against the weight of the match term: {seeds}."
     text += " Dashed is plain training, where it was run."
     plots.append(("match_weight", text, partial(match_weights, table, width)))
-    text = (
-        "Test accuracy over the energy of one inference as firing is penalised, the weight beside each"
-    )
+    text = "Test accuracy over the energy of one inference as firing is penalised, the weight beside each"
     plots.append(("rate_weight", f"{text} point: {seeds}.", partial(rate_weights, table, width)))
     for name, caption, draw in plots:
         with rc_context(STYLE):
@@ -206,14 +204,14 @@ def accuracy_against(
 ) -> Figure | None:
     """A panel for each data set, model and neuron; colours are baselines, markers precisions.
 
-    None where all values lie within a twentieth of each other.
+    None where all values lie within a tenth of each other.
     """
     panels: dict[str, list[Row]] = {}
     for row in table:
         if value(row):
             panels.setdefault(_setting(row, table), []).append(row)
     found = [value(row) or 0.0 for rows in panels.values() for row in rows]
-    if not found or max(found) < 1.05 * min(found):
+    if not found or max(found) < 1.1 * min(found):
         return None
     figure, grid = _panels(len(panels), width)
     precisions = list(dict.fromkeys(row.precision for row in table))

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tna_lightning.report.names import named
-from tna_lightning.running.identity import identity, identity_config
+from tna_lightning.running.identity import identity_config
 from tna_lightning.running.record import part_of_test, precision_words
 from tna_lightning.running.versions import as_before, with_neutral
 
@@ -30,6 +30,7 @@ SETS = {
     **{group: (group,) for group in ("quant", "model", "neuron", "augment", "optimizer")},
 }
 _SEEDS = re.compile(r"seed|data\.seed|companion\.seed|companions\.\w+\.seed")
+_CODE = "own.code."  # digests of the user's own modules
 _ENTRIES = "callbacks."  # settings of what only some runs have
 
 Record = Mapping[str, Any]
@@ -247,12 +248,26 @@ def _partner_key(record: Record, *, any_seed: bool = False) -> str:
 
     A baseline sets the objective, the companions and (plain_twice) how many times its `epochs` the trainer runs.
     """
-    config = {key: value for key, value in record["config"].items() if key not in ("objective", "companion")}
-    config["companions"] = {}
-    config["trainer"] = {key: value for key, value in (config.get("trainer") or {}).items() if key != "max_epochs"}
-    if any_seed:
-        config |= {"seed": None, "data": config["data"] | {"seed": None}}
-    return identity(config, {})
+    return _settings_but(record, [*SETS["baseline"], *(("seed", "data.seed") if any_seed else ())])
+
+
+def _settings_but(record: Record, gone: Sequence[str]) -> str:
+    """All settings but these and what is below them, as version 0.1.0 had them, with the user's code that they name.
+
+    Code that only one of two choices brings is part of that difference.
+    """
+
+    def is_gone(key: str) -> bool:
+        return any(key == each or key.startswith(f"{each}.") for each in gone)
+
+    settings = {key: value for key, value in identity_config(record["config"]).items() if not is_gone(key)}
+    named_code = {str(value).rpartition(".")[0] for key, value in settings.items() if key.endswith("_target_")}
+    kept = {
+        key: value
+        for key, value in settings.items()
+        if not key.startswith(_CODE) or key.removeprefix(_CODE) in named_code
+    }
+    return json.dumps(as_before(kept | {"companions": kept.get("companions", {})}, {}), sort_keys=True)
 
 
 def _differences_to(records: Sequence[Record], against: str) -> dict[str, float]:
@@ -262,10 +277,7 @@ def _differences_to(records: Sequence[Record], against: str) -> dict[str, float]
     others = []
     for record in records:
         has_them = all(_value(record, key) == value for key, value in wanted.items())
-        settings = identity_config(record["config"])
-        for gone in (gone for key in wanted for gone in SETS.get(key, (key,))):
-            settings = {key: value for key, value in settings.items() if key != gone and not key.startswith(f"{gone}.")}
-        key = json.dumps(as_before(settings | {"companions": settings.get("companions", {})}, {}), sort_keys=True)
+        key = _settings_but(record, [gone for key in wanted for gone in SETS.get(key, (key,))])
         if has_them:
             partners[key].append(_accuracy(record))
         else:

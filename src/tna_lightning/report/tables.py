@@ -73,6 +73,8 @@ def shown(table: Sequence[Row]) -> list[str]:
     """
     lines = [cells(row) for row in table]
     keys = [key for key in HEADINGS if len({line[key] for line in lines} | ({""} if len(table) == 1 else set())) > 1]
+    if all(line[AGAINST] == line["to_plain"] for line in lines):  # it is plain training that was asked for
+        keys = [key for key in keys if key != AGAINST]
     if len({(line["precision"], line["quantised"]) for line in lines}) == len({line["precision"] for line in lines}):
         keys = [key for key in keys if key != "quantised" or len(table) == 1]
     return [key for key in HEADINGS if key in keys or key == "accuracy"]
