@@ -90,8 +90,9 @@ def test_optimizers(choice):
         {"params": [torch.nn.Parameter(torch.ones(2))], "name": "base.no_decay", "weight_decay": 0.0},
     ]
     optimizer = build("optimizer", config["optimizer"])(groups)
-    schedule = build("schedule", config["schedule"])(optimizer, 100, 10)
-    assert schedule.get_last_lr() == [config["optimizer"]["lr"]] * 2
+    schedule = build("schedule", config["schedule"])(optimizer, 1000, 10)
+    first_share = 1 / max(1, 10 * config["schedule"]["warmup_epochs"])
+    assert schedule.get_last_lr() == pytest.approx([first_share * config["optimizer"]["lr"]] * 2)
     assert optimizer.param_groups[0]["weight_decay"] == config["optimizer"]["weight_decay"] > 0
     assert optimizer.param_groups[1]["weight_decay"] == 0
 
