@@ -7,7 +7,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tna_lightning.cost import CostCounter, MemoryModel, inference_cost
-from tna_lightning.models import LIF, SpikingNeuron
+from tna_lightning.models import LIF, SpikingNeuron, sdt, spikingformer
 from tna_lightning.quantization import Ternary, quantize_network, weight_report
 
 B, T, N, F = 2, 3, 5, 8
@@ -628,3 +628,30 @@ def test_a_failure_that_the_network_catches_drops_no_pass():
     cost = counted(network, torch.randn(B, F))
     assert by_name(cost, "dense_macs") == {"module.0.0": F * F, "module.1": 4 * F}
     assert cost["firing_rate"] is None
+
+
+@pytest.mark.parametrize("backbone", [sdt, spikingformer])
+def test_attention_of_spikes_costs_an_accumulate_where_both_fire(backbone):
+    settings = {"num_heads": 2} if backbone is spikingformer else {}
+    network = backbone(3, 10, LIF, channels=16, num_blocks=1, time_steps=2, **settings)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.constant_(module.bias, 0.6)  # so that queries, keys and values fire
+    (attention,) = (module for module in network.body if hasattr(module, "attend"))
+    seen = {}
+    for name in ("query", "key", "value"):
+        attention.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, name=name: seen.__setitem__(name, output.flatten(3))  # [T, B, D, N]
+        )
+    cost = inference_cost(network, [torch.rand(4, 3, 16, 16)])
+    query, key, value = (seen[name].double() for name in ("query", "key", "value"))
+    both = (key * value).sum()
+    if backbone is spikingformer:
+        q, k, v = (each.unflatten(2, (2, 8)) for each in (query, key, value))
+        scores = k.mT @ q
+        both = scores.sum() + (v.ne(0).double() @ scores.ne(0).double()).sum()
+    (product,) = cost["products"]
+    assert both > 0
+    assert product["synaptic_operations"] == pytest.approx(float(both) / 4)
+    assert product["macs"] == 0
+    assert cost["not_counted"] == []

@@ -276,6 +276,88 @@ def test_a_block_adds_its_input_before_the_second_neuron():
     assert torch.equal(block(x), block.neuron2(residual + x))
 
 
+def spikes_like(*shape):
+    return (torch.rand(shape) > 0.5).float()
+
+
+@pytest.mark.parametrize("kind", [models.MSBlock, models.MaxBlock])
+def test_a_block_of_membranes_adds_currents(kind):
+    block = kind(4, 6, 2, LIF)
+    x = 2 * torch.randn(3, 2, 4, 6, 6)
+    torch.testing.assert_close(block(x), block.shortcut(block.pool(x)))  # the last norm starts at 0
+    nn.init.ones_(block.conv2.norm.weight)
+    spikes = block.neuron1(x)
+    if kind is models.MaxBlock:
+        padded = nn.functional.pad(spikes, (1, 1, 1, 1))
+        spikes = torch.stack([padded[..., i : i + 5 : 2, j : j + 5 : 2] for i in range(3) for j in range(3)]).amax(0)
+        assert block.conv1.conv.stride == block.shortcut.conv.stride == (1, 1)
+    residual = block.conv2(block.neuron2(block.conv1(spikes)))
+    torch.testing.assert_close(block(x), residual + block.shortcut(block.pool(x)))
+    assert block(x).shape == (3, 2, 6, 3, 3)
+
+
+@pytest.mark.parametrize("connect", ["add", "and", "iand"])
+def test_a_block_of_spikes_joins_them(connect):
+    block = models.SEWBlock(4, 4, 1, partial(LIF, threshold=0.8), connect=connect)
+    x = spikes_like(3, 2, 4, 6, 6)
+    assert torch.equal(block(x), x)  # at first it hands its input on
+    nn.init.ones_(block.conv2.norm.weight)
+    spikes = block.neuron2(block.conv2(block.neuron1(block.conv1(x))))
+    assert 0 < spikes.mean() < 1
+    joined = {"add": spikes + x, "and": spikes * x, "iand": (1 - spikes) * x}[connect]
+    assert torch.equal(block(x), joined)
+    wider = models.SEWBlock(4, 6, 2, LIF, connect=connect)
+    assert wider.shortcut(x).unique().tolist() == [0, 1]  # spikes too
+    with pytest.raises(ValueError, match=r"^connect='or': must be one of add, and, iand"):
+        models.SEWBlock(4, 4, 1, LIF, connect="or")
+
+
+@pytest.mark.parametrize("kind", ["sdt", "spikingformer"])
+def test_attention_by_its_loops(kind):
+    attention = {
+        "sdt": models.attention.SpikeDrivenAttention(6, LIF),
+        "spikingformer": models.attention.SpikingSelfAttention(6, LIF, num_heads=2),
+    }[kind]
+    query, key, value = (spikes_like(2, 3, 6, 2, 4) for _ in range(3))
+    currents = torch.zeros(2, 3, 6, *((1, 1) if kind == "sdt" else (2, 4)))
+    tokens = [(i, j) for i in range(2) for j in range(4)]
+    for channel in range(6):
+        for i, j in tokens:
+            if kind == "sdt":
+                currents[:, :, channel, 0, 0] += key[:, :, channel, i, j] * value[:, :, channel, i, j]
+                continue
+            head = slice(0, 3) if channel < 3 else slice(3, 6)
+            for k, m in tokens:
+                score = (query[:, :, head, i, j] * key[:, :, head, k, m]).sum(2)
+                currents[:, :, channel, i, j] += 0.125 * score * value[:, :, channel, k, m]
+    fires = LIF(threshold=0.5)(currents)
+    expected = query * fires if kind == "sdt" else fires
+    assert torch.equal(attention.attend(query, key, value), expected)
+    x = torch.randn(2, 3, 6, 2, 4)
+    spikes = attention.neuron(x)
+    attended = attention.attend(attention.query(spikes), attention.key(spikes), attention.value(spikes))
+    torch.testing.assert_close(attention(x), x + attention.project(attended))
+    assert float(models.attention.half_as_high(partial(LIF, threshold=2.0), 6).threshold) == 1.0
+    assert models.attention.half_as_high(partial(models.SlidingPSN, order=2), 6).order == 2
+
+
+def test_a_transformers_tokens_and_heads():
+    network = composed("spikingformer", width=0.1)  # of 12 heads of 3.2 channels
+    maps = []
+    for block in network.body:
+        if isinstance(block, models.attention.Attention):
+            block.register_forward_hook(lambda module, inputs, output: maps.append(tuple(output.shape[2:])))
+    network(torch.randn(1, 3, 32, 32))
+    assert maps == [(36, 8, 8)] * 4  # 64 tokens
+    for settings, message in (
+        ({"num_heads": 7}, r"num_heads=7: must divide the channels, 384"),
+        ({"halve": [True]}, r"halve=\[True\]: must be 4 times true or false"),
+        ({"num_blocks": 0}, r"num_blocks=0: must be a whole number of at least 1"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            spikingformer(3, 10, LIF, **settings)
+
+
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_structure_that_other_floors_walk(backbone):
     network = composed(backbone, width=0.05)

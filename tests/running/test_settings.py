@@ -212,7 +212,7 @@ def seen(thing, depth=0, been=()):
         return repr(thing)  # 1 is one batch, 1.0 all
     if thing is None or isinstance(thing, str | torch.dtype | torch.device | Path):
         return thing
-    if id(thing) in been or depth > 7:
+    if id(thing) in been or depth > 8:
         return type(thing).__name__
     been = (*been, id(thing))
     if isinstance(thing, dict):
@@ -242,7 +242,9 @@ def _others(value):
     if isinstance(value, float):
         return (value / 2 + 0.25, value / 2 + 0.01, 2 * value + 1)
     if isinstance(value, list):
-        return ([each / 2 + 0.1 for each in value] if value and isinstance(value[0], float) else ["stem"],)
+        if value and isinstance(value[0], float):
+            return ([each / 2 + 0.1 for each in value],)
+        return (["stem"], value[::-1], value[:1])
     if value is None:
         return OF_NOTHING
     return WORDS if isinstance(value, str) else ()
