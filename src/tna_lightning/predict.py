@@ -24,6 +24,7 @@ from tna_lightning.data import pictures, recordings
 from tna_lightning.packages import MissingPackage
 from tna_lightning.quantization.inputs import Prediction, answers, raw_levels
 from tna_lightning.quantization.packing import load_packed, read_packed
+from tna_lightning.running.processes import outlive_readers
 
 NETWORK = "network.safetensors"  # in the folder of a run
 SOURCE = "network.c"  # in that of a C export
@@ -201,6 +202,7 @@ def _table(rows: Sequence[tuple[str, Prediction]]) -> str:
 
 def main() -> None:
     """The command line: status 2 where an input, or the network, cannot be used; the other inputs are answered."""
+    outlive_readers()
     parser = argparse.ArgumentParser(
         prog="python -m tna_lightning.predict", description=(__doc__ or "").partition("\n")[0]
     )

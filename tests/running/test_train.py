@@ -480,7 +480,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
         "    return LambdaLR(optimizer, lambda step: 1e-30 if step < steps_per_epoch else 1.0)\n"
     )
     overrides = ["epochs=2", "optimizer.lr=1e30", "schedule._target_=accidents.sane_then_absurd"]
-    result = small_run(folder, *overrides, "~schedule.warmup_epochs", env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    result = small_run(
+        folder,
+        *overrides,
+        "~schedule.warmup_epochs",
+        "~schedule.final_share",
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
     assert result.returncode == 1, result.stderr
     last = result.stderr.splitlines()[-1]
     assert last.startswith("error: the loss is not finite at step ")
