@@ -132,7 +132,7 @@ PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for
 TUTORIALS = [page for page in PAGES if page.startswith("docs/tutorials/")]
 RUN_ELSEWHERE = ("docs/extending.md", "docs/precision.md")  # all their commands, by the tests above and below
 NOT_RUN = {  # how a command begins, and why no test here runs it
-    r"pip install": "needs a network; the wheel is installed by tests/test_own_folder.py",
+    r"pip install": "needs a network; tests/running/test_config.py installs the wheel",
     r"torchrun ": "tests/running/test_ddp.py starts one",
     r"srun ": "needs a cluster",
     r"\. \.venv/bin/activate": "of the reader's shell",
@@ -142,7 +142,6 @@ NOT_RUN = {  # how a command begins, and why no test here runs it
 }
 PYTHON_NOT_RUN = {
     "docs/c_runtime.md": "load_c: tests/export/test_c.py",
-    "docs/events.md": "a split for CIFAR10-DVS: tests/data/test_cifar10dvs.py reads one",
     "docs/extending.md": "its files are what the tests above use",
 }
 
