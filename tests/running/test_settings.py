@@ -42,6 +42,7 @@ NOT_SEEN = {
     "resume": "what is done with an earlier run, see test_train.py",
     "ckpt_path": "needs a checkpoint, see test_train.py",
     "init_from": "needs a run, see test_train.py",
+    "extend": "needs a run, see test_extension.py",
     "companion.weights": "needs a run, see test_companions.py",
     "companion.seed": "refused unless the companion is pretrained, see test_companions.py",
 }

@@ -23,14 +23,18 @@ class ExactResume(Callback):
     Args:
         identity: the run's identity (:func:`tna_lightning.running.identity.identity`); a checkpoint that
             carries another one is refused with a ValueError. None accepts any.
+        extended: the identity of a shorter run, whose checkpoints are accepted too.
         began_with: what else every checkpoint shall remember of the training, JSON-able: under
             ``checkpoint[ExactResume.KEY]["began_with"]``.
     """
 
     KEY = "tna_lightning"
 
-    def __init__(self, identity: str | None = None, began_with: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, identity: str | None = None, began_with: Mapping[str, Any] | None = None, extended: str | None = None
+    ) -> None:
         self.identity = identity
+        self.extended = extended
         self.began_with = dict(began_with or {})
         self._generators: dict[str, Any] | None = None
         self._was_stopped = False
@@ -58,7 +62,7 @@ class ExactResume(Callback):
         if self.KEY not in checkpoint or trainer.state.fn != "fit":
             return
         if self.identity is not None:
-            refuse_another_run(checkpoint, trainer.ckpt_path, self.identity)
+            refuse_another_run(checkpoint, trainer.ckpt_path, self.identity, self.extended)
         self._generators = checkpoint[self.KEY]["generators"]
         self._was_stopped = checkpoint[self.KEY].get("should_stop", False)  # version 0.1 did not save it
 
@@ -80,13 +84,22 @@ class ExactResume(Callback):
         self._generators = None
 
 
-def refuse_another_run(checkpoint: Mapping[str, Any], path: Path | str | None, identity: str) -> None:
+def identity_of(checkpoint: Mapping[str, Any]) -> Any:
+    """The identity of the run that saved a checkpoint; None where it is not said."""
+    own = checkpoint.get(ExactResume.KEY)
+    return own.get("identity") if isinstance(own, Mapping) else own
+
+
+def refuse_another_run(
+    checkpoint: Mapping[str, Any], path: Path | str | None, identity: str, extended: str | None = None
+) -> None:
     """Raise a ValueError if the checkpoint carries the identity of another run, or an entry that is none of ours."""
-    own = checkpoint.get(ExactResume.KEY, {"identity": identity})
-    saved = own.get("identity") if isinstance(own, Mapping) else own
-    if saved != identity:
+    if ExactResume.KEY not in checkpoint:
+        return
+    saved = identity_of(checkpoint)
+    if saved not in (identity, extended or identity):
         raise ValueError(
             f"ckpt_path={str(path)!r}: belongs to a run of another config "
             f"(identity {str(saved)[:8]}, this one is {identity[:8]}); continue it with its own, "
-            f"or begin another with its weights: init_from={path}"
+            f"for more epochs of a finished run: extend=RUN; or begin another with its weights: init_from={path}"
         )

@@ -41,6 +41,7 @@ def pretraining_config(config: Mapping[str, Any], name: str = "companion") -> di
         "companions": {},
         "quant": {},
         "init_from": None,
+        "extend": None,
         "ckpt_path": None,
         "resume": True,
         "study": None,

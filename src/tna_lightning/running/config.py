@@ -30,7 +30,7 @@ from tna_lightning.running.versions import MOVED
 # the nodes and settings of a config; what else stands in one, nothing reads
 SETTINGS = (
     *("seed", "epochs", "keep", "compile", "channels_last", "checkpoint_stages", "output_dir", "study", "resume"),
-    *("init_from", "ckpt_path"),
+    *("init_from", "extend", "ckpt_path"),
     *("data", "augment", "model", "neuron", "quant", "objective", "companion", "companions", "optimizer", "schedule"),
     *("trainer", "callbacks", "logger", "cost"),
 )
@@ -260,10 +260,13 @@ def _check_plain_settings(config: Mapping[str, Any]) -> None:
         raise ValueError("checkpoint_stages=true: not with compile=network, which chooses itself what is kept")
     for key, what in (
         ("init_from", "the path of a run, of its .safetensors or of a .ckpt"),
+        ("extend", "the folder of a finished run"),
         ("ckpt_path", "the path of a checkpoint, or last"),
     ):
         if config[key] is not None and not isinstance(config[key], str):
             raise ValueError(f"{key}={config[key]!r}: must be {what}")
+    if config["extend"] is not None and config["ckpt_path"] not in (None, "last"):
+        raise ValueError(f"ckpt_path={config['ckpt_path']!r}: must be left out with extend, which names the checkpoint")
 
 
 def _check_trainer(config: Mapping[str, Any]) -> None:

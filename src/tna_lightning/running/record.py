@@ -301,7 +301,8 @@ class Run:
             raise ValueError(
                 f"resume=true: {self.folder} holds a run of another config ({'; '.join(changed[:5])}"
                 f"{', ...' if len(changed) > 5 else ''}); choose another folder or resume=false. "
-                f"More epochs for its network: another run with init_from={self.folder}"
+                f"More epochs for its network: another run, epochs=N extend={self.folder}; "
+                f"with other settings init_from={self.folder}"
             )
         return record
 

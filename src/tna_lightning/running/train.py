@@ -26,7 +26,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from tna_lightning.callbacks import ChooseCopies, ExactResume, History, LayerCurves, StopOnNonFiniteLoss
-from tna_lightning.callbacks.exact_resume import refuse_another_run
+from tna_lightning.callbacks.exact_resume import identity_of, refuse_another_run
 from tna_lightning.callbacks.inference_cost import InferenceCost
 from tna_lightning.data import BatchedDataModule
 from tna_lightning.learner import TwinLearner
@@ -40,6 +40,7 @@ from tna_lightning.running import checkpoints, companions, loggers
 from tna_lightning.running.callbacks import build_callbacks, check_monitors
 from tna_lightning.running.config import BAD_INPUT, check, companion_nodes, companion_prefix, read_config, write_config
 from tna_lightning.running.console import leave, print_record, quiet_lightning, was_interrupted
+from tna_lightning.running.extension import LongerSchedule, extended_record, refuse_fixed_length
 from tna_lightning.running.factory import (
     build,
     build_data,
@@ -139,7 +140,9 @@ def _sources(config: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     files = {
         key: weights_file(key, source) for key, source in named.items() if source not in (None, "random", "pretrained")
     }
-    return {key: {"file": str(path), "sha256": digest(path)} for key, path in files.items()}
+    if config["extend"] is not None:
+        files["extend"] = Path(config["extend"]) / LAST_CHECKPOINT
+    return {key: {"file": str(path), "sha256": digest(path)} for key, path in files.items() if path.is_file()}
 
 
 def _changed_since(previous: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
@@ -191,7 +194,8 @@ def _going_on(began_with: Mapping[str, Any], today: dict[str, Any]) -> dict[str,
     ]
     if changed:
         log.warning("goes on elsewhere, not to the very same weights: %s", "; ".join(changed))
-    return {**began_with, "environments": before if before[-1] == here[0] else [*before, *here]}
+    sources = {**today["sources"], **began_with["sources"]}
+    return {**began_with, "sources": sources, "environments": before if before[-1] == here[0] else [*before, *here]}
 
 
 def _begin(run: Run, prepared: _Prepared | None) -> None:
@@ -206,7 +210,9 @@ def _begin(run: Run, prepared: _Prepared | None) -> None:
     if prepared.ckpt_path is not None:
         checkpoints.take_up(prepared.ckpt_path, prepared.best_path, run.folder / "checkpoints")
     environments = prepared.began_with["environments"]
-    further = {"environments": environments} if len(environments) > 1 else {}
+    further: dict[str, Any] = {"environments": environments} if len(environments) > 1 else {}
+    if run.config["extend"] is not None:
+        further["extends"] = {"run": run.config["extend"], "identity": prepared.extended}
     run.write(sources=prepared.began_with["sources"], **further)
 
 
@@ -224,12 +230,13 @@ class _Prepared:
     ckpt_path: Path | None
     best_path: Path | None
     began_with: dict[str, Any]
+    extended: str | None
 
 
 def _prepare(run: Run) -> _Prepared:
     config = run.config
     require("matplotlib")  # for the pictures at the end
-    ckpt_path, checkpoint = _checkpoint(run)
+    ckpt_path, checkpoint, extended = _checkpoint(run)
     with under("ckpt_path"):
         best_path = None if ckpt_path is None else checkpoints.best_beside(ckpt_path, checkpoint)
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
@@ -251,7 +258,15 @@ def _prepare(run: Run) -> _Prepared:
     kept, savers = checkpoints.savers(run.folder / "checkpoints", config["keep"])
     history = History(run.folder / "metrics.csv")
     cost: InferenceCost = build("cost", config["cost"])
-    callbacks: list[Callback] = [history, StopOnNonFiniteLoss(), ExactResume(run.identity, began_with), cost, *savers]
+    callbacks: list[Callback] = [
+        history,
+        StopOnNonFiniteLoss(),
+        ExactResume(run.identity, began_with, extended),
+        cost,
+        *savers,
+    ]
+    if extended is not None and identity_of(checkpoint) == extended:
+        callbacks.append(LongerSchedule())
     if config["logger"]:
         callbacks.append(LayerCurves())
     if isinstance(datamodule, BatchedDataModule) and datamodule.chosen is not None:
@@ -281,14 +296,17 @@ def _prepare(run: Run) -> _Prepared:
         logger = build("logger", config["logger"])
         with under(f"logger={run.record['choices'].get('logger', 'custom')}"):
             loggers.check(logger)
-    return _Prepared(datamodule, learner, trainer, history, cost, kept, logger, ckpt_path, best_path, dict(began_with))
+    return _Prepared(
+        datamodule, learner, trainer, history, cost, kept, logger, ckpt_path, best_path, dict(began_with), extended
+    )
 
 
 def _train(run: Run, prepared: _Prepared) -> dict[str, Any]:
     config, datamodule, learner, trainer = run.config, prepared.datamodule, prepared.learner, prepared.trainer
     history = prepared.history
     nodes = companion_nodes(config)
-    for name in (name for name, node in nodes.items() if node["weights"] == "pretrained"):
+    pretrained = [name for name, node in nodes.items() if node["weights"] == "pretrained"]
+    for name in pretrained if config["extend"] is None else []:  # else they are in the checkpoint
         with isolate_rng():  # this run draws the same whether its companion is trained here and now or was before
             weights = companions.pretrained_weights(config, train, name)
             lightning.seed_everything(config["seed"], workers=True, verbose=False)  # in the environment, too
@@ -383,7 +401,9 @@ def build_learner(config: Mapping[str, Any], datamodule: Any) -> TwinLearner:
     with under("optimizer"):  # both are called when training starts: their errors are wanted now
         tried = optimizer([{"name": "tried", "params": [nn.Parameter(torch.zeros(1))]}])
     with under("schedule"):
-        schedule(tried, max(1, config["epochs"]), 1)
+        scheduler = schedule(tried, max(1, config["epochs"]), 1)
+        if config["extend"] is not None:
+            refuse_fixed_length(scheduler["scheduler"] if isinstance(scheduler, Mapping) else scheduler)
     objective = build("objective", config["objective"])
     with under("objective"):
         objective.check_classes(inputs.num_classes)
@@ -422,8 +442,11 @@ def build_quantization(config: Mapping[str, Any]) -> Any:
     return WeightQuantization(next(iter(own.values())), list(own), own) if own else None
 
 
-def _checkpoint(run: Run) -> tuple[Path | None, dict[str, Any]]:
-    """Where training goes on from, and what it holds: what ``ckpt_path`` says, else the folder's last."""
+def _checkpoint(run: Run) -> tuple[Path | None, dict[str, Any], str | None]:
+    """Where training goes on from, and what it holds: what ``ckpt_path`` says, else the folder's last.
+
+    Where neither is and ``extend`` names a run, that one's last; its identity comes third, None without ``extend``.
+    """
     asked, resume = run.config["ckpt_path"], run.config["resume"]
     if asked in (None, "last"):
         last = run.folder / LAST_CHECKPOINT
@@ -432,8 +455,15 @@ def _checkpoint(run: Run) -> tuple[Path | None, dict[str, Any]]:
         path = Path(asked)
     if asked is not None and not (path and path.is_file()):
         raise ValueError(f"ckpt_path={asked!r}: there is no checkpoint {path or ''}".rstrip())
+    extended = None
+    if (source := run.config["extend"]) is not None:
+        # a run that was begun no longer needs the one that it goes on from
+        extended = _begun(run) if path is not None else None
+        if extended is None:
+            extended = extended_record(run.config)["identity"]
+            path = path or Path(source) / LAST_CHECKPOINT
     if path is None:
-        return None, {}
+        return None, {}, None
     if not resume and path.resolve().is_relative_to(run.folder.resolve()):
         raise ValueError(f"ckpt_path={asked!r}: resume=false puts it aside with all that is in {run.folder}")
     try:
@@ -442,8 +472,14 @@ def _checkpoint(run: Run) -> tuple[Path | None, dict[str, Any]]:
         raise ValueError(f"ckpt_path={error}; resume=false starts over") from error
     if ExactResume.KEY not in content or History().state_key not in content["callbacks"]:
         raise ValueError(f"ckpt_path={str(path)!r}: is no checkpoint of a run")
-    refuse_another_run(content, path, run.identity)
-    return path, content
+    refuse_another_run(content, path, run.identity, extended)
+    return path, content, extended
+
+
+def _begun(run: Run) -> str | None:
+    """The identity of the run that this one has begun to extend; None where it has not."""
+    previous = run.previous()
+    return None if previous is None else (previous.get("extends") or {}).get("identity")
 
 
 @contextmanager

@@ -23,6 +23,7 @@ ADDED: dict[str, Any] = {
     "callbacks": {},
     "checkpoint_stages": False,
     "companions": {},
+    "extend": None,
     "companion.device": None,
     "companion.precision": "full",
     "data.encode": "direct",
