@@ -157,7 +157,7 @@ def test_a_file_that_does_not_know_says_so(tmp_path, inputs):
     network = kept(tmp_path / "kept", inputs, time_steps=2 if inputs and inputs["kind"] == "events" else None)
     with pytest.raises(ValueError, match=r"^path=.*kept': does not know what its network expects"):
         network.preprocess(LEVELS)
-    with pytest.raises(ValueError, match=r"must be float32, prepared as in training; this file does not know how"):
+    with pytest.raises(ValueError, match=r"must be float32, prepared as in training; this file does not know what"):
         network(torch.from_numpy(LEVELS))
     if inputs is None:
         assert network.classes is None
