@@ -209,7 +209,7 @@ class RefusesRaw:
                 if self.questions.missing
                 else "network.preprocess(x) makes them so, network.predict(x) answers at once"
             )
-            raise ValueError(f"x={x.dtype}: must be float32, prepared as in training; {how}")
+            raise ValueError(f"x of {x.dtype}: must be floating-point numbers, normalised as in training; {how}")
 
 
 def make_askable(network: nn.Module, inputs: Mapping[str, Any], path: str, *, refuses_raw: bool) -> None:
