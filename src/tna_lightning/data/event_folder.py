@@ -9,7 +9,9 @@ from typing import Any
 from tna_lightning.data.class_folders import Found, by_number, find_files
 from tna_lightning.data.events import EventDataModule
 from tna_lightning.data.formats import TIME_UNITS
-from tna_lightning.data.recordings import ARRAYS, READ, RecordingFile, RecordingFiles
+from tna_lightning.data.recordings import ARRAYS, RecordingFile, RecordingFiles
+
+SUFFIXES = (*ARRAYS, ".aedat", ".aedat4", ".dat", ".bin")
 
 
 class EventFolderDataModule(EventDataModule):
@@ -89,7 +91,7 @@ class EventFolderDataModule(EventDataModule):
     def _find(self) -> Found:
         if self._found is None:
             try:
-                self._found = find_files(self.root, READ, "recordings", by_number)
+                self._found = find_files(self.root, SUFFIXES, "recordings", by_number)
             except (FileNotFoundError, ValueError) as error:
                 raise type(error)(f"root={str(self.root)!r}: {error}") from error
         return self._found
