@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,10 +16,11 @@ import numpy as np
 import pytest
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from PIL import Image
 
 import tna_lightning
 from tna_lightning import __main__ as front
-from tna_lightning import evaluate, show
+from tna_lightning import evaluate, predict, show
 from tna_lightning.export import __main__ as export_door
 from tna_lightning.models import LIF, convnet
 from tna_lightning.quantization import Ternary, quantize_network
@@ -173,7 +175,7 @@ class Parsed(Exception):
     """The door has understood its arguments."""
 
 
-DOORS = {"evaluate": evaluate, "show": show, "export": export_door, "report": report_door}
+DOORS = {"evaluate": evaluate, "predict": predict, "show": show, "export": export_door, "report": report_door}
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in (*TUTORIALS, *RUN_ELSEWHERE)])
@@ -235,10 +237,42 @@ def test_python_on_a_page_runs(page, tmp_path, monkeypatch):
     inputs["class_names"] = [str(digit) for digit in range(10)]
     tna_lightning.save_network("network.safetensors", network, spec, inputs=inputs)
     images = torch.rand(2, 1, 8, 8)
-    names = {"network": network, "images": images, "batches": [images]}
+    names = {"network": network, "images": images, "batches": [images], "picture": Image.new("RGB", (20, 30))}
     for fence in fences(page):
         if fence["language"] == "python":
             exec(compile(fence["text"], page, "exec"), names)
+
+
+def test_from_a_folder_of_pictures_to_the_class_of_one_in_the_five_commands_of_the_page(tmp_path, monkeypatch, capsys):
+    """But for a smaller and shorter training: pictures of mixed kinds and sizes, told apart by colour."""
+    rng = np.random.default_rng(0)
+    colors = {"apple": (200, 40, 40), "leaf": (40, 180, 60), "sky": (60, 90, 220)}
+    for place, (name, color) in enumerate(colors.items()):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for number in range(20):
+            height, width = rng.integers(20, 60, 2)
+            levels = np.clip(np.array(color) + rng.normal(0, 25, (height, width, 3)), 0, 255).astype(np.uint8)
+            suffix = ("png", "jpg", "bmp")[(number + place) % 3]
+            Image.fromarray(levels).save(tmp_path / "pictures" / name / f"{number}.{suffix}")
+    Image.new("RGB", (100, 70), (70, 80, 210)).save(tmp_path / "another.jpg")
+    monkeypatch.chdir(tmp_path)
+    lines = [line for line in commands("docs/data.md") if "root=pictures" in line or "runs/mine" in line]
+    few = ["epochs=4", "compile=none", "data.batch_size=12", "model.width=0.25", "model.time_steps=2"]
+    few += ["data.size=8", "neuron.threshold=0.3", "trainer.enable_progress_bar=false"]
+    for line, door in zip(lines, ("show", "", "evaluate", "show", "predict"), strict=True):
+        words = shlex.split(line, comments=True)
+        assert words[:3] == ["python", "-m", f"tna_lightning.{door}".rstrip(".")]
+        monkeypatch.setattr(sys, "argv", [words[2], *words[3:], *(few if not door else [])])
+        with nullcontext() if door != "predict" else pytest.raises(SystemExit, match="0"):
+            (DOORS[door] if door else front).main()
+    table = capsys.readouterr().out.splitlines()[-1].split()
+    assert table[:2] == ["another.jpg", "sky"]
+    judged = json.loads(Path("judged/evaluation.json").read_text())
+    assert np.array(judged["confusion"]).sum(1).tolist() == [4, 4, 4]  # a fifth of each class
+    assert judged["accuracy"] == pytest.approx(finished_record("runs/mine")["results"]["test/acc"])
+    assert judged["accuracy"] > 0.9
+    for picture in ("image_folder.png", "judged/confusion.png", "inside.png"):
+        assert Path(picture).stat().st_size > 5000
 
 
 COMMANDS = [

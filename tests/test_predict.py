@@ -66,6 +66,7 @@ def folder(tmp_path_factory):
     np.savez(folder / "recording.npz", t=t, x=x, y=y, p=p)
     np.savez(folder / "off.npz", t=t, x=x + 1, y=y, p=p)
     np.save(folder / "frames.npy", rng.integers(0, 9, (5, 3, 2, 8, 8), dtype=np.uint8))
+    np.save(folder / "few.npy", np.load(folder / "frames.npy")[:, :2])
     (folder / "no.png").write_text("no picture")
     (folder / "cut.npz").write_bytes((folder / "named.npz").read_bytes()[:300])
     np.savez(folder / "two.npz", first=LEVELS, second=LEVELS)
@@ -150,9 +151,18 @@ def test_a_table_and_csv_say_the_same(folder, ask):
         ("run", "rgb.npy", "rgb.npy: x=[4, 3, 8, 6]: must be [C, H, W] [1, 8, 6] or [H, W, C] [8, 6, 1]"),
         ("run", "events.safetensors", "events.safetensors: this network takes pictures or arrays (.png"),
         ("events.safetensors", "off.npz", "off.npz: event "),
-        ("events.safetensors", "levels.npy", "levels.npy: x=[70, 8, 6]: must be [T, 2, H, W] [3, 2, 8, 8]"),
+        (
+            "events.safetensors",
+            "levels.npy",
+            "levels.npy: holds no t, x, y and p by name, but an array uint8 [70, 8, 6]",
+        ),
+        ("events.safetensors", "few.npy", "few.npy: x=[5, 2, 2, 8, 8]: must be [T, 2, H, W] [3, 2, 8, 8]"),
         ("events.safetensors", "cut.npz", "cut.npz: is damaged or no array"),
-        ("events.safetensors", "mine/1.bmp", "mine/1.bmp: this network takes event recordings or arrays (.aedat"),
+        (
+            "events.safetensors",
+            "mine/1.bmp",
+            "mine/1.bmp: this network takes event recordings or arrays (.npz, .npy, .aedat",
+        ),
     ],
 )
 def test_bad_input_is_one_line_each_and_the_others_are_answered(ask, network, place, message):

@@ -129,7 +129,7 @@ def _line(path: Path, error: BaseException) -> str:
 
 
 def _suffixes(kind: str) -> tuple[str, ...]:
-    return (*(pictures.SUFFIXES if kind == "images" else recordings.SUFFIXES), *ARRAYS)
+    return (*(pictures.SUFFIXES if kind == "images" else recordings.READ), *ARRAYS)
 
 
 def _files(place: Path, kind: str) -> list[Path]:
@@ -167,12 +167,13 @@ def _read(path: Path, inputs: dict[str, Any]) -> Tensor:
         return torch.from_numpy(np.array(pictures.read_picture(path, (height, width), grey=channels == 1))[None])
     if suffix in ARRAYS and (array := _array(path, kind)) is not None:
         return raw_levels(array, inputs)
-    recording = recordings.RecordingFile(path, None, str(path), 0, path.stat().st_size).load()
+    file = recordings.RecordingFile(path, None, str(path), 0, path.stat().st_size)
+    recording = file.load((inputs["framing"] or {}).get("time_unit", "us"))
     return raw_levels(recording, inputs, str(path))
 
 
 def _array(path: Path, kind: str) -> np.ndarray | None:
-    """The array in a file; None where it holds the events of a recording.
+    """The array in a file; None where it holds no frames, but a recording perhaps.
 
     Raises:
         ValueError: it is damaged, or it cannot be told which array is meant.
@@ -181,9 +182,9 @@ def _array(path: Path, kind: str) -> np.ndarray | None:
         with path.open("rb") as file:  # numpy would leave a damaged one open
             held = np.load(file)
             if isinstance(held, np.ndarray):
-                return None if held.dtype.names else held
+                return None if kind == "events" and held.ndim < 4 else held
             names = held.files
-            if kind == "events" and {"t", "x", "y", "p"} <= {*names}:
+            if kind == "events" and all(held[name].ndim < 4 for name in names):
                 return None
             chosen = [name for name in ARRAY_NAMES if name in names][:1] or names
             if len(chosen) != 1:

@@ -140,7 +140,7 @@ def test_raw_inputs_given_to_the_network_itself_are_refused_with_what_to_do(netw
     copy = fold_batch_norm(network)  # a deep copy, which asks itself
     for each in (network, copy):
         with pytest.raises(
-            ValueError, match=r"x=torch\.uint8: must be float32.*network\.preprocess\(x\) makes them so"
+            ValueError, match=r"x of torch\.uint8: must be floating-point.*network\.preprocess\(x\) makes them so"
         ):
             each(torch.from_numpy(LEVELS))
     with torch.no_grad():
@@ -157,7 +157,7 @@ def test_a_file_that_does_not_know_says_so(tmp_path, inputs):
     network = kept(tmp_path / "kept", inputs, time_steps=2 if inputs and inputs["kind"] == "events" else None)
     with pytest.raises(ValueError, match=r"^path=.*kept': does not know what its network expects"):
         network.preprocess(LEVELS)
-    with pytest.raises(ValueError, match=r"must be float32, prepared as in training; this file does not know how"):
+    with pytest.raises(ValueError, match=r"normalised as in training; this file does not know what"):
         network(torch.from_numpy(LEVELS))
     if inputs is None:
         assert network.classes is None

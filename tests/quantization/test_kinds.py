@@ -464,7 +464,8 @@ def test_a_network_that_is_wrapped_by_torch_compile_has_its_plain_names(inner, t
 # ---- public classes --------------------------------------------------------------------------------------------------
 
 OVER_TIME = {"IPSU", "MaskedPSN", "PSN", "QuantReLU", "RPSU", "TemporalTernary"}
-WITH_ARGUMENTS = {"BasicBlock", "Codes", "Network", "PerStep", "Quantizer", "Stepwise", "Uniform", "WeightQuantization"}
+BLOCKS = {"BasicBlock", "MSBlock", "MaxBlock", "SEWBlock"}
+WITH_ARGUMENTS = BLOCKS | {"Codes", "Network", "PerStep", "Quantizer", "Stepwise", "Uniform", "WeightQuantization"}
 
 
 def public_objects():
@@ -481,7 +482,7 @@ def public_objects():
     found["Codes"] = Ternary().encode(torch.randn(3, 4))
     found["WeightQuantization"] = tna_lightning.quantization.WeightQuantization(Ternary(), skip=["a"], start_epoch=1)
     found["PerStep"] = tna_lightning.models.PerStep(nn.Conv2d(2, 3, 3))
-    found["BasicBlock"] = tna_lightning.models.BasicBlock(2, 3, 2, LIF)
+    found |= {name: getattr(tna_lightning.models, name)(2, 3, 2, LIF) for name in BLOCKS}
     found["Quantizer"] = Quantizer("layer")
     found["Stepwise"] = tna_lightning.models.snntorch_neuron(settings={"beta": 0.5})
     return found

@@ -174,6 +174,7 @@ def test_every_choice_describes_itself():
     ("override", "message"),
     [
         ("model=nothing", r"model=nothing: allowed are convnet"),
+        ("neuron=lf", r"neuron=lf: allowed are alif, .*; did you mean lif\?$"),
         ("nothing=1", r"nothing: no such group or setting"),
         ("model.nothing=1", r"model.nothing: no such setting here"),
         ("data.time_steps=3", r"data.time_steps: these are static images, .* model.time_steps"),

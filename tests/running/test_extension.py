@@ -18,7 +18,7 @@ TINY = ["data.train_subset=120", "data.batch_size=40", "model.width=0.125", "mod
 TINY += ["trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "keep=best"]
 CONSTANT = """
 from torch.optim.lr_scheduler import LambdaLR
-def constant(optimizer, total_steps, steps_per_epoch):
+def constant(optimizer, total_steps, steps_per_epoch, **settings):
     return LambdaLR(optimizer, lambda step: 1.0)
 """
 
@@ -42,7 +42,7 @@ def losses(folder):
 def test_where_the_schedule_knows_no_end_it_is_the_longer_run_to_the_bit(tmp_path, monkeypatch):
     (tmp_path / "constant_rate.py").write_text(CONSTANT)
     monkeypatch.syspath_prepend(tmp_path)
-    overrides = [*TINY, "baseline=plain", "schedule._target_=constant_rate.constant", "~schedule.warmup_epochs"]
+    overrides = [*TINY, "baseline=plain", "schedule._target_=constant_rate.constant"]
     train(compose([*overrides, "epochs=1"]), tmp_path / "shorter")
     train(compose([*overrides, "epochs=3"]), tmp_path / "longer")
     extended = compose([*overrides, "epochs=3", f"extend={tmp_path / 'shorter'}"])

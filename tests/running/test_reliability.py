@@ -358,10 +358,10 @@ def test_a_record_that_no_check_foresees_leaves_the_report_to_the_others(whole, 
         (tmp_path / f"run{seed}" / RECORD).write_text(json.dumps(record))
     rows = report.rows
 
-    def fails(done):
+    def fails(done, against):
         if any(record["name"] != "good" for record in done):
             raise KeyError("bits")
-        return rows(done)
+        return rows(done, against)
 
     monkeypatch.setattr(report, "rows", fails)
     collection = report.report([tmp_path], tmp_path / "report")

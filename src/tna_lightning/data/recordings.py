@@ -39,6 +39,8 @@ FOLDERS = (
     *(f"CIFAR10DVS/{folder}" for folder in ("extract", "download", "events_np")),
 )
 ARRAYS = (".npz", ".npy")
+READ = (*ARRAYS, ".aedat", ".aedat4", ".dat", ".bin")
+"""What is read of recordings of one's own."""
 AEDAT2_SENSOR = (128, 128)
 
 

@@ -86,7 +86,7 @@ class Questions:
                 or too short raises its subclass ``BadSample``.
         """
         if self.missing:
-            raise ValueError(f"path={self.path!r}: {self._does_not_know()}")
+            raise ValueError(f"path={self.path!r}: {self.does_not_know()}")
         if isinstance(x, list | tuple):
             if not x:
                 raise ValueError("x=[]: must hold at least one input")
@@ -105,21 +105,8 @@ class Questions:
         device = next(self.network.parameters()).device
         return answers(self.network(prepared.to(device)), self.inputs["class_names"])
 
-    def refuse_raw(self, module: nn.Module, arguments: Sequence[Any]) -> None:
-        """A hook before the network's forward.
-
-        Raises:
-            ValueError: its input holds whole numbers, which no network here is trained on.
-        """
-        if arguments and isinstance(x := arguments[0], Tensor) and not (x.is_floating_point() or x.is_complex()):
-            how = (
-                f"this file does not know how ({self._does_not_know()})"
-                if self.missing
-                else "network.preprocess(x) makes them so, network.predict(x) answers at once"
-            )
-            raise ValueError(f"x={x.dtype}: must be float32, prepared as in training; {how}")
-
-    def _does_not_know(self) -> str:
+    def does_not_know(self) -> str:
+        """Words on what is missing, and what to do about it."""
         return (
             f"does not know what its network expects ({', '.join(self.missing)}), as files of earlier versions and of "
             "data of one's own do not; prepare inputs as in training and pass them as float32, or write it with "
@@ -200,6 +187,31 @@ def answers(logits: Tensor, class_names: Sequence[str] | None) -> list[Predictio
     ]
 
 
+class RefusesRaw:
+    """A hook before a network's forward, which leaves its input as it is: whole numbers are none, and are refused.
+
+    Args:
+        questions: of the network.
+    """
+
+    def __init__(self, questions: Questions) -> None:
+        self.questions = questions
+
+    def __call__(self, module: nn.Module, arguments: Sequence[Any]) -> None:
+        """Look at the input.
+
+        Raises:
+            ValueError: it holds whole numbers.
+        """
+        if arguments and isinstance(x := arguments[0], Tensor) and not (x.is_floating_point() or x.is_complex()):
+            how = (
+                f"this file {self.questions.does_not_know()}"
+                if self.questions.missing
+                else "network.preprocess(x) makes them so, network.predict(x) answers at once"
+            )
+            raise ValueError(f"x of {x.dtype}: must be floating-point numbers, normalised as in training; {how}")
+
+
 def make_askable(network: nn.Module, inputs: Mapping[str, Any], path: str, *, refuses_raw: bool) -> None:
     """Give a network ``preprocess``, ``predict`` and ``classes``, but for those that its own class has.
 
@@ -216,4 +228,4 @@ def make_askable(network: nn.Module, inputs: Mapping[str, Any], path: str, *, re
         if not hasattr(type(network), name):
             setattr(network, name, value)
     if refuses_raw:
-        network.register_forward_pre_hook(questions.refuse_raw)
+        network.register_forward_pre_hook(RefusesRaw(questions))

@@ -37,6 +37,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tna_lightning.data.formats import TIME_UNITS
 from tna_lightning.data.frames import SLICINGS
 from tna_lightning.files import write_bytes
 from tna_lightning.models.blocks import is_spiking
@@ -79,8 +80,9 @@ INPUTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 def _is_framing(value: Any) -> bool:
     return (
         isinstance(value, Mapping)
-        and value.keys() == {"sensor", "slicing"}
+        and {"sensor", "slicing"} <= value.keys() <= {"sensor", "slicing", "time_unit"}
         and value["slicing"] in SLICINGS
+        and value.get("time_unit", "us") in TIME_UNITS
         and _is_list(value["sensor"], _is_count)
         and len(value["sensor"]) == 2
     )
@@ -228,7 +230,8 @@ def save_network(
         metadata: more to remember, JSON-able, by name.
         inputs: what the network expects, as far as it is known: ``kind`` (``images`` or ``events``), ``shape``
             (``[C, H, W]``), ``mean`` and ``std`` (one a channel, of pixels from 0 to 1), ``class_names``,
-            ``time_steps``, ``framing`` of events (``{"sensor": [H, W], "slicing": "time"}`` or ``"count"``).
+            ``time_steps``, ``framing`` of events (``{"sensor": [H, W], "slicing": "time"}`` or ``"count"``;
+            ``time_unit`` of t in arrays, if not ``us``).
 
     Raises:
         ValueError: a weight or buffer holds NaN or infinite values, or a weight does once it is decoded; a module's

@@ -18,6 +18,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from tna_lightning.models.neurons import SpikingNeuron
+from tna_lightning.quantization.inputs import RefusesRaw
 
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d)
@@ -107,7 +108,7 @@ def has_hooks(module: nn.Module) -> bool:
     """Whether hooks of others see what goes into a module or comes out, and may make it something else."""
     before = module._forward_pre_hooks.values()
     return bool(module._forward_hooks) or not all(
-        isinstance(hook, WeightNorm | SpectralNorm | prune.BasePruningMethod) for hook in before
+        isinstance(hook, WeightNorm | SpectralNorm | prune.BasePruningMethod | RefusesRaw) for hook in before
     )
 
 

@@ -464,7 +464,9 @@ def explain(error: BaseException) -> str | None:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         allowed = error.options or (options(group) if group in GROUPS else None)  # none for one of several choices
         if allowed:
-            return f"{group}={choice}: allowed are {', '.join(sorted(allowed))}"
+            close = difflib.get_close_matches(choice, allowed, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            return f"{group}={choice}: allowed are {', '.join(sorted(allowed))}{hint}"
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override)
     if isinstance(error, ConfigCompositionException):

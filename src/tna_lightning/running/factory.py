@@ -215,7 +215,11 @@ def expected_inputs(network: nn.Module, datamodule: Any) -> dict[str, Any]:
     if isinstance(datamodule, BatchedDataModule):
         expected["class_names"] = [str(name) for name in datamodule.class_names]
     if isinstance(datamodule, EventDataModule):
-        expected["framing"] = {"sensor": list(datamodule.sensor), "slicing": datamodule.spec.slicing}
+        unit = getattr(datamodule, "time_unit", "us")
+        expected["framing"] = {
+            **{"sensor": list(datamodule.sensor), "slicing": datamodule.spec.slicing},
+            **({"time_unit": unit} if unit != "us" else {}),
+        }
     return expected
 
 
