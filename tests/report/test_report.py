@@ -25,7 +25,7 @@ from tna_lightning.report.collect import collect
 from tna_lightning.report.latex import as_latex
 from tna_lightning.report.page import page
 from tna_lightning.report.plots import figures, learning_curves
-from tna_lightning.report.references import published
+from tna_lightning.report.references import is_of_whole_set, published
 from tna_lightning.report.repeat import command
 from tna_lightning.report.statistics import missing, paired_difference, rows
 from tna_lightning.report.tables import answers, as_csv, as_markdown, cells, in_all_rows, legend, plain_words, shown
@@ -642,7 +642,7 @@ def written(tmp_path_factory):
         write(folder / "study", record("plain", seed=seed, accuracy=PLAIN[seed]), record("kd", "ternary", seed))
     weights = (0.0, 0.05)
     write(folder / "study", *(record(match_weight=weight, seed=seed) for weight in weights for seed in (0, 1)))
-    report([folder / "study"], folder / "report", Wishes(references=True))
+    report([folder / "study"], folder / "report", Wishes())
     return folder / "report"
 
 
@@ -792,6 +792,9 @@ def test_the_same_runs_give_the_same_report(written):
     report([written.parent / "study"], again, Wishes(references=True))
     for path in written.iterdir():
         assert path.read_bytes() == (again / path.name).read_bytes(), path.name
+    for part in ({"data": {"train_subset": 500}}, {"trainer": {"limit_test_batches": 2}}):
+        config = {key: node | part.get(key, {}) for key, node in {"data": {}, "trainer": {}}.items()}
+        assert is_of_whole_set({"config": {"data": {}, "trainer": {}}}) > is_of_whole_set({"config": config})
 
 
 def test_page_escapes_what_runs_say(study):

@@ -17,7 +17,7 @@ from tna_lightning.report.collect import Collection, collect
 from tna_lightning.report.latex import as_latex
 from tna_lightning.report.page import page
 from tna_lightning.report.plots import COLUMN, STYLE, figures
-from tna_lightning.report.references import Published, published
+from tna_lightning.report.references import Published, is_of_whole_set, published
 from tna_lightning.report.statistics import Row, Unmet, missing, rows
 from tna_lightning.report.tables import as_csv, as_markdown, legend, plain_words
 from tna_lightning.running.archive import RECORDS, SUFFIX, keep_records
@@ -36,13 +36,13 @@ class Wishes:
     """What a reader wants of a report.
 
     Attributes:
-        references: the published accuracies on the data sets of the table.
+        references: the published accuracies on the data sets of the table; None where all runs are of whole sets.
         against: which row the others are compared with, see :func:`~tna_lightning.report.statistics.rows`.
         table_rows, table_columns: of ``table.tex``, see :func:`~tna_lightning.report.latex.as_latex`.
         page_alone: no files of plots, which take longer than all else: for a page that is written again and again.
     """
 
-    references: bool = False
+    references: bool | None = None
     against: str = ""
     table_rows: Sequence[str] = ()
     table_columns: Sequence[str] = ()
@@ -120,7 +120,8 @@ def _files(studies: Sequence[Path | str], folder: Path, collection: Collection, 
     table = rows(collection.done, wishes.against)
     absent = missing(table, [run.name for run in collection.unfinished])
     notes = how(collection.done)
-    known = published({row.data for row in table}) if wishes.references else []
+    are_wanted = all(map(is_of_whole_set, collection.done)) if wishes.references is None else wishes.references
+    known = published({row.data for row in table}) if are_wanted else []
     named = sorted({record["study"] for record in collection.done if record.get("study")})
     title = "Report on " + ", ".join(named or [_name(Path(study)) for study in studies])
 
@@ -298,7 +299,11 @@ def main() -> None:
     parser.add_argument(
         "--watch", action="store_true", help=f"write page and tables anew every {REFRESH} s as long as runs go on"
     )
-    parser.add_argument("--references", action="store_true", help="add published accuracies, with their sources")
+    parser.add_argument(
+        "--references",
+        action=argparse.BooleanOptionalAction,
+        help="published accuracies, with their sources; by default where every run is of a whole set",
+    )
     parser.add_argument(
         "--wandb", metavar="ENTITY/PROJECT", help="make a W&B workspace and report of these runs as well"
     )

@@ -8,7 +8,8 @@ another paper's table), ``third party`` (a summary that could not be checked).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,3 +63,11 @@ def published(data: Iterable[str]) -> list[Published]:
         for work, network, steps, precision, accuracies, source in _ROWS
         if (accuracy := accuracies[name_index]) is not None
     ]
+
+
+def is_of_whole_set(record: Mapping[str, Any]) -> bool:
+    """Whether a run was trained on and tested with all that its data set has, as what is published was."""
+    data, trainer = (record["config"].get(key, {}) for key in ("data", "trainer"))
+    parts = [data.get(f"{part}_subset") for part in ("train", "test")]
+    limits = [trainer.get(f"limit_{part}_batches") for part in ("train", "test")]
+    return not any(parts) and all(limit in (None, 1.0) for limit in limits) and not trainer.get("overfit_batches")
