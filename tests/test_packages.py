@@ -23,7 +23,8 @@ EXTRAS = ("onnx", "onnxscript", "onnxruntime", "nir", "h5py", "wandb_workspaces"
 # whose modules are data modules or a callback of Lightning's
 OF_LIGHTNING = [
     *(f"tna_lightning.data.{name}" for name in ("module", "images", "events", "cifar", "cifar10dvs", "digits")),
-    *(f"tna_lightning.data.{name}" for name in ("arrays", "folder", "idx", "simulated")),
+    *(f"tna_lightning.data.{name}" for name in ("arrays", "event_folder", "folder", "idx", "known_events")),
+    *(f"tna_lightning.data.{name}" for name in ("simulated", "svhn")),
     "tna_lightning.quantization.callback",
 ]
 

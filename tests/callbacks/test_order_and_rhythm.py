@@ -19,9 +19,10 @@ from torch.optim.swa_utils import update_bn
 
 import tna_lightning.callbacks
 import tna_lightning.objectives
-from tna_lightning.callbacks import EMA, SWA, ExactResume, History, StopOnNonFiniteLoss
+from tna_lightning.callbacks import EMA, SWA, ChooseCopies, ExactResume, History, StopOnNonFiniteLoss
 from tna_lightning.callbacks.inference_cost import InferenceCost
 from tna_lightning.data import DigitsDataModule
+from tna_lightning.data.augment import Chosen, Crop
 from tna_lightning.data.digits import load_digits
 from tna_lightning.learner import TwinLearner
 from tna_lightning.models import LIF, convnet
@@ -60,7 +61,9 @@ def fit(learner, callbacks, folder, **settings):
         callbacks=callbacks,
         default_root_dir=folder,
     )
-    data = Digits(train_subset=60, batch_size=20, eval_batch_size=400)
+    needs_copies = any(isinstance(callback, ChooseCopies) for callback in callbacks)
+    augment = {"chosen": Chosen(Crop(1))} if needs_copies else {}
+    data = Digits(train_subset=60, batch_size=20, eval_batch_size=400, augment=augment)
     with quiet_lightning():
         trainer.fit(learner, datamodule=data)
     return trainer

@@ -105,7 +105,7 @@ def test_images_and_events_are_prepared_as_their_data_modules_do_to_the_bit(tmp_
     assert torch.equal(network.preprocess(recordings), data.prepare(batch.x[:3]))
     assert len(network.predict(recordings)) == 3
     off = Recording(*(np.array([value]) for value in (0, 16, 0, True)))
-    with pytest.raises(BadSample, match="x=16, y=0 is outside the 16x16 sensor"):
+    with pytest.raises(BadSample, match=r"x=16, y=0 is outside the sensor, \[H,W\]=\[16,16\]"):
         network.preprocess(off)
     short = Recording(*(np.array([value]) for value in (0, 3, 0, True)))
     with pytest.raises(BadSample, match=r"too short, its 1 event\(s\) in 0 us give 4 frames"):

@@ -16,7 +16,7 @@ from tna_lightning.running.sweep import SweepSummary
 def test_names_with_brackets_are_no_markup(monkeypatch, capsys):
     rows = [("weights", "all but [stem]; [/b] {c}")]
     monkeypatch.setattr(console, "summary_rows", lambda record: iter(rows))
-    console.print_record({"choices": {"data": "[red]mine"}, "seed": 0}, "[a]/{b}/[/b]")
+    console.print_record({"choices": {"data": "[red]mine"}, "seed": 0, "config": {}}, "[a]/{b}/[/b]")
     told = capsys.readouterr().out
     assert "data=[red]mine seed=0" in told
     assert "all but [stem]; [/b] {c}" in told
