@@ -23,10 +23,10 @@ def root(tmp_path_factory):
 @pytest.mark.parametrize(
     ("model", "baseline"),
     [
-        ("vggsnn", "plain"),
         ("resnet18", "tna"),
         ("vggsnn", "kd"),
-        ("resnet18", "mutual"),
+        pytest.param("vggsnn", "plain", marks=pytest.mark.slow),
+        pytest.param("resnet18", "mutual", marks=pytest.mark.slow),
         pytest.param("resnet18", "plain", marks=pytest.mark.slow),
         pytest.param("vggsnn", "tna", marks=pytest.mark.slow),
         pytest.param("resnet18", "kd", marks=pytest.mark.slow),

@@ -425,6 +425,7 @@ def test_tracebacks_are_there_for_who_asks(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_twin_device_of_the_same_kind_changes_nothing_and_channels_last_hardly_anything(tmp_path):
     options = ["epochs=2", "keep=last"]
     small_run(tmp_path / "plain", *options, check=True)
