@@ -57,8 +57,8 @@ COMMANDS = {
     "resnet8 channels_last": same(f"{RESNET} model.width=1 baseline=plain compile=none"),  # narrower ones leave it out
 }
 
-NO_LONGER = [f"train/{name}acc_top5" for name in ("", "companion_")]
-"""What a training no longer says: figures of a record that leave it on purpose."""
+ONE_SIDE = ["val/acc_macro", "test/acc_macro", *(f"train/{name}acc_top5" for name in ("", "companion_"))]
+"""Figures that one revision alone has, on purpose: the first two have come, the others are gone."""
 
 DECODE = """
 import sys
@@ -176,8 +176,8 @@ def state_differences(old: dict[str, np.ndarray], new: dict[str, np.ndarray]) ->
 def record_differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
     """Where the results or the histories of two records are apart."""
     for part, near_zero in (("results", 0.0), ("history", 1e-6)):
-        kept = {name: value for name, value in old[part].items() if name not in NO_LONGER}
-        yield from missing(part, kept, new[part])
+        both = [{name: value for name, value in each[part].items() if name not in ONE_SIDE} for each in (old, new)]
+        yield from missing(part, *both)
         for name in [name for name in old[part] if name in new[part]]:
             exact = "acc" in name or "epoch" in name
             columns = [

@@ -286,7 +286,8 @@ sweep.training_command = lambda folder: ["true"]  # the jobs' own processes are 
 write, seen = sweep.write_text, []
 
 def write_and_look(path, text):
-    seen.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize())
+    if path.suffix == ".json":  # a job has ended
+        seen.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize())
     write(path, text)
 
 sweep.write_text = write_and_look
