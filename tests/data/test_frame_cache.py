@@ -320,7 +320,7 @@ def test_of_four_processes_that_build_at_once_one_is_killed_and_the_others_have_
 
 
 def test_a_bad_recording_stops_the_build_and_is_named(tmp_path):
-    with pytest.raises(BadSample, match=r"class/4\.aedat: holds no events; skip_bad=true leaves bad recordings out"):
+    with pytest.raises(BadSample, match=r"class/4\.aedat: holds no events; data.skip_bad=true leaves bad"):
         open_cache(tmp_path, "random", Source(bad=(4, 9)), SPEC)
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 

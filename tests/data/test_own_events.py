@@ -248,7 +248,7 @@ def test_the_sensor_is_read_where_the_files_say_it(tmp_path, way):
 def test_the_sensor_is_that_of_the_first_recording_that_can_be_read(tmp_path):
     folder_of(tmp_path, way="Prophesee", file="{}.dat")
     (tmp_path / "left" / "8.dat").write_bytes(b"% Version 2")
-    with pytest.raises(ValueError, match=r"left/8.dat: truncated in its header; skip_bad=true leaves"):
+    with pytest.raises(ValueError, match=r"left/8.dat: truncated in its header; data.skip_bad=true leaves"):
         module(tmp_path, sensor=None).source()
     assert module(tmp_path, sensor=None, skip_bad=True).source().sensor == SENSOR
 

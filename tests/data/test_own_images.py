@@ -265,7 +265,12 @@ def test_arrays_that_are_not_as_they_should_be_are_refused(tmp_path, arrays, mes
 def test_a_file_that_is_no_npz_is_refused(tmp_path):
     np.save(tmp_path / "mine.npy", GREY)
     (tmp_path / "cut.npz").write_bytes(b"PK\3\4 cut off")
-    for name, message in (("mine.npy", "is one array without a name"), ("cut.npz", "is damaged")):
+    (tmp_path / "no.npz").write_bytes(b"\x89PNG\r\n")
+    for name, message in (
+        ("mine.npy", "is one array without a name"),
+        ("cut.npz", "is damaged"),
+        ("no.npz", "is no .npz of named arrays$"),
+    ):
         with pytest.raises(ValueError, match=rf"file=.*{message}"):
             ArraysDataModule(tmp_path / name).setup("fit")
     with pytest.raises(FileNotFoundError, match=r"file=.*is not there"):

@@ -68,6 +68,12 @@ def no_picture(root):
     return "image_folder", {}, r"data.root='.*': .*page.jpg: is damaged or no picture .*skip_bad=true"
 
 
+def a_picture_a_class(root):
+    for name in ("cat", "dog"):
+        picture(root / name / "0.png")
+    return "image_folder", {}, "data: 2 images of 2 classes: none is left to train"
+
+
 def arrays_of_two_lengths(root):
     np.savez(root / "mine.npz", images=IMAGES, labels=LABELS[:9])
     return "arrays", {"data.file": root / "mine.npz"}, "data.file='.*': holds 20 images and 9 labels"
@@ -115,7 +121,7 @@ def other_channels_than_the_network(root):
 @pytest.mark.parametrize(
     "case",
     [
-        *(empty_class, empty_class_of_pictures, one_class, no_picture, arrays_of_two_lengths),
+        *(empty_class, empty_class_of_pictures, one_class, no_picture, a_picture_a_class, arrays_of_two_lengths),
         *(labels_that_are_no_integers, columns_of_two_lengths, off_the_sensor, more_time_steps_than_the_neuron),
         other_channels_than_the_network,
     ],

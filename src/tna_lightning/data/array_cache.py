@@ -123,7 +123,7 @@ def open_arrays(
                 cache = _read(place, key, maker)
     assert cache is not None
     if cache.bad and not skip_bad:
-        raise BadSample(f"{cache.bad[0]}; skip_bad=true leaves {len(cache.bad)} bad {maker.sample}(s) out")
+        raise BadSample(f"{cache.bad[0]}; data.skip_bad=true leaves {len(cache.bad)} bad {maker.sample}(s) out")
     if not len(cache.usable):
         raise BadSample(f"{cache.bad[0]}; and so on: none of {len(cache.bad)} {maker.sample}s can be used")
     if cache.bad:
@@ -234,7 +234,7 @@ def _fill(path: Path, maker: Maker, skip_bad: bool, workers: int, title: str) ->
 
         def keep(index: int, result: Stats) -> None:
             if result.error and not skip_bad:
-                raise BadSample(f"{result.error}; skip_bad=true leaves bad {maker.sample}s out")
+                raise BadSample(f"{result.error}; data.skip_bad=true leaves bad {maker.sample}s out")
             stats[index] = result
             progress.advance(task)
 

@@ -18,6 +18,7 @@ from tna_lightning.data.loading import stratified_split
 
 # what the arrays of a whole set, and of its parts, are called: Keras' sets, MedMNIST, scikit-learn
 IMAGES, LABELS = ("images", "x", "data"), ("labels", "y", "targets", "target")
+BEGINS = (b"PK\x03\x04", b"\x93NUM")  # of .npz and .npy; numpy takes all else for a pickle
 PARTS = tuple(
     [
         (images.format(part), labels.format(part))
@@ -73,6 +74,9 @@ class ArraysDataModule(ImageDataModule):
     def _load(self) -> tuple[Tensor, Tensor, Tensor]:
         try:
             with self.file.open("rb") as file:  # numpy would leave a damaged one open
+                if file.read(4) not in BEGINS:
+                    raise ValueError("is no .npz of named arrays")
+                file.seek(0)
                 parts = _parts(np.load(file))
         except (zipfile.BadZipFile, EOFError, OSError) as error:
             raise ValueError(f"is damaged or no .npz of named arrays ({error})") from error

@@ -92,7 +92,7 @@ class CIFAR10DVSDataModule(EventDataModule):
         if unknown:
             message = f"{unknown[0]}: holds recordings of no class; the classes are {', '.join(CLASS_NAMES)}"
             if not self.skip_bad:
-                raise BadRecording(f"{message}; skip_bad=true leaves it out")
+                raise BadRecording(f"{message}; data.skip_bad=true leaves it out")
             warnings.warn(f"{len(unknown)} folder(s) left out:\n  " + "\n  ".join(unknown), stacklevel=2)
         return RecordingFiles(files, SENSOR)
 

@@ -93,7 +93,7 @@ class EventFolderDataModule(EventDataModule):
                 continue
             reach = f"; {file.name} reaches [{recording.y.max() + 1},{recording.x.max() + 1}]" if len(recording) else ""
             raise ValueError(f"sensor=null: {file.suffix} files do not say it; set data.sensor=[H,W], in pixels{reach}")
-        raise BadRecording(f"{bad}; skip_bad=true leaves bad recordings out") from bad
+        raise BadRecording(f"{bad}; data.skip_bad=true leaves bad recordings out") from bad
 
     def _find(self) -> Found:
         if self._found is None:

@@ -90,7 +90,11 @@ class ImageDataModule(BatchedDataModule):
             images, labels, test = self.load()
             self._check(images, labels, test)
             self._samples = images, labels
-            self._subsets = self.reduce(labels, *self._split(labels, test), test)
+            train, val = self._split(labels, test)
+            for part, subset in (("train", train), ("test", test)):
+                if not len(subset):
+                    raise ValueError(f"{len(labels)} images of {self.num_classes} classes: none is left to {part}")
+            self._subsets = self.reduce(labels, train, val, test)
             if self.mean is None:
                 is_training = torch.ones(len(images), dtype=torch.bool)
                 is_training[test] = False

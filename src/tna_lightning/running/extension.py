@@ -45,7 +45,8 @@ def extended_record(config: Mapping[str, Any]) -> dict[str, Any]:
     if other:
         raise ValueError(
             f"extend={source!r}: goes on with that run's settings, but for epochs; others are {'; '.join(other[:5])}"
-            f"{', ...' if len(other) > 5 else ''}. From its weights with these: init_from={source}"
+            f"{', ...' if len(other) > 5 else ''}. From its weights with these: "
+            f"init_from={source}/{LAST_CHECKPOINT}"
         )
     epochs = record["config"]["epochs"]
     if config["epochs"] <= epochs:
