@@ -79,7 +79,10 @@ class Child:
 
     def __del__(self) -> None:
         self._process.kill()
-        self._process.wait()
+        with self._process:  # which closes its pipes
+            pass
+        self._errors.close()
+        self._folder.cleanup()
 
 
 def _random_images(folder: Path, size: Size) -> Path:
