@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import sys
 
 from tna_lightning.packages import quick_imports
@@ -29,7 +28,9 @@ def main() -> None:
         print(help_text(own))
         return
     if "--version" in words:
-        print(f"tna_lightning {importlib.metadata.version('tna-lightning')}")
+        from importlib.metadata import version  # here, since --help is to be quick
+
+        print(f"tna_lightning {version('tna-lightning')}")
         return
     for flag in {"-m", "--multirun"} & set(sys.argv[1:]):  # Hydra takes settings on one side of it alone
         sys.argv.remove(flag)

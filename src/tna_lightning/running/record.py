@@ -7,7 +7,6 @@ A run folder holds ``config.yaml`` (resolved), ``checkpoints/``, ``metrics.csv``
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -364,12 +363,14 @@ def now() -> str:
 
 def environment() -> dict[str, Any]:
     """Versions, git commit and host of this process, for the record."""
+    from importlib.metadata import version  # here, since --help is to be quick
+
     import torch
 
     packages = ("tna-lightning", "torch", "lightning", "torchmetrics", "hydra-core", "numpy")
     return {
         "python": platform.python_version(),
-        "versions": {package: importlib.metadata.version(package) for package in packages}
+        "versions": {package: version(package) for package in packages}
         | {"torch": str(torch.__version__)},
         "git": _git_state(),
         "platform": platform.platform(terse=True),
