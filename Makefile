@@ -21,7 +21,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 .PHONY: demo
-demo: $(READY) ## TNA on real digits, every weight ternary: about two minutes on two cores, no download, no GPU
+demo: $(READY) ## TNA on real digits, every weight ternary: a minute on two idle cores, no download, no GPU
 	$(BIN)/python -m tna_lightning resume=false
 
 .PHONY: test
