@@ -370,8 +370,7 @@ def environment() -> dict[str, Any]:
     packages = ("tna-lightning", "torch", "lightning", "torchmetrics", "hydra-core", "numpy")
     return {
         "python": platform.python_version(),
-        "versions": {package: version(package) for package in packages}
-        | {"torch": str(torch.__version__)},
+        "versions": {package: version(package) for package in packages} | {"torch": str(torch.__version__)},
         "git": _git_state(),
         "platform": platform.platform(terse=True),
         "cpu": _cpu_name(),
