@@ -22,6 +22,11 @@ def _command(command: list[str], **environment: str) -> None:
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr[-2000:]}"
 
 
+def _caches(folder: str) -> dict[str, str]:
+    """Where compiled code is kept: ours and torch's."""
+    return {"XDG_CACHE_HOME": folder, "TORCHINDUCTOR_CACHE_DIR": folder}
+
+
 def _first_step(settings: Settings, way: str, cold: bool) -> Run:
     kept = tempfile.TemporaryDirectory()
     accelerator = "gpu" if settings.device == "cuda" else "cpu"
@@ -29,7 +34,7 @@ def _first_step(settings: Settings, way: str, cold: bool) -> Run:
     def run(cache: str | None = None) -> None:
         with tempfile.TemporaryDirectory() as folder:
             overrides = [f"compile={way}", f"output_dir={folder}", f"trainer.accelerator={accelerator}", "quant=none"]
-            _command([*TRAIN, *overrides, "baseline=plain"], TORCHINDUCTOR_CACHE_DIR=cache or kept.name)
+            _command([*TRAIN, *overrides, "baseline=plain"], **_caches(cache or kept.name))
 
     def run_cold() -> None:
         with tempfile.TemporaryDirectory() as cache:
@@ -50,6 +55,7 @@ def _help(settings: Settings) -> dict[str, Callable[[], Run]]:
 def _first_steps(settings: Settings) -> dict[str, Callable[[], Run]]:
     return {
         "compile=none": lambda: _first_step(settings, "none", cold=False),
+        "compile=auto, cold": lambda: _first_step(settings, "auto", cold=True),
         "compile=neurons, cold": lambda: _first_step(settings, "neurons", cold=True),
         "compile=neurons, warm": lambda: _first_step(settings, "neurons", cold=False),
         "compile=network, cold": lambda: _first_step(settings, "network", cold=True),
@@ -70,8 +76,8 @@ COMPARISONS = {
         title="From command to first training step",
         sizes=lambda settings: (
             "python -m tna_lightning on the embedded digits, plain, full precision: from the command to the end of the "
-            "first optimizer step. Cold: an empty folder for compiled code (TORCHINDUCTOR_CACHE_DIR) each time; warm: "
-            "one that an earlier run has filled."
+            "first optimizer step. Cold: empty folders for compiled code (XDG_CACHE_HOME, TORCHINDUCTOR_CACHE_DIR) "
+            "each time; warm: such as an earlier run has filled."
         ),
         contestants=_first_steps,
         memory=False,

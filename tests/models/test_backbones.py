@@ -672,7 +672,7 @@ def test_build_reads_what_the_configuration_holds(backbone, neuron):
         "tna_lightning.models.neurons.shutil",
         "tna_lightning.models.spec.importlib.import_module",
         "tna_lightning.models.blocks.OrderedDict",
-        "tna_lightning.models.fused._compiled",
+        "tna_lightning.models.fused._call",
         "tna_lightning.models.nothing",
         "tna_lightning.models.nothing.Network",
         "tna_lightning.modelsx.Network",

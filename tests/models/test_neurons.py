@@ -16,7 +16,7 @@ from snntorch import surrogate as reference
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tna_lightning.models import LIF, compile_neurons, eager, fused, surrogates
+from tna_lightning.models import LIF, compile_neurons, compiled, eager, fused, surrogates
 from tna_lightning.models.surrogates import SURROGATES, get_surrogate
 from tna_lightning.quantization import Ternary, load_packed, quantize_network, save_network
 
@@ -394,9 +394,9 @@ def test_export_sees_plain_operations():
 
 @pytest.fixture
 def forget_compilers():
-    fused.has_compiler.cache_clear()
+    compiled.has_compiler.cache_clear()
     yield
-    fused.has_compiler.cache_clear()
+    compiled.has_compiler.cache_clear()
 
 
 @pytest.mark.usefixtures("forget_compilers")

@@ -410,5 +410,5 @@ def test_layers_that_cannot_be_matched_are_refused_before_training():
     narrow = [*words, "baseline=tna_narrow_twin"]
     with pytest.raises(ValueError, match=r"^objective\.features='body\.0': gives \[2, 2, 4, 8, 8\] in the base and"):
         build_learner(compose(narrow), data)
-    with pytest.raises(ValueError, match=r"^objective\.features=\['body\.0'\]: needs compile=none or neurons"):
+    with pytest.raises(ValueError, match=r"^objective\.features=\['body\.0'\]: needs compile=none, auto or neurons"):
         build_learner(compose([*words, "compile=network"]), data)

@@ -47,6 +47,7 @@ def test_channels_last_is_left_out_where_a_strided_shortcut_is_too_narrow_for_it
     [
         ("none", 1.0, True, False, False),
         ("neurons", 1.0, True, False, True),
+        ("auto", 1.0, True, False, "auto"),
         ("network", 1.0, True, True, False),
         ("network", 1.0, False, False, True),  # which stay eager and say so
         ("network", 0.25, True, False, True),  # the compiler would choose channels-last

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from filelock import FileLock
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from tna_lightning.data.digits import DigitsDataModule
+from tna_lightning.models import compiled
 from tna_lightning.report import __main__ as report
 from tna_lightning.running import record as records
 from tna_lightning.running import train as composition
@@ -301,8 +303,8 @@ def test_it_is_said_that_the_first_steps_wait_for_the_compiler(tmp_path, monkeyp
     monkeypatch.setattr(composition, "compile_network", lambda *arguments: None)
     monkeypatch.setattr(lightning.Trainer, "fit", lambda *arguments, **settings: 1 / 0)
     with caplog.at_level(logging.INFO), pytest.raises(ZeroDivisionError):
-        train(config("compile=neurons"), tmp_path)
-    assert "compile=neurons: the first steps wait for torch.compile, a minute or so" in caplog.text
+        train(config("compile=network"), tmp_path)
+    assert "compile=network: the first steps wait for torch.compile, a minute or so" in caplog.text
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: ...")])
@@ -322,7 +324,7 @@ def test_a_config_is_read_as_it_was_written(tmp_path):
 TARGETS = [
     *("os.system", "pathlib.Path.write_text", "shutil.copy", "torch.load", "numpy.save", "torch.nn.Linear"),
     *("tna_lightning.files.write_text", "tna_lightning.files.os.system", "tna_lightning.data.download.download"),
-    *("tna_lightning.running.train.main", "tna_lightning.data.digits.torch.load", "tna_lightning.models.fused.Path"),
+    *("tna_lightning.running.train.main", "tna_lightning.data.digits.torch.load", "tna_lightning.models.compiled.Path"),
     *("no_such_module.X", "", None, 3, ["tna_lightning.models.LIF"]),
 ]
 
@@ -377,3 +379,34 @@ def test_a_record_that_no_reader_can_read_gets_one_line(text, tmp_path):
     (tmp_path / RECORD).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match=r"^run=.*: run.json is (damaged|not the record)"):
         read_record(tmp_path)
+
+
+@pytest.mark.slow  # compiles
+@pytest.mark.parametrize(
+    "words", [[], ["model=resnet18", "model.width=0.25", "neuron=plif"]], ids=["digits", "resnet18"]
+)
+def test_figures_are_the_same_to_the_bit_however_the_neurons_are_compiled(words, tmp_path, monkeypatch):
+    """With `auto`, compiled code takes over amid an epoch."""
+    built = []
+
+    def build_here(code):
+        compiled.build(code)
+        built.append(code)
+        process = subprocess.Popen(["true"])
+        process.wait()
+        return process
+
+    monkeypatch.setattr(compiled, "_build_elsewhere", build_here)
+    monkeypatch.setattr(compiled, "_WORTH", 1)
+    monkeypatch.setattr(compiled, "_LOOK", 5)
+    figures = {}
+    for way in ("none", "auto", "neurons"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / way))
+        for each in (compiled.at_once, compiled._library, compiled._waiting):
+            each.cache_clear()
+        train(config("epochs=2", "baseline=tna", "quant=ternary", f"compile={way}", *words), tmp_path / "runs" / way)
+        figures[way] = (tmp_path / "runs" / way / "metrics.csv").read_text()
+        if way == "auto":
+            assert len(built) == 2  # forward and backward
+            assert all(compiled._waiting(code).run is not None for code in built)
+    assert figures["none"] == figures["auto"] == figures["neurons"]

@@ -122,10 +122,12 @@ def test_a_record_of_an_earlier_version_is_read_with_todays_settings():
         (["data=digits_dvs", "data.split=random"], True),
         (["data=digits_dvs", "data.train_subset=9"], False),
         (["data.test_subset=9"], False),
+        (["data=cifar10", "compile=neurons"], True),  # auto, which it brings, computes the same without waiting
+        (["data=cifar10", "compile=network"], False),
     ],
 )
 def test_a_setting_added_since_leaves_the_identity_at_its_neutral_value_alone(added, same):
-    before = compose([word for word in added if word in ("quant=none", "data=digits_dvs")])
+    before = compose([word for word in added if word in ("quant=none", "data=digits_dvs", "data=cifar10")])
     assert (identity(compose(added)) == identity(before)) is same
 
 

@@ -70,7 +70,7 @@ def time_loop_gradients(
     surrogate: Surrogate,
     learn_beta: bool,
     learn_threshold: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+) -> tuple[Tensor, ...]:
     """Gradients as of `fused.time_loop_gradients`: membranes and spikes of a block again, then back through them."""
     dtype = membrane_dtype(current)
     gradients = torch.empty(current.shape, dtype=current.dtype)
@@ -83,9 +83,7 @@ def time_loop_gradients(
     for block in _blocks(size, *tensors):
         rows = room[:, : block[0].shape[1]].unbind(0)
         _block_gradients(reset, surrogate, rows[:length], rows[length:-3], rows[-3:], *block)
-    grad_beta = None if beta_sum is None else beta_sum.sum_to_size(beta.shape).to(beta.dtype)
-    grad_threshold = None if threshold_sum is None else threshold_sum.sum_to_size(threshold.shape).to(threshold.dtype)
-    return gradients, grad_beta, grad_threshold
+    return (gradients, *(each for each in (beta_sum, threshold_sum) if each is not None))
 
 
 def _block_gradients(

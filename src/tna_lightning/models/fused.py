@@ -8,33 +8,23 @@ memory layout.
 
 from __future__ import annotations
 
-import importlib.util
-import logging
-import os
-import re
-import shutil
-import sysconfig
-from collections.abc import Callable
-from functools import cache
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from tna_lightning.models import eager
-from tna_lightning.models.surrogates import Surrogate
+from tna_lightning.models.compiled import Code, at_once, has_compiler, now
+from tna_lightning.models.surrogates import ATan, FastSigmoid, Surrogate, Triangular
 
-log = logging.getLogger(__name__)
-
-_TRACED_SIZE = 2**20  # N of the tensors that code is compiled with: large, so that it uses all threads
 _TOO_MANY = 2**31  # values for the 32-bit indices of code for CUDA
+_SAME_BITS = (ATan, FastSigmoid, Triangular)  # compiled as well; an exponential may be rounded otherwise
 
 
 def lif(
-    current: Tensor, beta: Tensor, threshold: Tensor, reset: str, surrogate: Surrogate, compiled: bool = False
+    current: Tensor, beta: Tensor, threshold: Tensor, reset: str, surrogate: Surrogate, compiled: bool | str = False
 ) -> Tensor:
     """Spikes `[T, B, ...]` of LIF neurons, with their gradients; the equations stand at `neurons.LIF`.
 
@@ -44,7 +34,7 @@ def lif(
         threshold: likewise.
         reset: "zero", "subtract" or "none".
         surrogate: the spike's derivative in the backward pass.
-        compiled: run the loop through torch.compile where a compiler is at hand.
+        compiled: run the loop as compiled code where a compiler is at hand; "auto" once that is built.
     """
     if torch.compiler.is_exporting():  # inference: nothing but plain operations, T unrolled
         _, fired = _trajectory(current, beta, threshold, reset)
@@ -60,11 +50,11 @@ def lif(
     return _unflatten(spikes, current.shape, order)
 
 
-def _way(current: Tensor, compiled: bool) -> str:
-    """How the loops run: "compiled", in "blocks" (`eager.py`), or as they stand here, "plain"."""
+def _way(current: Tensor, compiled: bool | str) -> str:
+    """How the loops run: "compiled", "auto", in "blocks" (`eager.py`), or as they stand here, "plain"."""
     device = current.device.type
     if compiled and current.numel() < _TOO_MANY and has_compiler(device):
-        return "compiled"
+        return "compiled" if compiled is True else "auto"
     return "blocks" if device == "cpu" and not torch.jit.is_tracing() else "plain"
 
 
@@ -87,8 +77,11 @@ def time_loop_gradients(
     surrogate: Surrogate,
     learn_beta: bool,
     learn_threshold: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+) -> tuple[Tensor, ...]:
     """Gradients of a loss with respect to current, beta and threshold: backpropagation through time, written out.
+
+    Those of beta and threshold, where asked for, are of each neuron, in the membrane's dtype: they are summed by the
+    same operation however the loop runs, so that no bit depends on it.
 
     With g[t] = dL/dU[t], s'(u) the derivative of the surrogate, and K[t] = 1 - S[t] where reset="zero", else 1:
 
@@ -114,9 +107,7 @@ def time_loop_gradients(
         if learn_threshold and reset == "subtract":
             threshold_sum = threshold_sum - grad_membrane * fired[t]
         grad_current[t] = grad_membrane.to(current.dtype)
-    grad_beta = beta_sum.sum_to_size(beta.shape).to(beta.dtype) if learn_beta else None
-    grad_threshold = threshold_sum.sum_to_size(threshold.shape).to(threshold.dtype) if learn_threshold else None
-    return _stack(grad_current), grad_beta, grad_threshold
+    return (_stack(grad_current), *[beta_sum] * learn_beta, *[threshold_sum] * learn_threshold)
 
 
 def _stack(steps: list[Tensor]) -> Tensor:
@@ -198,7 +189,8 @@ class _TimeLoop(torch.autograd.Function):
         ctx.save_for_backward(current, beta, threshold)
         ctx.settings = order, reset, surrogate, way
         flat = current if order is None else _flatten(current, order)
-        return _call(way, time_loop, (flat, beta, threshold), (reset,))
+        (spikes,) = _call(way, time_loop, (flat, beta, threshold), (reset,))
+        return spikes
 
     @staticmethod
     @once_differentiable
@@ -209,12 +201,13 @@ class _TimeLoop(torch.autograd.Function):
         flat = current if order is None else _flatten(current, order)
         settings = reset, surrogate, learn_beta, learn_threshold
         way = "plain" if surrogate.is_random else way  # which draws for all neurons of a step at once
-        gradients = _call(way, time_loop_gradients, (flat, beta, threshold, grad_spikes), settings)
-        grad_current, grad_beta, grad_threshold = gradients
+        if way == "auto" and type(surrogate) not in _SAME_BITS:
+            way = "compiled"
+        grad_current, *sums = _call(way, time_loop_gradients, (flat, beta, threshold, grad_spikes), settings)
         if order is not None:
             grad_current = _unflatten(grad_current, current.shape, order)
-        grad_beta = None if grad_beta is None else grad_beta.view(beta.shape)
-        grad_threshold = None if grad_threshold is None else grad_threshold.view(threshold.shape)
+        grad_beta = sums.pop(0).sum_to_size(beta.shape).to(beta.dtype) if learn_beta else None
+        grad_threshold = sums.pop(0).sum_to_size(threshold.shape).to(threshold.dtype) if learn_threshold else None
         return grad_current, grad_beta, grad_threshold, None, None, None, None
 
 
@@ -243,83 +236,18 @@ _IN_BLOCKS: dict[Callable[..., Any], Callable[..., Any]] = {
 }
 
 
-def _call(way: str, function: Callable[..., Any], tensors: tuple[Tensor, ...], settings: tuple[Any, ...]) -> Any:
+def _call(
+    way: str, function: Callable[..., Any], tensors: tuple[Tensor, ...], settings: tuple[Any, ...]
+) -> Sequence[Tensor]:
     """`function(*tensors, *settings)` in that way; tensors are `[T, N]`, `[N]` or `[]`, for "plain" of any shape."""
-    if way == "blocks":
-        return _IN_BLOCKS[function](*tensors, *settings)
-    if way == "plain":
-        return function(*tensors, *settings)
-    # of a float64 without dimensions, tracing would make a symbol for its value, which the compiler refuses
-    tensors = tuple(tensor.view(1) if tensor.ndim == 0 else tensor for tensor in tensors)
-    tensors = tuple(tensor if tensor.stride() == (0, 1) else tensor.contiguous() for tensor in tensors)
-    kinds = tuple((tensor.dtype, tensor.ndim, len(tensor) == 1 or tensor.stride() == (0, 1)) for tensor in tensors)
-    key = settings, len(tensors[0]), kinds, tensors[0].device, torch.get_num_threads()
-    return _compiled(function, *key)(*tensors)
-
-
-@cache
-def _compiled(
-    function: Callable[..., Any],
-    settings: tuple[Any, ...],
-    time_steps: int,
-    kinds: tuple[tuple[torch.dtype, int, bool], ...],
-    device: torch.device,
-    num_threads: int,
-) -> Callable[..., Any]:
-    """`function` with these settings as code of Inductor, the compiler behind torch.compile, for tensors of any N.
-
-    torch.compile would find its code by examining, at every call, the arguments and all that the function refers to:
-    longer than the loop itself takes over a small batch. Here nothing can differ but what the key holds.
-
-    Args:
-        function: a time loop.
-        settings: its arguments after the tensors.
-        time_steps: T.
-        kinds: of each tensor, the dtype, the number of dimensions, and whether it is one value for all neurons
-            or one row for all steps.
-        device: of the tensors.
-        num_threads: of torch, for which code on a CPU is written.
-    """
-    with torch.inference_mode(False), torch.no_grad():
-        examples = []
-        for dtype, ndim, is_one in kinds:
-            shape = (time_steps, _TRACED_SIZE)[2 - ndim :]
-            example = torch.empty(shape, dtype=dtype, device=device)
-            examples.append(example[:1].expand((*shape[:-1], -1)) if is_one else example)
-        graph = make_fx(lambda *tensors: function(*tensors, *settings), tracing_mode="symbolic")(*examples)
-        symbolic = [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")]
-        try:
-            return torch._inductor.compile(graph, symbolic)
-        except (ImportError, torch._inductor.exc.InductorError) as error:
-            _remove_half_written(error)
-            return _compiled.__wrapped__(function, settings, time_steps, kinds, device, num_threads)
-
-
-def _remove_half_written(error: Exception) -> None:
-    """Take a library that cannot be loaded out of torch's cache on disk, or raise the error again if that is not it.
-
-    A process that is killed while the C++ compiler writes leaves half a file, which torch would load ever after.
-    """
-    from torch._inductor.runtime.cache_dir_utils import cache_dir  # here, since it imports much
-
-    found = re.search(r"(/\S+\.so): ", str(error))
-    if found is None or not Path(found[1]).is_relative_to(cache_dir()) or not Path(found[1]).is_file():
-        raise error
-    log.warning("%s: cut short by a process that was killed; compiled again", found[1])
-    Path(found[1]).unlink()
-
-
-@cache
-def has_compiler(device_type: str) -> bool:
-    """Whether torch.compile can work for this kind of device; the log says what is missing, once."""
-    missing = []
-    if device_type == "cpu":
-        if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++")):
-            missing.append("a C++ compiler (g++ or clang++)")
-        if not Path(sysconfig.get_path("include"), "Python.h").is_file():
-            missing.append("Python.h (package python3-dev)")
-    elif importlib.util.find_spec("triton") is None:
-        missing.append("triton")
-    if missing:
-        log.warning("Neurons run uncompiled on %s: %s not found", device_type, " and ".join(missing))
-    return not missing
+    if way in ("compiled", "auto"):
+        # of a float64 without dimensions, tracing would make a symbol for its value, which the compiler refuses
+        wide = tuple(tensor.view(1) if tensor.ndim == 0 else tensor for tensor in tensors)
+        wide = tuple(tensor if tensor.stride() == (0, 1) else tensor.contiguous() for tensor in wide)
+        kinds = tuple((tensor.dtype, tensor.ndim, len(tensor) == 1 or tensor.stride() == (0, 1)) for tensor in wide)
+        code = Code(function, settings, len(wide[0]), kinds, wide[0].device, torch.get_num_threads())
+        run = at_once(code) if way == "compiled" else now(code, wide[0].numel())
+        if run is not None:
+            return run(*wide)
+    outputs = (function if way == "plain" else _IN_BLOCKS[function])(*tensors, *settings)
+    return outputs if isinstance(outputs, tuple) else (outputs,)

@@ -77,7 +77,7 @@ class LIF(SpikingNeuron):
         channels: C, for `per="channel"`; backbones say it.
 
     Attributes:
-        compiled: run the time loop through torch.compile (see `compile_neurons`); False at first.
+        compiled: run the time loop as compiled code, or "auto" (see `compile_neurons`); False at first.
 
     Raises:
         ValueError: an argument outside of what is allowed, or an input that is not `[T, B, ...]`.
@@ -112,7 +112,7 @@ class LIF(SpikingNeuron):
         self.per = per
         self.reset = reset
         self.surrogate = get_surrogate(surrogate)
-        self.compiled = False
+        self.compiled: bool | str = False
         shape = None if channels is None or per == "layer" else (channels,)
         self._register("beta", beta_tensor, learn_beta, shape)
         self._register("threshold", threshold_tensor, learn_threshold, shape)
@@ -134,7 +134,7 @@ class LIF(SpikingNeuron):
             raise ValueError(
                 f"current={list(current.shape)}: must have at least two dimensions and a step, [T, B, ...]"
             )
-        compiled = self.compiled and not self.surrogate.is_random
+        compiled = False if self.surrogate.is_random else self.compiled
         beta, threshold = self.of_one_step(current.shape[1:])
         return fused.lif(current, beta, threshold, self.reset, self.surrogate, compiled)
 
@@ -170,14 +170,25 @@ class LIF(SpikingNeuron):
         return ", ".join(parts)
 
 
-def compile_neurons(network: nn.Module, enabled: bool = True) -> None:
-    """Let every `LIF` in `network` run its time loop through torch.compile, or eagerly again: same spikes, less time.
+def compile_neurons(network: nn.Module, enabled: bool | str = True) -> None:
+    """Let every `LIF` in `network` run its time loop as compiled code, or eagerly again: same spikes, less time.
 
     Triton compiles it on CUDA, a C++ compiler on the CPU; where it is missing the neurons stay eager and one line in
-    the log says why. Surrogates that draw random numbers stay eager too, because compiled code would draw others. The
-    first call takes some seconds for each combination of T, dtype and settings; layers and batch sizes share the code,
-    and torch keeps it on disk for the next process.
+    the log says why. Surrogates that draw random numbers stay eager too, because compiled code would draw others.
+    Building takes some seconds for each combination of T, dtype and settings; layers and batch sizes share the code,
+    and it is kept on disk for the next process, which loads it in milliseconds (`models/compiled.py`).
+
+    Args:
+        network: whose neurons.
+        enabled: True waits while code is built; "auto" runs eagerly meanwhile, while another process builds it, which
+            gives the same numbers to the bit; where it might not (an exponential in the surrogate, a surrogate of one's
+            own) and on CUDA it waits, too. False runs eagerly.
+
+    Raises:
+        ValueError: another `enabled`.
     """
+    if enabled not in (True, False, "auto"):
+        raise ValueError(f"enabled={enabled!r}: must be True, False or 'auto'")
     for module in network.modules():
         if isinstance(module, LIF):
             module.compiled = enabled

@@ -250,7 +250,7 @@ def _check_plain_settings(config: Mapping[str, Any]) -> None:
         raise ValueError(f"seed={seed!r}: must be an integer from 0 to 4294967295")
     if not _is_int(epochs) or epochs < 1:
         raise ValueError(f"epochs={epochs!r}: must be an integer of at least 1")
-    for key, allowed in (("keep", ("best", "last")), ("compile", ("none", "neurons", "network"))):
+    for key, allowed in (("keep", ("best", "last")), ("compile", ("none", "auto", "neurons", "network"))):
         if config[key] not in allowed:
             raise ValueError(f"{key}={config[key]!r}: allowed are {', '.join(allowed)}")
     for key in ("channels_last", "checkpoint_stages", "resume"):

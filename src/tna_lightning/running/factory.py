@@ -24,7 +24,7 @@ from tna_lightning.data.images import ImageDataModule
 from tna_lightning.data.module import BatchedDataModule
 from tna_lightning.models import Network, Stepwise, compile_neurons, is_spiking
 from tna_lightning.models.blocks import check_unit, with_hints
-from tna_lightning.models.fused import has_compiler
+from tna_lightning.models.compiled import has_compiler
 from tna_lightning.models.settings import parameters_of, takers
 from tna_lightning.models.spec import sizes_for
 from tna_lightning.packages import MissingPackage
@@ -295,7 +295,7 @@ def checkpoint_network(network: nn.Module, prefix: str = "") -> None:
 
 
 def compile_network(network: nn.Module, how: str) -> None:
-    """Let torch.compile take nothing ("none"), the time loops ("neurons") or all of a network ("network").
+    """Compile nothing ("none"), the time loops ("neurons", or "auto" without waiting) or all of a network ("network").
 
     The whole network is left to its neurons where there is no compiler, which they then say, and where a layer is
     unsafe in the layout that the compiler would choose on a CPU (:func:`unsafe_channels_last`), or a neuron of another
@@ -310,7 +310,7 @@ def compile_network(network: nn.Module, how: str) -> None:
     if how == "network" and unsafe is None and has_compiler("cuda" if torch.cuda.is_available() else "cpu"):
         network.compile()
     elif how != "none":
-        compile_neurons(network)
+        compile_neurons(network, "auto" if how == "auto" else True)
 
 
 def unsafe_channels_last(network: nn.Module) -> str | None:

@@ -313,11 +313,8 @@ def _train(run: Run, prepared: _Prepared) -> dict[str, Any]:
             weights = companions.pretrained_weights(config, train, name)
             lightning.seed_everything(config["seed"], workers=True, verbose=False)  # in the environment, too
         load_weights(f"{companion_prefix(name)}weights", learner.networks[name], weights, neurons="same")
-    if config["compile"] != "none":
-        log.info(
-            "compile=%s: the first steps wait for torch.compile, a minute or so unless its cache has it",
-            config["compile"],
-        )
+    if config["compile"] == "network":
+        log.info("compile=network: the first steps wait for torch.compile, a minute or so unless its cache has it")
     with loggers.opened(run, prepared.logger) as logger, quiet_lightning():
         trainer.logger = logger
         end_together(trainer)
@@ -392,13 +389,13 @@ def build_learner(config: Mapping[str, Any], datamodule: Any) -> TwinLearner:
         raise ValueError("trainer.sync_batchnorm=True: must be false with model.norm=tebn, whose scale it would drop")
     if config["compile"] == "network" and config["objective"].get("rate_weight"):
         raise ValueError(
-            f"objective.rate_weight={config['objective']['rate_weight']!r}: needs compile=none or neurons, since code "
-            "for a whole network does not show its spikes"
+            f"objective.rate_weight={config['objective']['rate_weight']!r}: needs compile=none, auto or neurons, since "
+            "code for a whole network does not show its spikes"
         )
     if config["compile"] == "network" and config["objective"].get("features"):
         raise ValueError(
-            f"objective.features={config['objective']['features']}: needs compile=none or neurons, since code for a "
-            "whole network does not show its layers"
+            f"objective.features={config['objective']['features']}: needs compile=none, auto or neurons, since "
+            "code for a whole network does not show its layers"
         )
     for name, network in {"base": base, **networks}.items():
         compile_network(network, config["compile"])
