@@ -1,4 +1,7 @@
-/* See tna_kernels.h. */
+/* See tna_kernels.h.
+
+   C99 lets a processor compute float expressions in a wider type (FLT_EVAL_METHOD: s390x, x87). The casts to float after
+   each operation round as other processors do, so that logits are the same everywhere. */
 
 #include "tna_kernels.h"
 
@@ -281,7 +284,7 @@ static void add_weights(const struct tna_convolution *c, const uint32_t *rows, c
         if (values) {
             const float value = values[i];
             for (size_t k = 0; k < channels; k++)
-                sums[k] += value * weights[k];
+                sums[k] += (float)(value * weights[k]);
         } else {
             for (size_t k = 0; k < channels; k++)
                 sums[k] += weights[k];
@@ -383,12 +386,13 @@ static void lanes_to_currents(const struct tna_convolution *c, const uint8_t *re
     const float *restrict scale = c->scale, *restrict bias = c->bias;
     if (is_ternary(c) && bytes == 1) {
         for (size_t o = 0; o < channels; o++)
-            currents[o] = (float)(lanes[o] - minus[o]) * scale[o] + bias[o];
+            currents[o] = (float)((float)(lanes[o] - minus[o]) * scale[o]) + bias[o];
         return;
     }
     if (is_ternary(c) && bytes == 2) {
         for (size_t o = 0; o < channels; o++)
-            currents[o] = (float)(lanes[o] - minus[o] + 256 * (high[o] - high_minus[o])) * scale[o] + bias[o];
+            currents[o] =
+                (float)((float)(lanes[o] - minus[o] + 256 * (high[o] - high_minus[o])) * scale[o]) + bias[o];
         return;
     }
     for (uint32_t digit = 0; digit < c->digits; digit++) {
@@ -404,10 +408,10 @@ static void lanes_to_currents(const struct tna_convolution *c, const uint8_t *re
     }
     if (c->negative_scale)
         for (size_t o = 0; o < channels; o++)
-            currents[o] = currents[o] + (float)sums[o] * c->negative_scale[o] + bias[o];
+            currents[o] = (float)(currents[o] + (float)((float)sums[o] * c->negative_scale[o])) + bias[o];
     else
         for (size_t o = 0; o < channels; o++)
-            currents[o] = (float)sums[o] * scale[o] + bias[o];
+            currents[o] = (float)((float)sums[o] * scale[o]) + bias[o];
 }
 
 static void find_currents(const struct reach *reach, uint32_t step, uint32_t out_y, uint32_t out_x,
@@ -424,7 +428,7 @@ static void find_currents(const struct reach *reach, uint32_t step, uint32_t out
             add_weights(c, scratch->rows, NULL, gather_rows(reach, step, out_y, out_x, p, scratch->rows), currents);
         }
         for (size_t o = 0; o < c->out_channels; o++)
-            currents[o] = currents[o] * c->scale[o] + c->bias[o];
+            currents[o] = (float)(currents[o] * c->scale[o]) + c->bias[o];
         return;
     }
     const uint32_t *rows[TNA_DEPTH];
@@ -458,7 +462,7 @@ static void fire(const struct tna_neurons *neurons, const float *restrict curren
     switch (neurons->reset) {
     case TNA_RESET_ZERO:
         for (size_t c = 0; c < channels; c++) {
-            const float u = beta[c] * (membrane[c] > threshold[c] ? 0.0f : membrane[c]) + currents[c];
+            const float u = (float)(beta[c] * (membrane[c] > threshold[c] ? 0.0f : membrane[c])) + currents[c];
             membrane[c] = u;
             fired[c] = u > threshold[c];
         }
@@ -466,14 +470,14 @@ static void fire(const struct tna_neurons *neurons, const float *restrict curren
     case TNA_RESET_SUBTRACT:
         for (size_t c = 0; c < channels; c++) {
             const float taken = membrane[c] > threshold[c] ? threshold[c] : 0.0f;
-            const float u = beta[c] * membrane[c] + currents[c] - taken;
+            const float u = (float)((float)(beta[c] * membrane[c]) + currents[c]) - taken;
             membrane[c] = u;
             fired[c] = u > threshold[c];
         }
         break;
     default:
         for (size_t c = 0; c < channels; c++) {
-            const float u = beta[c] * membrane[c] + currents[c];
+            const float u = (float)(beta[c] * membrane[c]) + currents[c];
             membrane[c] = u;
             fired[c] = u > threshold[c];
         }
@@ -548,7 +552,7 @@ static void find_pixel_currents(const struct tna_convolution *c, const struct tn
             const size_t pixel = (size_t)y * c->in_width + x;
             for (uint32_t i = 0; i < c->in_channels; i++) {
                 const uint8_t raw = pixels[(size_t)i * c->in_height * c->in_width + pixel];
-                float value = ((float)raw - input->mean[i]) * input->scale[i];
+                float value = (float)((float)raw - input->mean[i]) * input->scale[i];
                 if (input->gain)
                     value *= input->gain[pixel];
                 scratch->rows[num_rows] = (ky * c->kernel_width + kx) * c->in_channels + i;
@@ -560,7 +564,7 @@ static void find_pixel_currents(const struct tna_convolution *c, const struct tn
     memset(currents, 0, c->out_channels * sizeof *currents);
     add_weights(c, scratch->rows, scratch->values, num_rows, currents);
     for (size_t o = 0; o < c->out_channels; o++)
-        currents[o] = currents[o] * c->scale[o] + c->bias[o];
+        currents[o] = (float)(currents[o] * c->scale[o]) + c->bias[o];
 }
 
 void tna_pixel_layer(const struct tna_convolution *convolution, const struct tna_input *input, const uint8_t *pixels,
