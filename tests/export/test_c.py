@@ -163,7 +163,7 @@ def sources(programs, tmp_path_factory):
     """A folder with the code of all networks, and of each a file that adds its binding."""
     folder = tmp_path_factory.mktemp("c")
     for name, program in programs.items():
-        source = write_source(program, plain(program.inputs[0]), NAMES, CASES[name][-1] is not None, "A test.", name)
+        source = write_source(program, plain(program.inputs[0]), NAMES, CASES[name][-1] is not None, ["A test."], name)
         (folder / f"{name}.h").write_text(source.header)
         (folder / f"{name}.c").write_text(source.code)
         defines = f'#define NAME {name}\n#define UPPER {name.upper()}\n#define HEADER "{name}.h"\n'
@@ -216,7 +216,7 @@ def test_a_folded_network_gives_the_same_code(networks, programs):
     for name in ("ternary", "two_scales", "full"):
         shape = programs[name].inputs
         before, after = (
-            write_source(to_program(network, shape), plain(1), NAMES, False, "A test.")
+            write_source(to_program(network, shape), plain(1), NAMES, False, ["A test."])
             for network in (networks[name], fold_batch_norm(networks[name]))
         )
         assert before == after
@@ -229,7 +229,7 @@ def test_a_packed_network_gives_the_same_code(networks, programs, tmp_path):
         loaded = load_packed(tmp_path / name, build_unquantized(name))
         shape = programs[name].inputs
         before, after = (
-            write_source(to_program(network, shape), plain(shape[0]), NAMES, False, "A test.")
+            write_source(to_program(network, shape), plain(shape[0]), NAMES, False, ["A test."])
             for network in (networks[name], loaded)
         )
         assert before == after
@@ -414,10 +414,10 @@ def overlap(memory, one: Map, other: Map):
 @needs_compiler
 def test_the_ram_that_is_printed_is_the_states(programs, compiled):
     for name, program in programs.items():
-        source = write_source(program, plain(program.inputs[0]), NAMES, CASES[name][-1] is not None, "A test.", name)
+        source = write_source(program, plain(program.inputs[0]), NAMES, CASES[name][-1] is not None, ["A test."], name)
         assert compiled[name].state_bytes == source.ram_bytes + 8  # with the pointer to a trace
     # by hand: 2 bits a weight of 9 x 16 x 32, 9 x 32 x 32 and 32 x 10 with a row of zeros each, in whole words
-    source = write_source(programs["ternary"], plain(1), NAMES, False, "A test.")
+    source = write_source(programs["ternary"], plain(1), NAMES, False, ["A test."])
     bits = 8 * ((9 * 16 + 1) * 1 + (9 * 32 + 1) * 1 + (32 + 1) * 1)
     floats = 4 * (9 * 16 + 2 * (16 + 32 + 32 + 10))  # stem, scales and biases
     assert source.table_bytes - bits - floats < 4 * (2 * 32 + 2 * 16) + 200  # decays, thresholds, pools, inputs

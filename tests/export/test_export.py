@@ -18,6 +18,7 @@ from torch import nn
 
 import tna_lightning
 import tna_lightning.export.__main__ as door
+from tna_lightning import evaluate as evaluate_door
 from tna_lightning.data import DigitsDataModule
 from tna_lightning.evaluate import evaluate
 from tna_lightning.export import (
@@ -40,6 +41,7 @@ from tna_lightning.quantization.packing import read_packed
 from tna_lightning.running.config import compose
 from tna_lightning.running.factory import build_network
 from tna_lightning.running.home import options
+from tna_lightning.running.record import measured_words
 
 
 def make_spec(model="convnet", width=0.25, time_steps=3, **neuron):
@@ -503,12 +505,22 @@ def test_a_run_is_exported_and_checked_on_its_test_set(format, name, run_folder)
 def test_a_run_as_c_is_a_folder_that_evaluates_as_the_network(run_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(sys, "argv", ["export", str(run_folder), "--format", "c"])
+    record = json.loads((run_folder / "run.json").read_text())
+    record["cost"] = {"synaptic_operations": 1234.4, "macs": 56.0}
+    (run_folder / "run.json").write_text(json.dumps(record))
     door.main()
-    written, checked = capsys.readouterr().out.splitlines()
+    written, checked, measured = capsys.readouterr().out.splitlines()
     folder = run_folder / "network-exported-c"
     assert re.fullmatch(rf"{folder}: [\d,]+ bytes of constant tables, [\d,]+ bytes of RAM", written)
     assert re.fullmatch(r"checked on 360 images: 0 predictions, \d of [\d,]{6,} spikes differ", checked)
     assert "Checked on 360 inputs" in (folder / "network.h").read_text()
+    words = measured_words(folder)
+    assert re.fullmatch(
+        r"[\d.]+ ms an image \(median of \d+ passes, quartiles [\d.]+ to [\d.]+\), one thread of .+", words
+    )
+    low, high = (float(word) for word in re.search(r"quartiles ([\d.]+) to ([\d.]+)", words).groups())
+    assert 0 < low <= float(words.split()[0]) <= high
+    assert measured == f"measured: {words}; 1,234 AC, 56 MAC"
     digits = DigitsDataModule(seed=0)
     digits.setup("test")
     ours = load_packed(run_folder / "network.safetensors")
@@ -516,14 +528,22 @@ def test_a_run_as_c_is_a_folder_that_evaluates_as_the_network(run_folder, tmp_pa
     logits = ours(digits.prepare(batch.x)).mean(0).detach()
     loaded = tna_lightning.load_c(folder)
     torch.testing.assert_close(torch.from_numpy(loaded(batch.x.numpy())), logits, rtol=1e-4, atol=1e-5)
-    accuracy = int((logits.argmax(1) == batch.target).sum()) / 360
+    accuracy = float((logits.argmax(1) == batch.target).float().mean())
+    record["results"] = {"test/acc": accuracy}  # float32, as torchmetrics gives it
+    (run_folder / "run.json").write_text(json.dumps(record))
     assert evaluate(run_folder, c=folder) == {"test/acc": accuracy}
+    monkeypatch.setattr(sys, "argv", ["evaluate", str(run_folder), "--c", str(folder)])
+    evaluate_door.main()
+    _, result, measured = capsys.readouterr().out.splitlines()  # measured again, here and now
+    assert result == f"test/acc {accuracy!r} (recorded: {accuracy!r})"
+    assert re.fullmatch(r"measured: [\d.]+ ms an image .*; 1,234 AC, 56 MAC", measured)
 
     (folder / "mine.txt").write_text("mine")  # replaced as a whole
     monkeypatch.setattr(sys, "argv", ["export", str(run_folder), "--format", "c", "--no-check"])
     monkeypatch.setenv("PATH", "")
     door.main()
-    assert capsys.readouterr().out.splitlines()[1] == "not checked"
+    assert capsys.readouterr().out.splitlines()[1:] == ["not checked"]
+    assert measured_words(folder) is None
     assert not (folder / "mine.txt").exists()
     monkeypatch.setattr(sys, "argv", ["export", str(run_folder), "--format", "c", "--output", str(tmp_path / "out")])
     with pytest.raises(SystemExit) as left:

@@ -36,7 +36,7 @@ def write_source(
     normalization: Normalization,
     class_names: Sequence[str],
     events: bool,
-    note: str,
+    notes: Sequence[str],
     name: str = "network",
 ) -> Source:
     """The C text of a program.
@@ -46,7 +46,7 @@ def write_source(
         normalization: what becomes of uint8 pixels.
         class_names: K names.
         events: inputs are event frames, which bring their own number of steps.
-        note: a line on how it was checked.
+        notes: lines on how it was checked and measured.
         name: of the files, and in front of every public name.
     """
     memory = plan_memory(program, events)
@@ -59,7 +59,7 @@ def write_source(
         writer.add_layer(number, layer)
     writer.add_convolution("readout", program.readout)
     state, ram_bytes = _state(program, memory, events)
-    header = _header(program, state, events, note, name, writer.table_bytes, ram_bytes)
+    header = _header(program, state, events, notes, name, writer.table_bytes, ram_bytes)
     return Source(header, writer.code(class_names, inputs), writer.table_bytes, ram_bytes)
 
 
@@ -105,7 +105,7 @@ def _header(
     program: Program,
     state: list[str],
     events: bool,
-    note: str,
+    notes: Sequence[str],
     name: str,
     table_bytes: int,
     ram_bytes: int,
@@ -115,7 +115,7 @@ def _header(
     lines = [
         "/* A spiking network, written by tna_lightning.export.",
         "",
-        f"   {note}",
+        *(f"   {note.replace('*/', '* /')}" for note in notes),
         f"   Constant tables: {table_bytes:,} bytes. State: {ram_bytes:,} bytes, in a struct of the caller's;",
         "   two structs may run at the same time. */",
         "",
