@@ -53,7 +53,7 @@ bench-setup: $(BENCH)/.ready ## environment of the benchmarks in .venv-bench: th
 $(BENCH)/.ready: pyproject.toml constraints.txt benchmarks/constraints.txt
 	$(PYTHON) -m venv $(BENCH)
 	$(BENCH_PIP) torch
-	$(BENCH_PIP) -e .
+	$(BENCH_PIP) -e '.[export]'
 	$(BENCH_PIP) loguru matplotlib SciencePlots tensorboard h5py scipy tqdm packaging
 	$(BENCH_PIP) --no-deps spikingjelly  # it asks for torchvision, which its core does not use
 	@touch $@
