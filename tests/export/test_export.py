@@ -10,6 +10,7 @@ from pathlib import Path
 
 import h5py
 import nir
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -18,6 +19,7 @@ from torch import nn
 
 import tna_lightning
 import tna_lightning.export.__main__ as door
+from tna_lightning import __main__ as front
 from tna_lightning import evaluate as evaluate_door
 from tna_lightning.data import DigitsDataModule
 from tna_lightning.evaluate import evaluate
@@ -41,7 +43,7 @@ from tna_lightning.quantization.packing import read_packed
 from tna_lightning.running.config import compose
 from tna_lightning.running.factory import build_network
 from tna_lightning.running.home import options
-from tna_lightning.running.record import measured_words
+from tna_lightning.running.record import finished_record, measured_words
 
 
 def make_spec(model="convnet", width=0.25, time_steps=3, **neuron):
@@ -559,6 +561,35 @@ def test_a_run_as_c_is_a_folder_that_evaluates_as_the_network(run_folder, tmp_pa
         export(run_folder, "c", tmp_path / "other", is_checked=False)
     with pytest.raises(ValueError, match=r"^no-check: must be left out with format='nir'"):
         export(run_folder, "nir", is_checked=False)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_a_ternary_resnet_trained_on_files_of_cifar_is_the_same_in_c(tmp_path, monkeypatch, capsys):
+    rng = np.random.default_rng(0)
+    textures = rng.integers(0, 256, (10, 3, 32, 32))  # one a class, under noise
+    folder = tmp_path / "data" / "cifar-10-batches-bin"
+    folder.mkdir(parents=True)
+    for file, count in [*((f"data_batch_{number}", 40) for number in range(1, 6)), ("test_batch", 100)]:
+        labels = np.arange(count) % 10
+        images = np.clip(0.4 * textures[labels] + rng.normal(80, 50, (count, 3, 32, 32)), 0, 255)
+        rows = np.column_stack([labels, images.reshape(count, -1)]).astype(np.uint8)
+        (folder / f"{file}.bin").write_bytes(rows.tobytes())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    few = "model=resnet8 model.stem_stride=2 model.time_steps=2 quant=ternary baseline=plain epochs=5 compile=none"
+    few += " optimizer=adamw optimizer.lr=0.01 augment=none"
+    rest = ["data.batch_size=20", "trainer.enable_progress_bar=false", f"hydra.run.dir={tmp_path / 'run'}"]
+    words = ["data=cifar10", f"data.root={tmp_path / 'data'}", "data.download=false", *few.split(), *rest]
+    monkeypatch.setattr(sys, "argv", ["tna_lightning", *words])
+    front.main()
+    record = finished_record(tmp_path / "run")
+    assert record["results"]["test/acc"] > 0.5
+    assert all(layer["is_quantized"] for layer in record["weights"]["layers"])
+    capsys.readouterr()
+    path, counts = export(tmp_path / "run", "c")  # fails above one spike in 10,000 or one prediction in 1,000
+    assert (counts["images"], counts["predictions_differing"]) == (100, 0)
+    assert counts["spikes"] > 100_000
+    assert 10_000 * counts["spikes_differing"] <= counts["spikes"]
+    assert evaluate(tmp_path / "run", c=path) == {"test/acc": record["results"]["test/acc"]}
 
 
 def test_nothing_that_is_there_is_overwritten(run_folder, tmp_path):
