@@ -352,6 +352,7 @@ KINDS = {
     "pixel": "the layer of pixels with its neurons",
     "average": "average pooling",
     "max": "maximum pooling",
+    "join": "joins of spikes",
     "readout": "classifier",
 }
 

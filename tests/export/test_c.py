@@ -20,7 +20,7 @@ from tna_lightning.export.c import CNetwork, library, load_c
 from tna_lightning.export.c.folder import spikes_of_c
 from tna_lightning.export.c.library import KERNELS, STRICT
 from tna_lightning.export.c.memory import plan_memory
-from tna_lightning.export.c.program import Map, Neurons, to_program
+from tna_lightning.export.c.program import Join, Map, Pool, to_program
 from tna_lightning.export.c.source import write_source
 from tna_lightning.export.c.tables import bit_table, lane_positions, unpack_spikes
 from tna_lightning.models import LIF, build, convnet
@@ -38,6 +38,7 @@ from tna_lightning.quantization import (
     save_network,
 )
 from tna_lightning.quantization.folding import fold_batch_norm
+from tna_lightning.running import factory
 from tna_lightning.running.config import compose
 from tna_lightning.running.home import options
 
@@ -80,7 +81,19 @@ CASES = {
         {"beta": 1.0, "reset": "subtract"},
         None,
     ),
-    "wide": ("resnet8", {"width": 5.3, "time_steps": 2}, (1, 4, 4), Ternary(), {}, None),
+    "joined": (
+        "sewresnet18",
+        {"width": 0.05, "time_steps": 2},
+        (1, 9, 8),
+        Ternary(),
+        {"threshold": 0.7, "reset": "subtract"},
+        None,
+    ),
+    "joined_and": ("sewresnet18", {"width": 0.04, "connect": "and"}, (1, 6, 7), Binary(), {"threshold": 0.5}, None),
+    "joined_iand": ("sewresnet18", {"width": 0.04, "connect": "iand"}, (2, 6, 6), Ternary(), {"threshold": 0.3}, 3),
+    "resnet18": ("resnet18", {"width": 0.05, "time_steps": 1}, (1, 8, 8), TernaryAbsmean(), {}, None),
+    "vgg16": ("vgg16", {"width": 0.04, "time_steps": 2}, (1, 16, 17), Ternary(), {"threshold": 0.5}, None),
+    "wide": ("convnet", {"width": 4.9, "time_steps": 2}, (1, 4, 4), Ternary(), {}, None),
     "hidden": ("resnet19", {"width": 0.08, "time_steps": 2}, (1, 8, 8), Uniform(4), {"reset": "none"}, None),
     "binary": ("vgg11", {"width": 0.1, "time_steps": 3}, (1, 9, 7), Binary(per="layer"), {"learn_beta": True}, None),
     "two_bits": ("convnet", {"width": 0.2, "time_steps": 2}, (1, 6, 6), Uniform(2), {}, None),
@@ -401,8 +414,10 @@ def test_maps_that_are_needed_together_do_not_overlap(programs):
 
 
 def sources_of(layer):
-    if not isinstance(layer, Neurons):
+    if isinstance(layer, Pool):
         return [layer.source]
+    if isinstance(layer, Join):
+        return [layer.spikes, layer.other]
     return [each.source for each in layer.sources] + ([layer.identity] if layer.identity else [])
 
 
@@ -483,16 +498,76 @@ def test_what_c_cannot_say_is_refused_by_the_modules_name(name, change, message)
             to_program(network, shape)
 
 
-@pytest.mark.parametrize("neuron", [name for name in options("neuron") if name not in ("lif", "plif", "if")])
-def test_neurons_without_a_kernel_are_refused_by_name(neuron):
+@pytest.fixture(scope="module")
+def choices():
+    """Nodes of all choices of three groups, by group and name."""
+    groups = {group: list(options(group)) for group in ("model", "neuron", "quant")}
+    words = [f"+{group}@every.{group}_{name}={name}" for group, names in groups.items() for name in names]
+    every = compose(words)["every"]
+    return {group: {name: every[f"{group}_{name}"] for name in names} for group, names in groups.items()}
+
+
+def of_choices(choices, channels, model="convnet", neuron="lif", quant="none"):
+    """The network of three choices, small; its quantiser, too."""
+    small = {"width": 0.05, "time_steps": 2, "halve": [False, False, True, True]}
+    node = choices["model"][model]
+    node = node | {key: value for key, value in small.items() if key in node}
+    network = build({"model": node, "neuron": choices["neuron"][neuron], "in_channels": channels, "num_classes": 10})
+    quantizer = None
+    if quant != "none":
+        node = choices["quant"][quant]
+        over_time = {"time_steps": 2} if "time_steps" in node["quantizer"] else {}
+        quantizer = factory.build("quant.quantizer", node["quantizer"] | over_time)
+        quantize_network(network, quantizer, node["skip"])
+    return network.eval(), quantizer
+
+
+NO_KERNEL = {
+    "maxresnet18": "MaxBlock",  # these two convolve and pool currents
+    "msresnet18": "MSBlock",
+    "sdt": "Position",
+    "sdt_dvs": "Position",
+    "spikingformer": "SpikingSelfAttention",
+    "spikingformer_dvs": "SpikingSelfAttention",
+}
+
+
+@pytest.mark.parametrize("model", options("model"))
+def test_every_backbone_is_among_the_cases_or_refused_by_name(model, choices):
+    network, _ = of_choices(choices, 2, model=model)
+    if model in NO_KERNEL:
+        with pytest.raises(ValueError, match=rf"^network\.body\.\d+: there is no C kernel for {NO_KERNEL[model]}$"):
+            to_program(network, (2, 32, 32))
+    else:
+        assert model in {case[0] for case in CASES.values()}
+        assert to_program(network, (2, 32, 32)).num_classes == 10
+
+
+@pytest.mark.parametrize("neuron", options("neuron"))
+def test_every_neuron_is_among_the_cases_or_refused_by_name(neuron, choices):
     if neuron == "spikingjelly":
         pytest.importorskip("spikingjelly")
-    model = {"_target_": "tna_lightning.models.convnet", "width": 0.1, "time_steps": 2}
-    node = compose([f"neuron={neuron}", "model.time_steps=2"])["neuron"]
-    network = build({"model": model, "neuron": node, "in_channels": 1, "num_classes": 10}).eval()
+    network, _ = of_choices(choices, 1, neuron=neuron)
     kind = type(network.body[0]).__name__
-    with pytest.raises(ValueError, match=rf"^network\.body\.0: there is no C kernel for {kind}$"):
-        to_program(network, (1, 8, 8))
+    if neuron in ("lif", "plif", "if"):
+        settings = {"plif": {"learn_beta": True}, "if": {"beta": 1.0}}.get(neuron, {})
+        assert any(settings.items() <= case[4].items() for case in CASES.values())
+        assert to_program(network, (1, 8, 8)).num_classes == 10
+    else:
+        with pytest.raises(ValueError, match=rf"^network\.body\.0: there is no C kernel for {kind}$"):
+            to_program(network, (1, 8, 8))
+
+
+@pytest.mark.parametrize("quant", options("quant"))
+def test_every_quantiser_is_among_the_cases_or_refused_by_name(quant, choices):
+    network, quantizer = of_choices(choices, 1, quant=quant)
+    if quant == "tawq":
+        with pytest.raises(ValueError, match=r"^network\.body\.1\.conv: .* for a weight that differs by time step"):
+            to_program(network, (1, 8, 8))
+    else:
+        cases = {(type(case[3]), getattr(case[3], "bits", None)) for case in CASES.values()}
+        assert (type(quantizer), getattr(quantizer, "bits", None)) in cases
+        assert to_program(network, (1, 8, 8)).num_classes == 10
 
 
 def test_weights_and_norms_over_time_are_refused_by_name():

@@ -9,7 +9,7 @@ import numpy as np
 
 from tna_lightning.data.batch import Normalization
 from tna_lightning.export.c.memory import Memory, plan_memory
-from tna_lightning.export.c.program import PIXELS, Convolution, Neurons, Pool, Program, words_of
+from tna_lightning.export.c.program import PIXELS, Convolution, Join, Neurons, Pool, Program, words_of
 from tna_lightning.export.c.tables import bit_table
 
 _RESETS = {"zero": "TNA_RESET_ZERO", "subtract": "TNA_RESET_SUBTRACT", "none": "TNA_RESET_NONE"}
@@ -223,7 +223,7 @@ class _Writer:
         ]
         self.structure("tna_convolution", name, fields, c.name)
 
-    def add_layer(self, number: int, layer: Neurons | Pool) -> None:
+    def add_layer(self, number: int, layer: Neurons | Pool | Join) -> None:
         """Write a layer's tables, and the call that runs it."""
         name = f"layer{number}"
         out = f"network->maps + {self.memory.places[layer.out.name]}"
@@ -239,6 +239,13 @@ class _Writer:
             sizes += [layer.out.height, layer.out.width, multiple]
             self.structure("tna_pool", name, [", ".join(map(str, sizes)), ", ".join(tables)], layer.name)
             self.calls.append(f"tna_{layer.kind}_pool(&{name}, {self.place(source.name)}, {out}, scratch);")
+            return
+        if isinstance(layer, Join):
+            other = layer.other
+            sizes = [other.height * other.width, words_of(other.channels), other.planes, layer.out.planes]
+            self.structure("tna_join", name, [f"TNA_{layer.kind.upper()}, {', '.join(map(str, sizes))}"], layer.name)
+            joined = f"{self.place(layer.spikes.name)}, {self.place(other.name)}"
+            self.calls.append(f"tna_join(&{name}, {joined}, {out}, scratch);")
             return
         beta = self.table("float", f"{name}_beta", layer.beta)
         threshold = self.table("float", f"{name}_threshold", layer.threshold)

@@ -80,7 +80,7 @@ static void store_bytes(uint8_t *bytes, const uint64_t *words, size_t count)
 /* ---- counting: rows of bits to planes of digits to bytes -------------------------------------------------------- */
 
 /* high, low = a + b + c, bit by bit; low may be one of them */
-#define TNA_ADD(vector, high, low, a, b, c)                                                                            \
+#define TNA_SUM(vector, high, low, a, b, c)                                                                            \
     do {                                                                                                               \
         const vector differ_ = (a) ^ (b), carry_ = ((a) & (b)) | (differ_ & (c));                                      \
         low = differ_ ^ (c);                                                                                           \
@@ -112,22 +112,22 @@ static void store_bytes(uint8_t *bytes, const uint64_t *words, size_t count)
         vector waiting[TNA_DEPTH + 1], carry = {0}, a, b, c, d;                                                        \
         size_t block = 0;                                                                                              \
         for (size_t i = 0; i < num_rows; i += 8) {                                                                     \
-            TNA_ADD(vector, a, ones, ones, load_##W(table + rows[i] * stride),                                         \
+            TNA_SUM(vector, a, ones, ones, load_##W(table + rows[i] * stride),                                         \
                     load_##W(table + rows[i + 1] * stride));                                                           \
-            TNA_ADD(vector, b, ones, ones, load_##W(table + rows[i + 2] * stride),                                     \
+            TNA_SUM(vector, b, ones, ones, load_##W(table + rows[i + 2] * stride),                                     \
                     load_##W(table + rows[i + 3] * stride));                                                           \
-            TNA_ADD(vector, c, twos, twos, a, b);                                                                      \
-            TNA_ADD(vector, a, ones, ones, load_##W(table + rows[i + 4] * stride),                                     \
+            TNA_SUM(vector, c, twos, twos, a, b);                                                                      \
+            TNA_SUM(vector, a, ones, ones, load_##W(table + rows[i + 4] * stride),                                     \
                     load_##W(table + rows[i + 5] * stride));                                                           \
-            TNA_ADD(vector, b, ones, ones, load_##W(table + rows[i + 6] * stride),                                     \
+            TNA_SUM(vector, b, ones, ones, load_##W(table + rows[i + 6] * stride),                                     \
                     load_##W(table + rows[i + 7] * stride));                                                           \
-            TNA_ADD(vector, d, twos, twos, a, b);                                                                      \
-            TNA_ADD(vector, a, fours, fours, c, d);                                                                    \
+            TNA_SUM(vector, d, twos, twos, a, b);                                                                      \
+            TNA_SUM(vector, a, fours, fours, c, d);                                                                    \
             size_t level = 3;                                                                                          \
             block++;                                                                                                   \
             for (size_t rest = block; !(rest & 1); rest >>= 1) {                                                       \
                 vector plane = load_##W(planes + level * W);                                                           \
-                TNA_ADD(vector, a, plane, plane, waiting[level], a);                                                   \
+                TNA_SUM(vector, a, plane, plane, waiting[level], a);                                                   \
                 memcpy(planes + level * W, &plane, sizeof plane);                                                      \
                 level++;                                                                                               \
             }                                                                                                          \
@@ -140,7 +140,7 @@ static void store_bytes(uint8_t *bytes, const uint64_t *words, size_t count)
             vector plane = load_##W(planes + level * W), other = {0};                                                  \
             if ((block >> (level - 3)) & 1)                                                                            \
                 other = waiting[level];                                                                                \
-            TNA_ADD(vector, carry, plane, plane, other, carry);                                                        \
+            TNA_SUM(vector, carry, plane, plane, other, carry);                                                        \
             memcpy(planes + level * W, &plane, sizeof plane);                                                          \
         }                                                                                                              \
     }
@@ -642,4 +642,37 @@ void tna_max_pool(const struct tna_pool *pool, const uint64_t *in, uint64_t *out
 {
     for (uint32_t step = 0; step < scratch->steps; step++)
         maximum(pool, in + step * scratch->step_words, out + step * scratch->step_words);
+}
+
+/* ---- residual blocks that join spikes -------------------------------------------------------------------------- */
+
+static void join_step(const struct tna_join *join, const uint64_t *spikes, const uint64_t *other, uint64_t *out)
+{
+    const size_t words = join->words;
+    for (uint32_t pixel = 0; pixel < join->pixels; pixel++) {
+        for (size_t word = 0; word < words; word++) {
+            uint64_t carry = spikes[word];
+            for (uint32_t p = 0; p < join->out_planes; p++) {
+                const uint64_t seen = p < join->in_planes ? other[p * words + word] : 0;
+                if (join->kind == TNA_ADD) {
+                    out[p * words + word] = seen ^ carry;
+                    carry &= seen;
+                } else {
+                    out[p * words + word] = seen & (join->kind == TNA_AND ? spikes[word] : ~spikes[word]);
+                }
+            }
+        }
+        spikes += words;
+        other += join->in_planes * words;
+        out += join->out_planes * words;
+    }
+}
+
+void tna_join(const struct tna_join *join, const uint64_t *spikes, const uint64_t *other, uint64_t *out,
+              const struct tna_scratch *scratch)
+{
+    for (uint32_t step = 0; step < scratch->steps; step++) {
+        const size_t first = step * scratch->step_words;
+        join_step(join, spikes + first, other + first, out + first);
+    }
 }
