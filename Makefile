@@ -41,7 +41,8 @@ torture: $(READY) ## kills, full disks, damaged and hostile files for MINUTES=10
 cross: ## what the tests of the C code for other processors need (Debian, Ubuntu; as root)
 	apt-get install -y --no-install-recommends qemu-user clang gcc-aarch64-linux-gnu gcc-riscv64-linux-gnu \
 		gcc-arm-linux-gnueabihf gcc-s390x-linux-gnu libc6-dev-arm64-cross libc6-dev-riscv64-cross \
-		libc6-dev-armhf-cross libc6-dev-s390x-cross
+		libc6-dev-armhf-cross libc6-dev-s390x-cross \
+		qemu-system-arm gcc-arm-none-eabi libnewlib-arm-none-eabi
 
 BENCH := .venv-bench
 BENCH_PIP := $(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -c benchmarks/constraints.txt
@@ -52,7 +53,7 @@ bench-setup: $(BENCH)/.ready ## environment of the benchmarks in .venv-bench: th
 $(BENCH)/.ready: pyproject.toml constraints.txt benchmarks/constraints.txt
 	$(PYTHON) -m venv $(BENCH)
 	$(BENCH_PIP) torch
-	$(BENCH_PIP) -e .
+	$(BENCH_PIP) -e '.[export]'
 	$(BENCH_PIP) loguru matplotlib SciencePlots tensorboard h5py scipy tqdm packaging
 	$(BENCH_PIP) --no-deps spikingjelly  # it asks for torchvision, which its core does not use
 	@touch $@

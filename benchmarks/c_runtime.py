@@ -1,6 +1,7 @@
 """Milliseconds an image of the kept network as C, beside torch and onnxruntime, float32 and int8: batch 1, one thread.
 
-    python -m benchmarks.c_runtime --output benchmarks/results/c_runtime.json
+    python -m benchmarks.c_runtime --rounds 12 --output benchmarks/results/c_runtime.json
+    python -m benchmarks.c_runtime --render     # measure nothing, write the tables of docs/c_runtime.md from that file
 
 Networks: the demo's convnet (1 x 8 x 8 pixels, 10 classes), vgg11 and resnet19 for CIFAR-100 at full width, T = 4,
 all weights ternary (TWN per channel). Weights are as drawn. Batch norm has the statistics of random images, and one
@@ -328,6 +329,123 @@ def measure(name: str, rate: float, rivals: list[str], rounds: int, folder: Path
     return result
 
 
+RESULTS = Path(__file__).parent / "results" / "c_runtime.json"
+PAGE = Path(__file__).parents[1] / "docs" / "c_runtime.md"
+BEGIN, END = "<!-- from here on by `python -m benchmarks.c_runtime --render` -->", "<!-- to here -->"
+TITLES = {
+    "convnet": "convnet, 8 x 8",
+    "vgg11": "vgg11, CIFAR-100",
+    "resnet19": "resnet19, CIFAR-100",
+    "toy": "toy",
+}
+CONTENDERS = {
+    "c_native": "C, native",
+    "c_avx2": "C, x86-64-v3 (AVX2)",
+    "c_plain": "C, any x86-64, without vectors",
+    "onnxruntime_int8": "onnxruntime int8",
+    "onnxruntime": "onnxruntime float32",
+    "torch_compile": "torch.compile",
+    "torch": "torch eager",
+}
+KINDS = {
+    "spiking": "convolutions of spikes with their neurons",
+    "pixel": "the layer of pixels with its neurons",
+    "average": "average pooling",
+    "max": "maximum pooling",
+    "join": "joins of spikes",
+    "readout": "classifier",
+}
+
+
+def render(record: dict) -> str:
+    """The tables of the page. On a quiet machine times are of the clock, in a preliminary record of the processor."""
+    networks, rates = record["networks"], record["rates"]
+    prefix = "" if "preliminary" in record else "wall_"
+
+    def ms(measured: dict, name: str) -> str:
+        found = measured["times"][name]
+        low, high = found[f"{prefix}quartiles_ms"]
+        return f"{found[f'{prefix}ms']:.3g} ({low:.3g} to {high:.3g})"
+
+    def faster(measured: dict, name: str) -> str:
+        others = [each[f"{prefix}ms"] for rival, each in measured["times"].items() if not rival.startswith("c_")]
+        return f"{min(others) / measured['times'][name][f'{prefix}ms']:.1f}"
+
+    def smaller(measured: dict) -> str:
+        peak = measured["peak_mib"]
+        return f"{min(value for name, value in peak.items() if name != 'c') / peak['c']:.0f}"
+
+    capability = record["capability"].replace("AVX512", "AVX-512")
+    first = next(iter(networks.values()))
+    shown = {name: title for name, title in CONTENDERS.items() if name in first["times"]}
+    if capability == "AVX2":
+        del shown["c_avx2"]
+    shown["c_native"] += f" (here {capability})"
+    preliminary = f"**Preliminary**: {record['preliminary']}.\n\n" if "preliminary" in record else ""
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    lines = [
+        f"{preliminary}Milliseconds an image, batch 1, one thread, medians with quartiles over {record['rounds']} "
+        "rounds, interleaved in one process;",
+        f"{'processor time' if prefix == '' else 'by the clock'}. T = 4, all weights ternary as drawn, "
+        f"{first['rate']:.0%} of the neurons fire a step (calibrated by batch norm's bias, random",
+        f"images). {record['cpu']} ({capability}), {record['compiler']}, {versions}; "
+        "`python -m benchmarks.c_runtime`, which",
+        "says how; [record](../benchmarks/results/c_runtime.json).",
+        "",
+        *_table(
+            [""] + [TITLES[name] for name in networks],
+            *([title] + [ms(each, name) for each in networks.values()] for name, title in shown.items()),
+            *(
+                [f"{shown[name]}: times faster than the fastest of the others"]
+                + [faster(each, name) for each in networks.values()]
+                for name in shown
+                if name.startswith("c_") and name != "c_plain"
+            ),
+            ["tables; state, bytes"]
+            + [f"{each['table_bytes']:,}; {each['ram_bytes']:,}" for each in networks.values()],
+            *(
+                [f"peak of a process, MiB: {'C' if name == 'c' else CONTENDERS[name]}"]
+                + [f"{each['peak_mib'][name]}" for each in networks.values()]
+                for name in ("c", "onnxruntime_int8", "onnxruntime", "torch")
+                if name in first["peak_mib"]
+            ),
+            ["C: times less than the least of the others"] + [smaller(each) for each in networks.values()],
+        ),
+        "",
+        "onnxruntime's int8 is its static quantisation (QDQ, per channel); this processor has "
+        f"{'VNNI' if record['vnni'] else 'no VNNI'}.",
+        "",
+        "Where the time goes (native):",
+        "",
+        *_table(
+            ["share of the time"] + [TITLES[name] for name in networks],
+            *(
+                [title]
+                + [
+                    f"{each['kinds_ms'].get(kind, 0) / sum(each['kinds_ms'].values()):.1%}"
+                    for each in networks.values()
+                ]
+                for kind, title in KINDS.items()
+                if any(kind in each["kinds_ms"] for each in networks.values())
+            ),
+        ),
+        "",
+        f"Firing rate, {next(iter(rates.values()))['network']}:",
+        "",
+        *_table(
+            ["neurons that fire a step"] + [f"{float(rate):.0%}" for rate in rates],
+            ["native, ms"] + [f"{each['times']['c_native'][f'{prefix}ms']:.3g}" for each in rates.values()],
+            ["without vectors, ms"] + [f"{each['times']['c_plain'][f'{prefix}ms']:.3g}" for each in rates.values()],
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def _table(*rows: list[str]) -> list[str]:
+    lines = [f"| {' | '.join(row)} |".replace("|  |", "| |") for row in rows]
+    return [lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--networks", nargs="+", default=["convnet", "vgg11", "resnet19"], choices=NETWORKS)
@@ -337,14 +455,22 @@ def main() -> None:
     parser.add_argument("--rivals", nargs="*", default=list(RIVALS), choices=RIVALS)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--output", type=Path, help="the JSON file to write; else it is printed")
+    parser.add_argument("--render", action="store_true", help=f"measure nothing, write the tables of {PAGE.name} anew")
     arguments = parser.parse_args()
+    if arguments.render:
+        before, _, rest = PAGE.read_text().partition(BEGIN)
+        tables = render(json.loads(RESULTS.read_text()))
+        PAGE.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{rest.partition(END)[2]}")
+        return
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     result = {
         "command": "python -m benchmarks.c_runtime " + " ".join(sys.argv[1:]),
+        "rounds": arguments.rounds,
         "machine": platform.processor() or platform.machine(),
         "cpu": next(iter(re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())), ""),
         "capability": torch.backends.cpu.get_cpu_capability(),
+        "vnni": re.search(r"\b(avx512_|avx_)vnni\b", Path("/proc/cpuinfo").read_text()) is not None,
         "versions": {"torch": torch.__version__, "onnxruntime": _version("onnxruntime")},
         "compiler": subprocess.run(["cc", "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[
             0

@@ -246,11 +246,20 @@ def test_unknown_comparisons_are_named():
     assert page.names(["profile", "help"]) == ["help", "profile"]
 
 
+def test_the_page_of_the_c_runtime_shows_its_record():
+    tables = c_runtime.render(json.loads(c_runtime.RESULTS.read_text()))
+    assert f"{c_runtime.BEGIN}\n\n{tables}\n\n{c_runtime.END}" in c_runtime.PAGE.read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("cc") is None or platform.machine() != "x86_64", reason="no C compiler for x86-64")
-def test_the_c_runtime_is_measured_at_toy_size(tmp_path, monkeypatch):
+def test_the_c_runtime_is_measured_and_shown_at_toy_size(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    result = c_runtime.measure("toy", 0.2, ["torch"], rounds=2, folder=tmp_path / "toy", memory=True)
+    few = "--networks toy --rate 0.2 --rates 0.3 --rates-network toy --rivals torch --rounds 2 --output"
+    monkeypatch.setattr(sys, "argv", ["c_runtime", *few.split(), str(tmp_path / "record.json")])
+    c_runtime.main()
+    record = json.loads((tmp_path / "record.json").read_text())
+    result = record["networks"]["toy"]
     assert set(result["times"]) == {"c_native", "c_avx2", "c_plain", "torch"}
     assert all(each["ms"] > 0 and len(each["quartiles_ms"]) == 2 for each in result["times"].values())
     assert sum(result["rates"]) / len(result["rates"]) == pytest.approx(0.2, abs=0.05)
@@ -259,3 +268,8 @@ def test_the_c_runtime_is_measured_at_toy_size(tmp_path, monkeypatch):
     assert kinds == ["pixel", "spiking", "average", "spiking", "average", "average", "readout"]
     assert sum(result["kinds_ms"].values()) == pytest.approx(sum(result["layers_ms"].values()), abs=1e-3)
     assert 0.5 < result["peak_mib"]["c"] < result["peak_mib"]["torch"]
+    lines = c_runtime.render(record).splitlines()
+    by_the_clock = {name: each["wall_ms"] for name, each in result["times"].items()}
+    row = next(line for line in lines if "times faster" in line)
+    assert float(row.split("|")[2]) == pytest.approx(by_the_clock["torch"] / by_the_clock["c_native"], abs=0.06)
+    assert f"| native, ms | {record['rates']['0.3']['times']['c_native']['wall_ms']:.3g} |" in lines

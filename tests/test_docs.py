@@ -139,7 +139,7 @@ NOT_RUN = {  # how a command begins, and why no test here runs it
     r"srun ": "needs a cluster",
     r"\. \.venv/bin/activate": "of the reader's shell",
     r"python -m tna_lightning\.export RUN --format (packed\|onnx|c \[)": "a synopsis; its options are those of --help",
-    r"make -C FOLDER": "tests/export/test_c.py compiles for other processors",
+    r"make -C FOLDER|python tests/export/cortex_m": "tests/export/cortex_m does it",
     r"python benchmarks/": "minutes on a quiet machine",
 }
 PYTHON_NOT_RUN = {

@@ -20,7 +20,7 @@ from tna_lightning.export.c import CNetwork, library, load_c
 from tna_lightning.export.c.folder import spikes_of_c
 from tna_lightning.export.c.library import KERNELS, STRICT
 from tna_lightning.export.c.memory import plan_memory
-from tna_lightning.export.c.program import Map, Neurons, to_program
+from tna_lightning.export.c.program import Join, Map, Pool, to_program
 from tna_lightning.export.c.source import write_source
 from tna_lightning.export.c.tables import bit_table, lane_positions, unpack_spikes
 from tna_lightning.models import LIF, build, convnet
@@ -38,6 +38,7 @@ from tna_lightning.quantization import (
     save_network,
 )
 from tna_lightning.quantization.folding import fold_batch_norm
+from tna_lightning.running import factory
 from tna_lightning.running.config import compose
 from tna_lightning.running.home import options
 
@@ -80,7 +81,19 @@ CASES = {
         {"beta": 1.0, "reset": "subtract"},
         None,
     ),
-    "wide": ("resnet8", {"width": 5.3, "time_steps": 2}, (1, 4, 4), Ternary(), {}, None),
+    "joined": (
+        "sewresnet18",
+        {"width": 0.05, "time_steps": 2},
+        (1, 9, 8),
+        Ternary(),
+        {"threshold": 0.7, "reset": "subtract"},
+        None,
+    ),
+    "joined_and": ("sewresnet18", {"width": 0.04, "connect": "and"}, (1, 6, 7), Binary(), {"threshold": 0.5}, None),
+    "joined_iand": ("sewresnet18", {"width": 0.04, "connect": "iand"}, (2, 6, 6), Ternary(), {"threshold": 0.3}, 3),
+    "resnet18": ("resnet18", {"width": 0.05, "time_steps": 1}, (1, 8, 8), TernaryAbsmean(), {}, None),
+    "vgg16": ("vgg16", {"width": 0.04, "time_steps": 2}, (1, 16, 17), Ternary(), {"threshold": 0.5}, None),
+    "wide": ("convnet", {"width": 4.9, "time_steps": 2}, (1, 4, 4), Ternary(), {}, None),
     "hidden": ("resnet19", {"width": 0.08, "time_steps": 2}, (1, 8, 8), Uniform(4), {"reset": "none"}, None),
     "binary": ("vgg11", {"width": 0.1, "time_steps": 3}, (1, 9, 7), Binary(per="layer"), {"learn_beta": True}, None),
     "two_bits": ("convnet", {"width": 0.2, "time_steps": 2}, (1, 6, 6), Uniform(2), {}, None),
@@ -163,7 +176,7 @@ def sources(programs, tmp_path_factory):
     """A folder with the code of all networks, and of each a file that adds its binding."""
     folder = tmp_path_factory.mktemp("c")
     for name, program in programs.items():
-        source = write_source(program, plain(program.inputs[0]), NAMES, CASES[name][-1] is not None, "A test.", name)
+        source = write_source(program, plain(program.inputs[0]), NAMES, CASES[name][-1] is not None, ["A test."], name)
         (folder / f"{name}.h").write_text(source.header)
         (folder / f"{name}.c").write_text(source.code)
         defines = f'#define NAME {name}\n#define UPPER {name.upper()}\n#define HEADER "{name}.h"\n'
@@ -216,7 +229,7 @@ def test_a_folded_network_gives_the_same_code(networks, programs):
     for name in ("ternary", "two_scales", "full"):
         shape = programs[name].inputs
         before, after = (
-            write_source(to_program(network, shape), plain(1), NAMES, False, "A test.")
+            write_source(to_program(network, shape), plain(1), NAMES, False, ["A test."])
             for network in (networks[name], fold_batch_norm(networks[name]))
         )
         assert before == after
@@ -229,7 +242,7 @@ def test_a_packed_network_gives_the_same_code(networks, programs, tmp_path):
         loaded = load_packed(tmp_path / name, build_unquantized(name))
         shape = programs[name].inputs
         before, after = (
-            write_source(to_program(network, shape), plain(shape[0]), NAMES, False, "A test.")
+            write_source(to_program(network, shape), plain(shape[0]), NAMES, False, ["A test."])
             for network in (networks[name], loaded)
         )
         assert before == after
@@ -345,17 +358,17 @@ def test_vectors_of_every_width_agree_to_the_bit(width, sources, compiled, tmp_p
 @pytest.mark.parametrize(
     ("compiler", "emulator"),
     [
-        ("aarch64-linux-gnu-gcc", "qemu-aarch64"),
-        ("riscv64-linux-gnu-gcc", "qemu-riscv64"),
-        ("arm-linux-gnueabihf-gcc", "qemu-arm"),  # 32 bits
-        ("s390x-linux-gnu-gcc", "qemu-s390x"),  # big-endian
+        pytest.param("aarch64-linux-gnu-gcc", "qemu-aarch64", marks=pytest.mark.slow),
+        pytest.param("riscv64-linux-gnu-gcc", "qemu-riscv64", marks=pytest.mark.slow),
+        pytest.param("arm-linux-gnueabihf-gcc", "qemu-arm", marks=pytest.mark.slow),  # 32 bits, as in cortex_m
+        ("s390x-linux-gnu-gcc", "qemu-s390x"),  # big-endian, and computes float in double if it may
     ],
 )
 def test_other_processors_agree_to_the_bit(compiler, emulator, sources, compiled, tmp_path):
     missing = [tool for tool in (compiler, emulator) if shutil.which(tool) is None]
     if missing:
         pytest.skip(f"no {' and no '.join(missing)}")
-    run_all(sources, compiled, tmp_path, "-O2", "-static", compiler=compiler, emulator=[emulator])
+    run_all(sources, compiled, tmp_path, "-O1", "-static", compiler=compiler, emulator=[emulator])
 
 
 # ---- tables and memory -----------------------------------------------------------------------------------------------
@@ -401,8 +414,10 @@ def test_maps_that_are_needed_together_do_not_overlap(programs):
 
 
 def sources_of(layer):
-    if not isinstance(layer, Neurons):
+    if isinstance(layer, Pool):
         return [layer.source]
+    if isinstance(layer, Join):
+        return [layer.spikes, layer.other]
     return [each.source for each in layer.sources] + ([layer.identity] if layer.identity else [])
 
 
@@ -414,10 +429,10 @@ def overlap(memory, one: Map, other: Map):
 @needs_compiler
 def test_the_ram_that_is_printed_is_the_states(programs, compiled):
     for name, program in programs.items():
-        source = write_source(program, plain(program.inputs[0]), NAMES, CASES[name][-1] is not None, "A test.", name)
+        source = write_source(program, plain(program.inputs[0]), NAMES, CASES[name][-1] is not None, ["A test."], name)
         assert compiled[name].state_bytes == source.ram_bytes + 8  # with the pointer to a trace
     # by hand: 2 bits a weight of 9 x 16 x 32, 9 x 32 x 32 and 32 x 10 with a row of zeros each, in whole words
-    source = write_source(programs["ternary"], plain(1), NAMES, False, "A test.")
+    source = write_source(programs["ternary"], plain(1), NAMES, False, ["A test."])
     bits = 8 * ((9 * 16 + 1) * 1 + (9 * 32 + 1) * 1 + (32 + 1) * 1)
     floats = 4 * (9 * 16 + 2 * (16 + 32 + 32 + 10))  # stem, scales and biases
     assert source.table_bytes - bits - floats < 4 * (2 * 32 + 2 * 16) + 200  # decays, thresholds, pools, inputs
@@ -483,16 +498,76 @@ def test_what_c_cannot_say_is_refused_by_the_modules_name(name, change, message)
             to_program(network, shape)
 
 
-@pytest.mark.parametrize("neuron", [name for name in options("neuron") if name not in ("lif", "plif", "if")])
-def test_neurons_without_a_kernel_are_refused_by_name(neuron):
+@pytest.fixture(scope="module")
+def choices():
+    """Nodes of all choices of three groups, by group and name."""
+    groups = {group: list(options(group)) for group in ("model", "neuron", "quant")}
+    words = [f"+{group}@every.{group}_{name}={name}" for group, names in groups.items() for name in names]
+    every = compose(words)["every"]
+    return {group: {name: every[f"{group}_{name}"] for name in names} for group, names in groups.items()}
+
+
+def of_choices(choices, channels, model="convnet", neuron="lif", quant="none"):
+    """The network of three choices, small; its quantiser, too."""
+    small = {"width": 0.05, "time_steps": 2, "halve": [False, False, True, True]}
+    node = choices["model"][model]
+    node = node | {key: value for key, value in small.items() if key in node}
+    network = build({"model": node, "neuron": choices["neuron"][neuron], "in_channels": channels, "num_classes": 10})
+    quantizer = None
+    if quant != "none":
+        node = choices["quant"][quant]
+        over_time = {"time_steps": 2} if "time_steps" in node["quantizer"] else {}
+        quantizer = factory.build("quant.quantizer", node["quantizer"] | over_time)
+        quantize_network(network, quantizer, node["skip"])
+    return network.eval(), quantizer
+
+
+NO_KERNEL = {
+    "maxresnet18": "MaxBlock",  # these two convolve and pool currents
+    "msresnet18": "MSBlock",
+    "sdt": "Position",
+    "sdt_dvs": "Position",
+    "spikingformer": "SpikingSelfAttention",
+    "spikingformer_dvs": "SpikingSelfAttention",
+}
+
+
+@pytest.mark.parametrize("model", options("model"))
+def test_every_backbone_is_among_the_cases_or_refused_by_name(model, choices):
+    network, _ = of_choices(choices, 2, model=model)
+    if model in NO_KERNEL:
+        with pytest.raises(ValueError, match=rf"^network\.body\.\d+: there is no C kernel for {NO_KERNEL[model]}$"):
+            to_program(network, (2, 32, 32))
+    else:
+        assert model in {case[0] for case in CASES.values()}
+        assert to_program(network, (2, 32, 32)).num_classes == 10
+
+
+@pytest.mark.parametrize("neuron", options("neuron"))
+def test_every_neuron_is_among_the_cases_or_refused_by_name(neuron, choices):
     if neuron == "spikingjelly":
         pytest.importorskip("spikingjelly")
-    model = {"_target_": "tna_lightning.models.convnet", "width": 0.1, "time_steps": 2}
-    node = compose([f"neuron={neuron}", "model.time_steps=2"])["neuron"]
-    network = build({"model": model, "neuron": node, "in_channels": 1, "num_classes": 10}).eval()
+    network, _ = of_choices(choices, 1, neuron=neuron)
     kind = type(network.body[0]).__name__
-    with pytest.raises(ValueError, match=rf"^network\.body\.0: there is no C kernel for {kind}$"):
-        to_program(network, (1, 8, 8))
+    if neuron in ("lif", "plif", "if"):
+        settings = {"plif": {"learn_beta": True}, "if": {"beta": 1.0}}.get(neuron, {})
+        assert any(settings.items() <= case[4].items() for case in CASES.values())
+        assert to_program(network, (1, 8, 8)).num_classes == 10
+    else:
+        with pytest.raises(ValueError, match=rf"^network\.body\.0: there is no C kernel for {kind}$"):
+            to_program(network, (1, 8, 8))
+
+
+@pytest.mark.parametrize("quant", options("quant"))
+def test_every_quantiser_is_among_the_cases_or_refused_by_name(quant, choices):
+    network, quantizer = of_choices(choices, 1, quant=quant)
+    if quant == "tawq":
+        with pytest.raises(ValueError, match=r"^network\.body\.1\.conv: .* for a weight that differs by time step"):
+            to_program(network, (1, 8, 8))
+    else:
+        cases = {(type(case[3]), getattr(case[3], "bits", None)) for case in CASES.values()}
+        assert (type(quantizer), getattr(quantizer, "bits", None)) in cases
+        assert to_program(network, (1, 8, 8)).num_classes == 10
 
 
 def test_weights_and_norms_over_time_are_refused_by_name():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import h5py
 import nir
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -18,7 +19,8 @@ from torch import nn
 
 import tna_lightning
 import tna_lightning.export.__main__ as door
-from tna_lightning.data import DigitsDataModule
+from tna_lightning import evaluate as evaluate_door
+from tna_lightning.data import CIFARDataModule, DigitsDataModule
 from tna_lightning.evaluate import evaluate
 from tna_lightning.export import (
     ExportMismatch,
@@ -40,6 +42,7 @@ from tna_lightning.quantization.packing import read_packed
 from tna_lightning.running.config import compose
 from tna_lightning.running.factory import build_network
 from tna_lightning.running.home import options
+from tna_lightning.running.record import measured_words
 
 
 def make_spec(model="convnet", width=0.25, time_steps=3, **neuron):
@@ -457,12 +460,15 @@ def test_onnx_computes_any_neuron(neuron, tmp_path, batches):
 @pytest.fixture
 def run_folder(tmp_path):
     spec = make_spec()
-    network = make_network(spec)
-    folder = tmp_path / "run"
+    data = {"_target_": "tna_lightning.data.DigitsDataModule", "seed": 0}
+    return save_run(tmp_path / "run", make_network(spec), spec, data)
+
+
+def save_run(folder, network, spec, data):
     folder.mkdir()
     save_network(folder / "network.safetensors", network, spec)
     config = {
-        "data": {"_target_": "tna_lightning.data.DigitsDataModule", "seed": 0},
+        "data": data,
         "model": spec["model"],
         "neuron": {**spec["neuron"], "_partial_": True},
         "trainer": {},
@@ -503,12 +509,22 @@ def test_a_run_is_exported_and_checked_on_its_test_set(format, name, run_folder)
 def test_a_run_as_c_is_a_folder_that_evaluates_as_the_network(run_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(sys, "argv", ["export", str(run_folder), "--format", "c"])
+    record = json.loads((run_folder / "run.json").read_text())
+    record["cost"] = {"synaptic_operations": 1234.4, "macs": 56.0}
+    (run_folder / "run.json").write_text(json.dumps(record))
     door.main()
-    written, checked = capsys.readouterr().out.splitlines()
+    written, checked, measured = capsys.readouterr().out.splitlines()
     folder = run_folder / "network-exported-c"
     assert re.fullmatch(rf"{folder}: [\d,]+ bytes of constant tables, [\d,]+ bytes of RAM", written)
     assert re.fullmatch(r"checked on 360 images: 0 predictions, \d of [\d,]{6,} spikes differ", checked)
     assert "Checked on 360 inputs" in (folder / "network.h").read_text()
+    words = measured_words(folder)
+    assert re.fullmatch(
+        r"[\d.]+ ms an image \(median of \d+ passes, quartiles [\d.]+ to [\d.]+\), one thread of .+", words
+    )
+    low, high = (float(word) for word in re.search(r"quartiles ([\d.]+) to ([\d.]+)", words).groups())
+    assert 0 < low <= float(words.split()[0]) <= high
+    assert measured == f"measured: {words}; 1,234 AC, 56 MAC"
     digits = DigitsDataModule(seed=0)
     digits.setup("test")
     ours = load_packed(run_folder / "network.safetensors")
@@ -516,14 +532,22 @@ def test_a_run_as_c_is_a_folder_that_evaluates_as_the_network(run_folder, tmp_pa
     logits = ours(digits.prepare(batch.x)).mean(0).detach()
     loaded = tna_lightning.load_c(folder)
     torch.testing.assert_close(torch.from_numpy(loaded(batch.x.numpy())), logits, rtol=1e-4, atol=1e-5)
-    accuracy = int((logits.argmax(1) == batch.target).sum()) / 360
+    accuracy = float((logits.argmax(1) == batch.target).float().mean())
+    record["results"] = {"test/acc": accuracy}  # float32, as torchmetrics gives it
+    (run_folder / "run.json").write_text(json.dumps(record))
     assert evaluate(run_folder, c=folder) == {"test/acc": accuracy}
+    monkeypatch.setattr(sys, "argv", ["evaluate", str(run_folder), "--c", str(folder)])
+    evaluate_door.main()
+    _, result, measured = capsys.readouterr().out.splitlines()  # measured again, here and now
+    assert result == f"test/acc {accuracy!r} (recorded: {accuracy!r})"
+    assert re.fullmatch(r"measured: [\d.]+ ms an image .*; 1,234 AC, 56 MAC", measured)
 
     (folder / "mine.txt").write_text("mine")  # replaced as a whole
     monkeypatch.setattr(sys, "argv", ["export", str(run_folder), "--format", "c", "--no-check"])
     monkeypatch.setenv("PATH", "")
     door.main()
-    assert capsys.readouterr().out.splitlines()[1] == "not checked"
+    assert capsys.readouterr().out.splitlines()[1:] == ["not checked"]
+    assert measured_words(folder) is None
     assert not (folder / "mine.txt").exists()
     monkeypatch.setattr(sys, "argv", ["export", str(run_folder), "--format", "c", "--output", str(tmp_path / "out")])
     with pytest.raises(SystemExit) as left:
@@ -539,6 +563,40 @@ def test_a_run_as_c_is_a_folder_that_evaluates_as_the_network(run_folder, tmp_pa
         export(run_folder, "c", tmp_path / "other", is_checked=False)
     with pytest.raises(ValueError, match=r"^no-check: must be left out with format='nir'"):
         export(run_folder, "nir", is_checked=False)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_a_ternary_resnet_trained_on_files_of_cifar_is_the_same_in_c(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    textures = rng.integers(0, 256, (10, 3, 32, 32))  # one a class, under noise
+    folder = tmp_path / "data" / "cifar-10-batches-bin"
+    folder.mkdir(parents=True)
+    for file, count in [*((f"data_batch_{number}", 40) for number in range(1, 6)), ("test_batch", 100)]:
+        labels = np.arange(count) % 10
+        images = np.clip(0.4 * textures[labels] + rng.normal(80, 50, (count, 3, 32, 32)), 0, 255)
+        rows = np.column_stack([labels, images.reshape(count, -1)]).astype(np.uint8)
+        (folder / f"{file}.bin").write_bytes(rows.tobytes())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    node = {"_target_": "tna_lightning.data.CIFARDataModule", "root": str(tmp_path / "data"), "download": False}
+    data = CIFARDataModule(root=tmp_path / "data", download=False, batch_size=20, seed=0)
+    data.prepare_data()
+    data.setup("fit")
+    torch.manual_seed(0)
+    spec = make_spec("resnet8", width=1.0, time_steps=2) | {"in_channels": 3}
+    spec["model"]["stem_stride"] = 2
+    network = build(spec)
+    quantize_network(network, Ternary())
+    optimizer = torch.optim.AdamW(network.parameters(), 0.01)
+    for batch in (batch for _ in range(5) for batch in data.train_dataloader()):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(data.prepare(batch.x)).mean(0), batch.target).backward()
+        optimizer.step()
+    save_run(tmp_path / "run", network.eval(), spec, node | {"seed": 0})
+    path, counts = export(tmp_path / "run", "c")  # fails above one spike in 10,000 or one prediction in 1,000
+    assert (counts["images"], counts["predictions_differing"]) == (100, 0)
+    assert counts["spikes"] > 100_000
+    assert 10_000 * counts["spikes_differing"] <= counts["spikes"]
+    assert evaluate(tmp_path / "run", c=path)["test/acc"] > 0.5
 
 
 def test_nothing_that_is_there_is_overwritten(run_folder, tmp_path):

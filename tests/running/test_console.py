@@ -1,5 +1,6 @@
 """What a person is told: names with brackets, epochs from 1, one line for what is not ours."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -21,6 +22,17 @@ def test_names_with_brackets_are_no_markup(monkeypatch, capsys):
     assert "data=[red]mine seed=0" in told
     assert "all but [stem]; [/b] {c}" in told
     assert told.endswith("\nfolder: [a]/{b}/[/b]\n")  # in a line of its own, to be copied
+
+
+def test_the_table_says_how_fast_the_network_is_as_c_or_what_measures_it(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(console, "summary_rows", lambda record: iter([]))
+    record = {"choices": {}, "seed": 0, "config": {}}
+    console.print_record(record, tmp_path)
+    assert "not measured yet: python -m tna_lightning.export RUN --format c" in capsys.readouterr().out
+    (tmp_path / "network-exported-c").mkdir()
+    (tmp_path / "network-exported-c" / "network.h").write_text("/* A network\n\n   Measured: 0.1 ms an image.\n*/")
+    console.print_record(record, tmp_path)
+    assert re.search(r"as C +│ +0.1 ms an image +│", capsys.readouterr().out)
 
 
 def test_the_bar_counts_epochs_from_1(monkeypatch):

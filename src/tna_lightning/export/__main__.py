@@ -8,9 +8,9 @@ import sys
 import tna_lightning.export
 from tna_lightning.export.checking import ExportMismatch
 from tna_lightning.export.run import NAMES, export
-from tna_lightning.running.console import leave, warn_of_changes
+from tna_lightning.running.console import leave, print_measured, warn_of_changes
 from tna_lightning.running.processes import outlive_readers
-from tna_lightning.running.record import finished_record
+from tna_lightning.running.record import finished_record, measured_words
 from tna_lightning.running.trust import refuse_foreign
 
 
@@ -35,7 +35,8 @@ def main() -> None:
     parser.add_argument("--no-check", action="store_true", help="c: do not compile it and run it beside the network")
     arguments = parser.parse_args()
     try:
-        config = finished_record(arguments.run)["config"]
+        record = finished_record(arguments.run)
+        config = record["config"]
         if not arguments.trust:
             refuse_foreign(arguments.run, config)
         warn_of_changes(config)
@@ -63,6 +64,8 @@ def main() -> None:
         return
     compared = f", {counts['spikes_differing']:,} of {counts['spikes']:,} spikes" if counts["spikes"] else ""
     print(f"checked on {counts['images']:,} images: {counts['predictions_differing']:,} predictions{compared} differ")
+    if arguments.format == "c":
+        print_measured(str(measured_words(path)), record)
 
 
 if __name__ == "__main__":

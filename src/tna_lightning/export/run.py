@@ -18,7 +18,7 @@ from tna_lightning.export.packed import export_packed
 from tna_lightning.quantization.folding import fold_batch_norm
 from tna_lightning.running.factory import build_network, expected_inputs, inputs_of
 from tna_lightning.running.own import targets_in
-from tna_lightning.running.record import finished_record
+from tna_lightning.running.record import C_FOLDER, finished_record
 from tna_lightning.running.trust import kept_network, rebuilt
 
 OURS = r"tna_lightning\.models\..*|torch\.nn\.ReLU"  # what load_packed builds from a file
@@ -26,7 +26,7 @@ NAMES = {
     "packed": "network-exported.safetensors",
     "onnx": "network-exported.onnx",
     "nir": "network-exported.nir",
-    "c": "network-exported-c",
+    "c": C_FOLDER,
 }
 
 

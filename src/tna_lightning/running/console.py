@@ -14,7 +14,17 @@ from typing import Any, NoReturn
 from tna_lightning.packages import LEAF_SPEC, quiet
 from tna_lightning.running.own import changed_since
 from tna_lightning.running.processes import Terminated
-from tna_lightning.running.record import Busy, limits_words, not_counted_words, part_of_test, precision_words, reading
+from tna_lightning.running.record import (
+    C_FOLDER,
+    Busy,
+    limits_words,
+    measured_words,
+    not_counted_words,
+    operations_words,
+    part_of_test,
+    precision_words,
+    reading,
+)
 
 FULL_ERROR, SET_BY_US = "HYDRA_FULL_ERROR", "TNA_LIGHTNING_SET_FULL_ERROR"
 
@@ -104,8 +114,16 @@ def print_record(record: Mapping[str, Any], folder: Path | str) -> None:
     with reading(folder):
         for name, value in summary_rows(record):
             table.add_row(name, Text(value))
+        unmeasured = "not measured yet: python -m tna_lightning.export RUN --format c"
+        table.add_row("as C", Text(measured_words(Path(folder) / C_FOLDER) or unmeasured))
     Console(soft_wrap=True).print(table)
     print(f"folder: {folder}")
+
+
+def print_measured(words: str, record: Mapping[str, Any]) -> None:
+    """How fast the kept network is as C, beside what was counted of it."""
+    counted = f"; {operations_words(record['cost'])}" if "cost" in record else ""
+    print(f"measured: {words}{counted}")
 
 
 def warn_of_changes(config: Mapping[str, Any]) -> None:
@@ -151,9 +169,7 @@ def summary_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "zero weights", f"{weights['zero_share']:.1%}"
     if cost["firing_rate"] is not None:  # neurons that spike
         yield "mean firing rate", f"{cost['firing_rate']:.3f} spikes a neuron and step"
-    # AC: accumulates that spikes trigger, MAC: multiply-accumulates
-    counts = f"{cost['synaptic_operations']:,.0f} AC, {cost['macs']:,.0f} MAC"
-    yield "operations an image", f"{counts}, about {cost['energy_uj']:#.3g} uJ"
+    yield "operations an image", f"{operations_words(cost)}, about {cost['energy_uj']:#.3g} uJ"
     if "energy_memory_uj" in cost:  # older records have none
         moved = ", ".join(
             f"{part} {cost[f'memory_{part}_uj']:#.3g}" for part in ("weights", "membranes", "activations")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -28,6 +29,7 @@ RECORD_FORMAT = 1
 RECORD = "run.json"
 CONFIG = "config.yaml"
 NETWORK = "network.safetensors"
+C_FOLDER = "network-exported-c"  # of `export --format c`, where no other is named
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 
 
@@ -169,6 +171,18 @@ def precision_words(weights: Mapping[str, Any]) -> str:
             sizes[layer["scheme"]] += layer["weights"]
     others = sorted(sizes, key=lambda scheme: -sizes[scheme])[1:]
     return "; ".join([words, *(f"{_modules(schemes, scheme)}: {scheme}" for scheme in others)])
+
+
+def measured_words(folder: Path | str) -> str | None:
+    """What the header of exported C code says of its speed; None where there is none, or it was not measured."""
+    header = Path(folder) / "network.h"
+    found = re.search(r"^   Measured: (.*)\.$", header.read_text(), re.MULTILINE) if header.is_file() else None
+    return found and found.group(1)
+
+
+def operations_words(cost: Mapping[str, Any]) -> str:
+    """Accumulates that spikes trigger, and multiply-accumulates, in words."""
+    return f"{cost['synaptic_operations']:,.0f} AC, {cost['macs']:,.0f} MAC"
 
 
 def not_counted_words(cost: Mapping[str, Any]) -> str:
@@ -373,7 +387,7 @@ def environment() -> dict[str, Any]:
         "versions": {package: version(package) for package in packages} | {"torch": str(torch.__version__)},
         "git": _git_state(),
         "platform": platform.platform(terse=True),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
     }
 
@@ -393,7 +407,8 @@ def _git_state() -> dict[str, Any] | None:
         return None
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """What the processor calls itself."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():

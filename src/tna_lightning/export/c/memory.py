@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tna_lightning.export.c.program import PIXELS, Convolution, Map, Neurons, Pool, Program, words_of
+from tna_lightning.export.c.program import PIXELS, Convolution, Join, Map, Neurons, Pool, Program, words_of
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,11 @@ def plan_memory(program: Program, events: bool) -> Memory:
     )
 
 
-def _maps_of(layer: Neurons | Pool) -> list[Map]:
+def _maps_of(layer: Neurons | Pool | Join) -> list[Map]:
     if isinstance(layer, Pool):
         return [layer.source]
+    if isinstance(layer, Join):
+        return [layer.spikes, layer.other]
     return [c.source for c in layer.sources] + ([layer.identity] if layer.identity is not None else [])
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tna_lightning.export.parts import parts_of, refuse_what_no_layer_says
-from tna_lightning.models import LIF, BasicBlock, Network, PerStep
+from tna_lightning.models import LIF, BasicBlock, Network, PerStep, SEWBlock
 from tna_lightning.quantization.codes import CHANNEL, SIGN, Codes
 from tna_lightning.quantization.folding import ScaledConv2d, fold_batch_norm
 
@@ -104,6 +104,23 @@ class Pool:
 
 
 @dataclass(frozen=True, eq=False)
+class Join:
+    """What a SEW block makes of its spikes and its shortcut's map: their sum, or that map where it spikes or does not.
+
+    Attributes:
+        kind: ``add``, ``and`` or ``iand``.
+        spikes: of the block's last neurons.
+        other: the shortcut's, spikes or whole numbers.
+    """
+
+    name: str
+    kind: str
+    spikes: Map
+    other: Map
+    out: Map
+
+
+@dataclass(frozen=True, eq=False)
 class Program:
     """The layers in the order in which they run.
 
@@ -116,7 +133,7 @@ class Program:
 
     inputs: tuple[int, int, int]
     time_steps: int
-    layers: list[Neurons | Pool]
+    layers: list[Neurons | Pool | Join]
     readout: Convolution
 
     @property
@@ -154,7 +171,9 @@ def to_program(network: nn.Module, inputs: tuple[int, int, int]) -> Program:
 
 POOLS = (nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.MaxPool2d)
 _LAYERS = (nn.Conv2d, ScaledConv2d, nn.Linear, nn.BatchNorm2d, LIF, *POOLS)
-_KNOWN = {module.forward for module in (*_LAYERS, nn.Sequential, PerStep, BasicBlock, nn.Identity, nn.Flatten)}
+_KNOWN = {
+    module.forward for module in (*_LAYERS, nn.Sequential, PerStep, BasicBlock, SEWBlock, nn.Identity, nn.Flatten)
+}
 
 
 def _refuse_unknown(network: nn.Module) -> None:
@@ -169,7 +188,7 @@ class _Builder:
     """Layers so far. The next module sees the map ``here``, or the currents of the convolutions in ``pending``."""
 
     def __init__(self, inputs: tuple[int, int, int]) -> None:
-        self.layers: list[Neurons | Pool] = []
+        self.layers: list[Neurons | Pool | Join] = []
         self.readout: Convolution | None = None
         self.here = Map(PIXELS, *inputs, largest=255)
         self.pending: list[Convolution] = []
@@ -193,6 +212,13 @@ class _Builder:
                     )
                 self.pending, self.identity = residual, self.here
             self.walk(f"{name}.neuron2", module.neuron2)
+        elif isinstance(module, SEWBlock):
+            block_input = self.here
+            for part in ("conv1", "neuron1", "conv2", "neuron2"):
+                self.walk(f"{name}.{part}", getattr(module, part))
+            spikes, self.here = self.here, block_input
+            self.walk(f"{name}.shortcut", module.shortcut)
+            self.add_join(name, module.connect, spikes)
         elif isinstance(module, LIF):
             self.add_neurons(name, module)
         elif isinstance(module, nn.Conv2d):
@@ -217,6 +243,15 @@ class _Builder:
         out = Map(name, *shape)
         self.layers.append(Neurons(name, self.pending, self.identity, out, neurons.reset, beta, threshold))
         self.here, self.pending, self.identity = out, [], None
+
+    def add_join(self, name: str, kind: str, spikes: Map) -> None:
+        other = self.here
+        if other.name == PIXELS or other.denominator > 1:
+            raise ValueError(f"network.{name}.shortcut: there is no C kernel for a shortcut of what is no whole number")
+        largest = other.largest + (kind == "add")
+        out = Map(name, other.channels, other.height, other.width, largest)
+        self.layers.append(Join(name, kind, spikes, other, out))
+        self.here = out
 
     def add_convolution(self, name: str, conv: nn.Conv2d) -> None:
         if conv.padding_mode != "zeros" or isinstance(conv.padding, str) or conv.groups != 1:

@@ -9,7 +9,7 @@ import numpy as np
 
 from tna_lightning.data.batch import Normalization
 from tna_lightning.export.c.memory import Memory, plan_memory
-from tna_lightning.export.c.program import PIXELS, Convolution, Neurons, Pool, Program, words_of
+from tna_lightning.export.c.program import PIXELS, Convolution, Join, Neurons, Pool, Program, words_of
 from tna_lightning.export.c.tables import bit_table
 
 _RESETS = {"zero": "TNA_RESET_ZERO", "subtract": "TNA_RESET_SUBTRACT", "none": "TNA_RESET_NONE"}
@@ -36,7 +36,7 @@ def write_source(
     normalization: Normalization,
     class_names: Sequence[str],
     events: bool,
-    note: str,
+    notes: Sequence[str],
     name: str = "network",
 ) -> Source:
     """The C text of a program.
@@ -46,7 +46,7 @@ def write_source(
         normalization: what becomes of uint8 pixels.
         class_names: K names.
         events: inputs are event frames, which bring their own number of steps.
-        note: a line on how it was checked.
+        notes: lines on how it was checked and measured.
         name: of the files, and in front of every public name.
     """
     memory = plan_memory(program, events)
@@ -59,7 +59,7 @@ def write_source(
         writer.add_layer(number, layer)
     writer.add_convolution("readout", program.readout)
     state, ram_bytes = _state(program, memory, events)
-    header = _header(program, state, events, note, name, writer.table_bytes, ram_bytes)
+    header = _header(program, state, events, notes, name, writer.table_bytes, ram_bytes)
     return Source(header, writer.code(class_names, inputs), writer.table_bytes, ram_bytes)
 
 
@@ -105,7 +105,7 @@ def _header(
     program: Program,
     state: list[str],
     events: bool,
-    note: str,
+    notes: Sequence[str],
     name: str,
     table_bytes: int,
     ram_bytes: int,
@@ -115,7 +115,7 @@ def _header(
     lines = [
         "/* A spiking network, written by tna_lightning.export.",
         "",
-        f"   {note}",
+        *(f"   {note.replace('*/', '* /')}" for note in notes),
         f"   Constant tables: {table_bytes:,} bytes. State: {ram_bytes:,} bytes, in a struct of the caller's;",
         "   two structs may run at the same time. */",
         "",
@@ -223,7 +223,7 @@ class _Writer:
         ]
         self.structure("tna_convolution", name, fields, c.name)
 
-    def add_layer(self, number: int, layer: Neurons | Pool) -> None:
+    def add_layer(self, number: int, layer: Neurons | Pool | Join) -> None:
         """Write a layer's tables, and the call that runs it."""
         name = f"layer{number}"
         out = f"network->maps + {self.memory.places[layer.out.name]}"
@@ -239,6 +239,13 @@ class _Writer:
             sizes += [layer.out.height, layer.out.width, multiple]
             self.structure("tna_pool", name, [", ".join(map(str, sizes)), ", ".join(tables)], layer.name)
             self.calls.append(f"tna_{layer.kind}_pool(&{name}, {self.place(source.name)}, {out}, scratch);")
+            return
+        if isinstance(layer, Join):
+            other = layer.other
+            sizes = [other.height * other.width, words_of(other.channels), other.planes, layer.out.planes]
+            self.structure("tna_join", name, [f"TNA_{layer.kind.upper()}, {', '.join(map(str, sizes))}"], layer.name)
+            joined = f"{self.place(layer.spikes.name)}, {self.place(other.name)}"
+            self.calls.append(f"tna_join(&{name}, {joined}, {out}, scratch);")
             return
         beta = self.table("float", f"{name}_beta", layer.beta)
         threshold = self.table("float", f"{name}_threshold", layer.threshold)

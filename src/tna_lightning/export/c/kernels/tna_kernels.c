@@ -1,4 +1,7 @@
-/* See tna_kernels.h. */
+/* See tna_kernels.h.
+
+   C99 lets a processor compute float expressions in a wider type (FLT_EVAL_METHOD: s390x, x87). The casts to float after
+   each operation round as other processors do, so that logits are the same everywhere. */
 
 #include "tna_kernels.h"
 
@@ -77,7 +80,7 @@ static void store_bytes(uint8_t *bytes, const uint64_t *words, size_t count)
 /* ---- counting: rows of bits to planes of digits to bytes -------------------------------------------------------- */
 
 /* high, low = a + b + c, bit by bit; low may be one of them */
-#define TNA_ADD(vector, high, low, a, b, c)                                                                            \
+#define TNA_SUM(vector, high, low, a, b, c)                                                                            \
     do {                                                                                                               \
         const vector differ_ = (a) ^ (b), carry_ = ((a) & (b)) | (differ_ & (c));                                      \
         low = differ_ ^ (c);                                                                                           \
@@ -109,22 +112,22 @@ static void store_bytes(uint8_t *bytes, const uint64_t *words, size_t count)
         vector waiting[TNA_DEPTH + 1], carry = {0}, a, b, c, d;                                                        \
         size_t block = 0;                                                                                              \
         for (size_t i = 0; i < num_rows; i += 8) {                                                                     \
-            TNA_ADD(vector, a, ones, ones, load_##W(table + rows[i] * stride),                                         \
+            TNA_SUM(vector, a, ones, ones, load_##W(table + rows[i] * stride),                                         \
                     load_##W(table + rows[i + 1] * stride));                                                           \
-            TNA_ADD(vector, b, ones, ones, load_##W(table + rows[i + 2] * stride),                                     \
+            TNA_SUM(vector, b, ones, ones, load_##W(table + rows[i + 2] * stride),                                     \
                     load_##W(table + rows[i + 3] * stride));                                                           \
-            TNA_ADD(vector, c, twos, twos, a, b);                                                                      \
-            TNA_ADD(vector, a, ones, ones, load_##W(table + rows[i + 4] * stride),                                     \
+            TNA_SUM(vector, c, twos, twos, a, b);                                                                      \
+            TNA_SUM(vector, a, ones, ones, load_##W(table + rows[i + 4] * stride),                                     \
                     load_##W(table + rows[i + 5] * stride));                                                           \
-            TNA_ADD(vector, b, ones, ones, load_##W(table + rows[i + 6] * stride),                                     \
+            TNA_SUM(vector, b, ones, ones, load_##W(table + rows[i + 6] * stride),                                     \
                     load_##W(table + rows[i + 7] * stride));                                                           \
-            TNA_ADD(vector, d, twos, twos, a, b);                                                                      \
-            TNA_ADD(vector, a, fours, fours, c, d);                                                                    \
+            TNA_SUM(vector, d, twos, twos, a, b);                                                                      \
+            TNA_SUM(vector, a, fours, fours, c, d);                                                                    \
             size_t level = 3;                                                                                          \
             block++;                                                                                                   \
             for (size_t rest = block; !(rest & 1); rest >>= 1) {                                                       \
                 vector plane = load_##W(planes + level * W);                                                           \
-                TNA_ADD(vector, a, plane, plane, waiting[level], a);                                                   \
+                TNA_SUM(vector, a, plane, plane, waiting[level], a);                                                   \
                 memcpy(planes + level * W, &plane, sizeof plane);                                                      \
                 level++;                                                                                               \
             }                                                                                                          \
@@ -137,7 +140,7 @@ static void store_bytes(uint8_t *bytes, const uint64_t *words, size_t count)
             vector plane = load_##W(planes + level * W), other = {0};                                                  \
             if ((block >> (level - 3)) & 1)                                                                            \
                 other = waiting[level];                                                                                \
-            TNA_ADD(vector, carry, plane, plane, other, carry);                                                        \
+            TNA_SUM(vector, carry, plane, plane, other, carry);                                                        \
             memcpy(planes + level * W, &plane, sizeof plane);                                                          \
         }                                                                                                              \
     }
@@ -281,7 +284,7 @@ static void add_weights(const struct tna_convolution *c, const uint32_t *rows, c
         if (values) {
             const float value = values[i];
             for (size_t k = 0; k < channels; k++)
-                sums[k] += value * weights[k];
+                sums[k] += (float)(value * weights[k]);
         } else {
             for (size_t k = 0; k < channels; k++)
                 sums[k] += weights[k];
@@ -383,12 +386,13 @@ static void lanes_to_currents(const struct tna_convolution *c, const uint8_t *re
     const float *restrict scale = c->scale, *restrict bias = c->bias;
     if (is_ternary(c) && bytes == 1) {
         for (size_t o = 0; o < channels; o++)
-            currents[o] = (float)(lanes[o] - minus[o]) * scale[o] + bias[o];
+            currents[o] = (float)((float)(lanes[o] - minus[o]) * scale[o]) + bias[o];
         return;
     }
     if (is_ternary(c) && bytes == 2) {
         for (size_t o = 0; o < channels; o++)
-            currents[o] = (float)(lanes[o] - minus[o] + 256 * (high[o] - high_minus[o])) * scale[o] + bias[o];
+            currents[o] =
+                (float)((float)(lanes[o] - minus[o] + 256 * (high[o] - high_minus[o])) * scale[o]) + bias[o];
         return;
     }
     for (uint32_t digit = 0; digit < c->digits; digit++) {
@@ -404,10 +408,10 @@ static void lanes_to_currents(const struct tna_convolution *c, const uint8_t *re
     }
     if (c->negative_scale)
         for (size_t o = 0; o < channels; o++)
-            currents[o] = currents[o] + (float)sums[o] * c->negative_scale[o] + bias[o];
+            currents[o] = (float)(currents[o] + (float)((float)sums[o] * c->negative_scale[o])) + bias[o];
     else
         for (size_t o = 0; o < channels; o++)
-            currents[o] = (float)sums[o] * scale[o] + bias[o];
+            currents[o] = (float)((float)sums[o] * scale[o]) + bias[o];
 }
 
 static void find_currents(const struct reach *reach, uint32_t step, uint32_t out_y, uint32_t out_x,
@@ -424,7 +428,7 @@ static void find_currents(const struct reach *reach, uint32_t step, uint32_t out
             add_weights(c, scratch->rows, NULL, gather_rows(reach, step, out_y, out_x, p, scratch->rows), currents);
         }
         for (size_t o = 0; o < c->out_channels; o++)
-            currents[o] = currents[o] * c->scale[o] + c->bias[o];
+            currents[o] = (float)(currents[o] * c->scale[o]) + c->bias[o];
         return;
     }
     const uint32_t *rows[TNA_DEPTH];
@@ -458,7 +462,7 @@ static void fire(const struct tna_neurons *neurons, const float *restrict curren
     switch (neurons->reset) {
     case TNA_RESET_ZERO:
         for (size_t c = 0; c < channels; c++) {
-            const float u = beta[c] * (membrane[c] > threshold[c] ? 0.0f : membrane[c]) + currents[c];
+            const float u = (float)(beta[c] * (membrane[c] > threshold[c] ? 0.0f : membrane[c])) + currents[c];
             membrane[c] = u;
             fired[c] = u > threshold[c];
         }
@@ -466,14 +470,14 @@ static void fire(const struct tna_neurons *neurons, const float *restrict curren
     case TNA_RESET_SUBTRACT:
         for (size_t c = 0; c < channels; c++) {
             const float taken = membrane[c] > threshold[c] ? threshold[c] : 0.0f;
-            const float u = beta[c] * membrane[c] + currents[c] - taken;
+            const float u = (float)((float)(beta[c] * membrane[c]) + currents[c]) - taken;
             membrane[c] = u;
             fired[c] = u > threshold[c];
         }
         break;
     default:
         for (size_t c = 0; c < channels; c++) {
-            const float u = beta[c] * membrane[c] + currents[c];
+            const float u = (float)(beta[c] * membrane[c]) + currents[c];
             membrane[c] = u;
             fired[c] = u > threshold[c];
         }
@@ -548,7 +552,7 @@ static void find_pixel_currents(const struct tna_convolution *c, const struct tn
             const size_t pixel = (size_t)y * c->in_width + x;
             for (uint32_t i = 0; i < c->in_channels; i++) {
                 const uint8_t raw = pixels[(size_t)i * c->in_height * c->in_width + pixel];
-                float value = ((float)raw - input->mean[i]) * input->scale[i];
+                float value = (float)((float)raw - input->mean[i]) * input->scale[i];
                 if (input->gain)
                     value *= input->gain[pixel];
                 scratch->rows[num_rows] = (ky * c->kernel_width + kx) * c->in_channels + i;
@@ -560,7 +564,7 @@ static void find_pixel_currents(const struct tna_convolution *c, const struct tn
     memset(currents, 0, c->out_channels * sizeof *currents);
     add_weights(c, scratch->rows, scratch->values, num_rows, currents);
     for (size_t o = 0; o < c->out_channels; o++)
-        currents[o] = currents[o] * c->scale[o] + c->bias[o];
+        currents[o] = (float)(currents[o] * c->scale[o]) + c->bias[o];
 }
 
 void tna_pixel_layer(const struct tna_convolution *convolution, const struct tna_input *input, const uint8_t *pixels,
@@ -638,4 +642,37 @@ void tna_max_pool(const struct tna_pool *pool, const uint64_t *in, uint64_t *out
 {
     for (uint32_t step = 0; step < scratch->steps; step++)
         maximum(pool, in + step * scratch->step_words, out + step * scratch->step_words);
+}
+
+/* ---- residual blocks that join spikes -------------------------------------------------------------------------- */
+
+static void join_step(const struct tna_join *join, const uint64_t *spikes, const uint64_t *other, uint64_t *out)
+{
+    const size_t words = join->words;
+    for (uint32_t pixel = 0; pixel < join->pixels; pixel++) {
+        for (size_t word = 0; word < words; word++) {
+            uint64_t carry = spikes[word];
+            for (uint32_t p = 0; p < join->out_planes; p++) {
+                const uint64_t seen = p < join->in_planes ? other[p * words + word] : 0;
+                if (join->kind == TNA_ADD) {
+                    out[p * words + word] = seen ^ carry;
+                    carry &= seen;
+                } else {
+                    out[p * words + word] = seen & (join->kind == TNA_AND ? spikes[word] : ~spikes[word]);
+                }
+            }
+        }
+        spikes += words;
+        other += join->in_planes * words;
+        out += join->out_planes * words;
+    }
+}
+
+void tna_join(const struct tna_join *join, const uint64_t *spikes, const uint64_t *other, uint64_t *out,
+              const struct tna_scratch *scratch)
+{
+    for (uint32_t step = 0; step < scratch->steps; step++) {
+        const size_t first = step * scratch->step_words;
+        join_step(join, spikes + first, other + first, out + first);
+    }
 }

@@ -55,6 +55,14 @@ struct tna_pool {
     const uint16_t *row_begin, *row_end, *column_begin, *column_end;
 };
 
+enum tna_join_kind { TNA_ADD, TNA_AND, TNA_IAND };
+
+/* Spikes joined with another map, spikes or whole numbers: their sum, or that map where they are, or are not. */
+struct tna_join {
+    enum tna_join_kind kind;
+    uint32_t pixels, words, in_planes, out_planes;
+};
+
 /* What a layer works with: the steps that it runs at once, and memory, whose sizes are computed at export.
 
    The spikes of step t lie t * step_words behind those of the first one. */
@@ -91,5 +99,7 @@ void tna_readout(const struct tna_source *source, float *logits, const struct tn
 void tna_average_pool(const struct tna_pool *pool, const uint64_t *in, uint64_t *out,
                       const struct tna_scratch *scratch);
 void tna_max_pool(const struct tna_pool *pool, const uint64_t *in, uint64_t *out, const struct tna_scratch *scratch);
+void tna_join(const struct tna_join *join, const uint64_t *spikes, const uint64_t *other, uint64_t *out,
+              const struct tna_scratch *scratch);
 
 #endif
