@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from tna_lightning.export.c.library import CNetwork, load_c
 from tna_lightning.files import replacing, write_text
 from tna_lightning.packages import require
 from tna_lightning.running.console import leave, title, warn_of_changes
-from tna_lightning.running.processes import outlive_readers
+from tna_lightning.running.doors import Parser, enter
 from tna_lightning.running.record import environment, finished_record, reading
 from tna_lightning.running.trust import rebuilt, refuse_foreign
 
@@ -375,10 +376,8 @@ def _images_of(case: _Case) -> tuple[Tensor, Tensor, Any]:
 
 def main() -> None:
     """The command line: status 1 where the same machine and versions give other results than the recorded ones."""
-    outlive_readers()
-    parser = argparse.ArgumentParser(
-        prog="python -m tna_lightning.evaluate", description=(__doc__ or "").partition("\n")[0]
-    )
+    enter()
+    parser = Parser("evaluate", __doc__)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a finished run's folder; several answer as an ensemble")
     parser.add_argument("--data-root", metavar="DIR", help="where the data are, if not where they were in training")
     parser.add_argument("--trust", action="store_true", help="call what the record names beside tna_lightning's own")
@@ -414,6 +413,8 @@ def main() -> None:
 
 
 def _numbers(words: str) -> list[int]:
+    if not all(re.fullmatch(r"\s*0*[1-9]\d*\s*", word) for word in words.split(",")):
+        raise argparse.ArgumentTypeError(f"{words!r}: must be whole numbers from 1, commas between them")
     return [int(word) for word in words.split(",")]
 
 

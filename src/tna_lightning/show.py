@@ -5,7 +5,6 @@ Both save one picture and print figures.
 
 from __future__ import annotations
 
-import argparse
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -230,12 +229,10 @@ def _as_colors(image: Tensor) -> np.ndarray:
 def main() -> None:
     """The command line."""
     from tna_lightning.running.console import leave
-    from tna_lightning.running.processes import outlive_readers
+    from tna_lightning.running.doors import Parser, enter
 
-    outlive_readers()
-    parser = argparse.ArgumentParser(
-        prog="python -m tna_lightning.show", description=(__doc__ or "").partition("\n")[0]
-    )
+    enter()
+    parser = Parser("show", __doc__)
     parser.add_argument(
         "words",
         metavar="RUN | KEY=VALUE",

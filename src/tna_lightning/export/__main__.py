@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 import tna_lightning.export
 from tna_lightning.export.checking import ExportMismatch
 from tna_lightning.export.run import NAMES, export
 from tna_lightning.running.console import leave, warn_of_changes
-from tna_lightning.running.processes import outlive_readers
+from tna_lightning.running.doors import Parser, enter
 from tna_lightning.running.record import finished_record
 from tna_lightning.running.trust import refuse_foreign
 
 
 def main() -> None:
     """The command line."""
-    outlive_readers()
-    parser = argparse.ArgumentParser(
-        prog="python -m tna_lightning.export", description=(tna_lightning.export.__doc__ or "").split("\n\n")[0]
-    )
+    enter()
+    parser = Parser("export", tna_lightning.export.__doc__)
     parser.add_argument("run", help="a finished run's folder")
     parser.add_argument("--format", required=True, choices=NAMES)
     parser.add_argument(

@@ -21,7 +21,7 @@ from tna_lightning.report.references import Published, is_of_whole_set, publishe
 from tna_lightning.report.statistics import Row, Unmet, missing, rows
 from tna_lightning.report.tables import as_csv, as_markdown, legend, plain_words
 from tna_lightning.running.archive import RECORDS, SUFFIX, keep_records
-from tna_lightning.running.processes import outlive_readers
+from tna_lightning.running.doors import Parser, enter
 from tna_lightning.running.record import RECORD, limits_words
 
 if TYPE_CHECKING:
@@ -266,8 +266,8 @@ def _words(text: str) -> list[str]:
 
 def main() -> None:
     """The command line."""
-    outlive_readers()
-    parser = argparse.ArgumentParser(prog="python -m tna_lightning.report", description=__doc__)
+    enter()
+    parser = Parser("report", __doc__)
     parser.add_argument(
         "studies",
         nargs="+",
