@@ -26,7 +26,9 @@ def main() -> None:
         "--fold", action="store_true", help="fold batch norm into scales and biases (nir and c always do)"
     )
     parser.add_argument("--images", type=int, help="check with so many images of the test set (default: all)")
-    parser.add_argument("--data-root", help="where the data are, if not where they were in training")
+    parser.add_argument(
+        "--data-root", help="where the data are, if not where they were in training; of arrays the file"
+    )
     parser.add_argument("--opset", type=int, help="version of ONNX's operators (default: 20)")
     parser.add_argument("--trust", action="store_true", help="call what the record names beside tna_lightning's own")
     parser.add_argument("--no-check", action="store_true", help="c: do not compile it and run it beside the network")
@@ -35,7 +37,7 @@ def main() -> None:
         config = finished_record(arguments.run)["config"]
         if not arguments.trust:
             refuse_foreign(arguments.run, config)
-        warn_of_changes(config)
+        warn_of_changes(config, arguments.data_root)
         path, counts = export(
             arguments.run,
             arguments.format,

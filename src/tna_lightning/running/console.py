@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tna_lightning.packages import LEAF_SPEC, quiet
-from tna_lightning.running.own import changed_since
+from tna_lightning.running.own import changed_since, with_data_at
 from tna_lightning.running.processes import Terminated
 from tna_lightning.running.record import Busy, limits_words, not_counted_words, part_of_test, precision_words, reading
 
@@ -108,9 +108,17 @@ def print_record(record: Mapping[str, Any], folder: Path | str) -> None:
     print(f"folder: {folder}")
 
 
-def warn_of_changes(config: Mapping[str, Any]) -> None:
-    """Say on stderr what of the user's own code and data has changed since a run was trained."""
-    for name in changed_since(config):
+def warn_of_changes(config: Mapping[str, Any], data_root: str | None = None, *, of_data: bool = True) -> None:
+    """Say on stderr what of the user's own code and data has changed since a run was trained.
+
+    Args:
+        config: of the run.
+        data_root: where its data are, if not where they were.
+        of_data: whether it is to be asked about its data.
+    """
+    for name in changed_since(with_data_at(config, data_root) if of_data else config):
+        if name.startswith("data.") and not of_data:
+            continue
         print(f"warning: {name.partition('.')[2]} has changed since this run was trained", file=sys.stderr)
 
 
