@@ -219,13 +219,13 @@ def _caption(table: Sequence[Row], wanted: Sequence[str], keys: Sequence[str], a
     words[0] += f": mean and standard deviation over {seeds}." if common != "1" or counts else f", {seeds}."
     compared = against_name(against) if against else "plain"
     reference = AGAINST if against else "plain"
-    if len(table) > 1:
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in table:
+        column = _choice(row, keys[0]) if is_pivot else ""
+        groups.setdefault((column, *_block(row, wanted)), []).append(row)
+    if any(map(highest, groups.values())):
         where = ("its column" if is_pivot else "all rows") + (" in its block" if wanted[:-1] else "")
-        samples: dict[tuple[str, ...], set[str]] = {}
-        for row in table:
-            column = _choice(row, keys[0]) if is_pivot else ""
-            samples.setdefault((column, *_block(row, wanted)), set()).add(row.samples)
-        mixed = any(len(each) > 1 for each in samples.values())
+        mixed = any(len({row.samples for row in group}) > 1 for group in groups.values())
         words.append(f"Bold: the highest mean of {where}{', of the same test samples' if mixed else ''}.")
     if is_pivot and any(_is_told_apart(row, reference) for row in table):
         words.append(
