@@ -62,7 +62,8 @@ def command_line(workshop, monkeypatch, capsys):
     def call(door, *arguments):
         monkeypatch.setattr(sys, "argv", [door.__name__, *arguments])
         door.main()
-        return capsys.readouterr().out
+        call.told = capsys.readouterr()
+        return call.told.out
 
     yield call
     for name in [name for name in sys.modules if name.startswith("my_")]:
@@ -144,6 +145,7 @@ def test_from_a_folder_of_recordings_to_the_class_of_one_in_the_five_commands_of
     monkeypatch.chdir(tmp_path / "elsewhere")
     run = str(tmp_path / testing[1])
     assert recorded in command_line(evaluate, run, "--data-root", "moved")
+    assert "warning" not in command_line.told.err  # their content is what it was
     others = command_line(evaluate, run, "--data", "event_folder", "--data-root", "../others")  # of the same sensor
     assert "data=event_folder: 4 samples, its test set\n" in others
     assert "test/acc 100.00%\n" in others
@@ -154,6 +156,7 @@ def test_from_a_folder_of_recordings_to_the_class_of_one_in_the_five_commands_of
         assert capsys.readouterr().err == f"error: {told}\n"
     (tmp_path / "elsewhere" / "moved" / "left" / "0.npz").rename("moved/left/00.npz")
     command_line(show, run, "--data-root", "moved")
+    assert "warning: data.root has changed since this run was trained\n" in command_line.told.err
 
 
 def test_the_readme_is_short_enough_to_be_read():
@@ -392,7 +395,7 @@ def test_a_tutorial_runs_as_it_stands(page, tmp_path):
     expected = {
         "first_network": r"\[\d(, \d){9}\]\n",
         "sweep": r"6 jobs: 6 done[\s\S]*12 finished runs[\s\S]*12 records: mine\.jsonl\.gz",
-        "own_data": r"'circle': [\d.]+",
+        "own_data": r"'circle': [\d.]+.*\n(\[?\[\d+, \d+, \d+\](, |\]\n)){3}[\s\S]*shapes/circle/0\.png +circle",
         "own_neuron": r"tired .*a LIF that tires[\s\S]*test/acc",
         "to_a_device": r"2: class \d \(\d\), logits( -?[\d.e-]+){10}\n",
     }[Path(page).stem]

@@ -119,7 +119,7 @@ def warn_of_changes(config: Mapping[str, Any], data_root: str | None = None, *, 
     for name in changed_since(with_data_at(config, data_root) if of_data else config):
         if name.startswith("data.") and not of_data:
             continue
-        print(f"warning: {name.partition('.')[2]} has changed since this run was trained", file=sys.stderr)
+        print(f"warning: {name.removeprefix('code.')} has changed since this run was trained", file=sys.stderr)
 
 
 def title(record: Mapping[str, Any]) -> str:
