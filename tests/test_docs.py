@@ -62,7 +62,8 @@ def command_line(workshop, monkeypatch, capsys):
     def call(door, *arguments):
         monkeypatch.setattr(sys, "argv", [door.__name__, *arguments])
         door.main()
-        return capsys.readouterr().out
+        call.told = capsys.readouterr()
+        return call.told.out
 
     yield call
     for name in [name for name in sys.modules if name.startswith("my_")]:
@@ -89,31 +90,73 @@ def test_each_extension_trains_through_the_command_line(command, command_line, w
     assert f"test/acc {record['results']['test/acc']!r} " in command_line(evaluate, str(folder), "--trust")
 
 
-def test_recordings_of_ones_own_go_from_a_folder_to_figures(command_line, monkeypatch, tmp_path):
+def test_from_a_folder_of_recordings_to_the_class_of_one_in_the_five_commands_of_the_page(
+    command_line, monkeypatch, tmp_path, capsys
+):
+    """But for a smaller and shorter training, and what a moved folder and other recordings ask for."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
-    for label, name in enumerate(("left", "right")):
-        (tmp_path / "mine" / name).mkdir(parents=True)
-        for number in range(10):
-            t, y, p = np.sort(rng.integers(0, 100_000, 300)), rng.integers(0, 120, 300), rng.integers(0, 2, 300)
-            x = rng.integers(0, 40, 300) + 80 * label  # where the events are says which class it is
-            np.savez(tmp_path / "mine" / name / f"{number}.npz", t=t, x=x, y=y, p=p)
+
+    def events(label):
+        t, y, p = np.sort(rng.integers(0, 100_000, 300)), rng.integers(0, 120, 300), rng.integers(0, 2, 300)
+        x = rng.integers(0, 40, 300) + 80 * label  # where the events are says which class it is
+        return {"t": t, "x": x, "y": y, "p": p}
+
+    for folder in ("mine", "others"):
+        for label, name in enumerate(("left", "right")):
+            (tmp_path / folder / name).mkdir(parents=True)
+            for number in range(10):
+                np.savez(tmp_path / folder / name / f"{number}.npz", **events(label))
+    np.savez("another.npz", **events(1))
+    np.save("columns.npy", np.stack([*events(0).values()], 1))
     (block,) = [fence["text"] for fence in fences("docs/events.md") if "data=event_folder" in fence["text"]]
-    looking, training, testing = (shlex.split(line)[2:] for line in block.splitlines())
-    assert [words[0].rpartition(".")[2] for words in (looking, training, testing)] == [
-        "show",
-        "tna_lightning",
-        "evaluate",
-    ]
+    looking, training, testing, inside, asking = (shlex.split(line, comments=True)[2:] for line in block.splitlines())
+    doors = [words[0].rpartition(".")[2] for words in (looking, training, testing, inside, asking)]
+    assert doors == ["show", "tna_lightning", "evaluate", "show", "predict"]
     assert "20" in command_line(show, *looking[1:])
-    command_line(
-        front, *training[1:], "epochs=2", "compile=none", "data.batch_size=7", "trainer.enable_progress_bar=false"
-    )
+    few = [
+        "epochs=8",
+        "compile=none",
+        "data.batch_size=4",
+        "model.width=0.25",
+        "data.time_steps=2",
+        "optimizer.lr=0.02",
+    ]
+    command_line(front, *training[1:], *few, "neuron.threshold=0.3", "trainer.enable_progress_bar=false")
     record = finished_record(tmp_path / testing[1])
     about = {"train_samples": 14, "val_samples": 2, "test_samples": 4, "split": "random", "size": [24, 32]}
     assert record["data"] | about | {"sensor": [120, 160], "simulated": False} == record["data"]
     assert set(record["class_accuracy"]) == {"left", "right"}
-    assert f"test/acc {record['results']['test/acc']!r} " in command_line(evaluate, *testing[1:])
+    recorded = f"test/acc {record['results']['test/acc']!r} (recorded: {record['results']['test/acc']!r})\n"
+    assert recorded in command_line(evaluate, *testing[1:])
+    judged = json.loads(Path("judged/evaluation.json").read_text())
+    assert judged["confusion"] == [[2, 0], [0, 2]]  # a fifth of each class
+    command_line(show, *inside[1:])
+    for picture in ("event_folder.png", "judged/confusion.png", "inside.png"):
+        assert Path(picture).stat().st_size > 5000
+    with pytest.raises(SystemExit, match="0"):
+        command_line(predict, *asking[1:], "columns.npy")
+    table = [line.split()[:2] for line in capsys.readouterr().out.splitlines()[-2:]]
+    assert table == [["another.npz", "right"], ["columns.npy", "left"]]
+
+    # what is not where it was in training
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "mine").rename(tmp_path / "elsewhere" / "moved")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    run = str(tmp_path / testing[1])
+    assert recorded in command_line(evaluate, run, "--data-root", "moved")
+    assert "warning" not in command_line.told.err  # their content is what it was
+    others = command_line(evaluate, run, "--data", "event_folder", "--data-root", "../others")  # of the same sensor
+    assert "data=event_folder: 4 samples, its test set\n" in others
+    assert "test/acc 100.00%\n" in others
+    for door, words in ((evaluate, [run]), (show, [run]), (export_door, [run, "--format", "packed"])):
+        with pytest.raises(SystemExit):
+            command_line(door, *words)
+        told = "data.root='mine': is no folder; --data-root says where they are now"
+        assert capsys.readouterr().err == f"error: {told}\n"
+    (tmp_path / "elsewhere" / "moved" / "left" / "0.npz").rename("moved/left/00.npz")
+    command_line(show, run, "--data-root", "moved")
+    assert "warning: data.root has changed since this run was trained\n" in command_line.told.err
 
 
 def test_the_readme_is_short_enough_to_be_read():
@@ -352,7 +395,7 @@ def test_a_tutorial_runs_as_it_stands(page, tmp_path):
     expected = {
         "first_network": r"\[\d(, \d){9}\]\n",
         "sweep": r"6 jobs: 6 done[\s\S]*12 finished runs[\s\S]*12 records: mine\.jsonl\.gz",
-        "own_data": r"'circle': [\d.]+",
+        "own_data": r"'circle': [\d.]+.*\n(\[?\[\d+, \d+, \d+\](, |\]\n)){3}[\s\S]*shapes/circle/0\.png +circle",
         "own_neuron": r"tired .*a LIF that tires[\s\S]*test/acc",
         "to_a_device": r"2: class \d \(\d\), logits( -?[\d.e-]+){10}\n",
     }[Path(page).stem]

@@ -242,6 +242,15 @@ def test_other_time_steps_give_the_accuracy_of_a_network_that_is_shown_as_many(r
     assert "(trained so)" in out
     assert imread(tmp_path / "time_steps.png").std() > 0.05
     assert evaluate.evaluate(run, settings={"model.time_steps": 6})["test/acc"] == pytest.approx(expected["6"])
+    trained = f"(as trained: {expected['3']:.2%})"
+    for setting, line in (
+        ("model.time_steps=6", f"test/acc {expected['6']:.2%} {trained}"),
+        ("data.eval_batch_size=100", f"test/acc {expected['3']:.2%} {trained}"),
+        ("data.test_subset=40", "asked about 40 test samples"),  # with which nothing recorded is to be compared
+    ):
+        _, out, _ = ask(run, "--set", setting)
+        assert line in out.splitlines()
+    assert "trained" not in out
 
 
 @pytest.mark.slow
@@ -321,6 +330,8 @@ def test_other_data_are_prepared_as_the_runs_and_go_by_the_names_of_their_classe
     status, out, err = ask(run, "--data", "image_folder", "--data-root", tmp_path / "mine", "--all", "--out", tmp_path)
     assert (status, "error" in err) == (0, False)
     found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert f"test/acc {found['accuracy']:.2%}\n" in out
+    assert "recorded" not in out  # of other samples
     assert found["samples"] == int(chosen.sum())
     assert found["accuracy"] == pytest.approx(accuracy_of(run, x[chosen], labels[chosen]), abs=1e-6)
     assert f"data=image_folder: {int(chosen.sum())} samples, all of them; none is of 0, 1, 2" in out
@@ -341,13 +352,13 @@ def test_several_runs_answer_as_an_ensemble(run, ask, tmp_path):
         np.testing.assert_allclose(torch.from_numpy(kept["logits"]).softmax(1).numpy(), probabilities, atol=1e-5)
     accuracy = (probabilities.argmax(1) == labels).float().mean().item()
     (together,) = [line for line in out.splitlines() if line.startswith("together test/acc")]
-    assert float(together.split()[-1]) == pytest.approx(accuracy, abs=1e-6)
+    assert together == f"together test/acc {accuracy:.2%}"
     record = json.loads((other / "run.json").read_text())
     record["config"]["trainer"]["limit_test_batches"] = 1
     record["config"]["data"]["eval_batch_size"] = 100
     (other / "run.json").write_text(json.dumps(record))
-    status, _, err = ask(run, other)
-    assert status == 2
+    status, out, err = ask(run, other)
+    assert (status, out) == (2, "")
     assert f"run={str(other)!r}: has another test set than {run}" in err
 
 
@@ -361,7 +372,7 @@ def test_base_and_twin_of_a_checkpoint_answer_as_recorded_and_together(run, ask,
     with np.load(tmp_path / "kept.npz") as kept:
         accuracy = (kept["logits"].argmax(1) == kept["labels"]).mean()
     (together,) = [line for line in out.splitlines() if line.startswith("together test/acc")]
-    assert float(together.split()[-1]) == pytest.approx(accuracy)
+    assert together == f"together test/acc {accuracy:.2%}"
     alone = written_run(tmp_path / "alone")
     status, _, err = ask(alone, "--twin")
     assert (status, err) == (2, f"error: run={str(alone)!r}: has no companion, that was trained along or is kept\n")
@@ -446,7 +457,10 @@ def test_what_is_seen_inside_is_what_was_recorded():
         (["--save-logits", "x.csv"], "--save-logits='x.csv': must end in .npz"),
         (["--data", "nothing"], "data=nothing: allowed are"),
         (["--data", "cifar10", "--data-root", "none", "--set", "data.download=false"], "data."),
-        (["--data", "digits", "--data-root", "x"], "data-root='x': must be left out, data=digits comes from no folder"),
+        (
+            ["--data", "digits", "--data-root", "x"],
+            "data-root='x': must be left out, these data come from no folder and no file",
+        ),
     ],
 )
 def test_what_cannot_be_asked_is_refused_in_one_line(run, ask, tmp_path, monkeypatch, words, message):

@@ -49,6 +49,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("asked")
     keep(folder / "run" / "network.safetensors", IMAGES)
     keep(folder / "events.safetensors", EVENTS)
+    keep(folder / "events by time", EVENTS | {"framing": {**EVENTS["framing"], "slicing": "time"}})
     (folder / "mine" / "deep").mkdir(parents=True)
     (folder / "mine" / ".hidden").mkdir()
     for number, name in enumerate(("deep/0.png", "1.bmp", ".hidden/2.png")):
@@ -65,6 +66,14 @@ def folder(tmp_path_factory):
     )
     np.savez(folder / "recording.npz", t=t, x=x, y=y, p=p)
     np.savez(folder / "off.npz", t=t, x=x + 1, y=y, p=p)
+    np.save(folder / "columns.npy", np.stack([t, x, y, p], 1))
+    np.savez(folder / "seconds.npz", t=t / 1e6, x=x, y=y, p=p)
+    np.savez(folder / "milliseconds.npz", t=t // 1000, x=x, y=y, p=p)
+    np.savez(folder / "whole_seconds.npz", t=t * 0, x=x, y=y, p=p)
+    np.save(folder / "no_frames.npy", np.zeros((0, 3, 2, 8, 8), dtype=np.uint8))
+    np.save(folder / "no_images.npy", LEVELS[:0])
+    np.savez(folder / "no_events.npz", t=t[:0], x=x[:0], y=y[:0], p=p[:0])
+    (folder / "mnist.bin").write_bytes(b"\1\1\0\0\1\1\1\0\0\2\1\1\0\0\3")
     np.save(folder / "frames.npy", rng.integers(0, 9, (5, 3, 2, 8, 8), dtype=np.uint8))
     np.save(folder / "few.npy", np.load(folder / "frames.npy")[:, :2])
     (folder / "no.png").write_text("no picture")
@@ -130,6 +139,18 @@ def test_recordings_and_frames_are_answered_as_the_network_does(folder, ask):
     assert [each["probability"] for each in given.values()] == pytest.approx([each.probability for each in expected])
 
 
+def test_times_in_another_unit_are_told_and_can_be_said(ask, caplog):
+    status, out, err = ask("events.safetensors", "recording.npz", "columns.npy", "milliseconds.npz", "--json")
+    given = answers(out)
+    assert (status, err) == (0, "")
+    assert given["columns.npy"]["probabilities"] == given["recording.npz"]["probabilities"]
+    told = "milliseconds.npz: lasts 9e-06 s; time_unit=s or ms, if its times are in those"  # 9 of them
+    assert [record.getMessage() for record in caplog.records] == [told]
+    status, out, err = ask("events.safetensors", "seconds.npz", "--time-unit", "s", "--json")
+    assert (status, err) == (0, "")
+    assert answers(out)["seconds.npz"]["probabilities"] == given["recording.npz"]["probabilities"]
+
+
 def test_a_table_and_csv_say_the_same(folder, ask):
     _, table, _ = ask("run/network.safetensors", "mine")
     _, listed, _ = ask("run/network.safetensors", "mine", "--csv")
@@ -158,6 +179,11 @@ def test_a_table_and_csv_say_the_same(folder, ask):
         ),
         ("events.safetensors", "few.npy", "few.npy: x=[5, 2, 2, 8, 8]: must be [T, 2, H, W] [3, 2, 8, 8]"),
         ("events.safetensors", "cut.npz", "cut.npz: is damaged or no array"),
+        ("events.safetensors", "seconds.npz", "seconds.npz: its t has fractions of us, must be whole numbers; time_u"),
+        ("events by time", "whole_seconds.npz", "whole_seconds.npz: too short, its 200 event(s) in 0 us give 3 frames"),
+        ("events.safetensors", "no_events.npz", "no_events.npz: holds no events"),
+        ("events.safetensors", "no_frames.npy", "no_frames.npy: holds nothing, its array is [0, 3, 2, 8, 8]"),
+        ("run", "no_images.npy", "no_images.npy: holds nothing, its array is [0, 8, 6]"),
         (
             "events.safetensors",
             "mine/1.bmp",
@@ -171,7 +197,19 @@ def test_bad_input_is_one_line_each_and_the_others_are_answered(ask, network, pl
     assert status == 2
     (line,) = err.splitlines()
     assert line.startswith(f"error: {message}")
+    assert line.endswith("; time_unit=s or ms, if its times are in those") == (place == "whole_seconds.npz")
     assert len(answers(out)) == (2 if network == "run" else 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "mine"], "--time-unit: is for recordings, and this network takes images"),
+        (["events.safetensors", "mnist.bin"], "mnist.bin: time_unit=ms: .bin files have microseconds"),
+    ],
+)
+def test_a_unit_of_times_where_there_is_none_to_say_is_refused(ask, words, message):
+    assert ask(*words, "--time-unit", "ms") == (2, "", f"error: {message}\n")
 
 
 @pytest.mark.parametrize(

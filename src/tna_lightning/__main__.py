@@ -6,14 +6,15 @@ import sys
 
 from tna_lightning.packages import quick_imports
 from tna_lightning.running.console import errors_from_hydra, leave
-from tna_lightning.running.processes import Terminated, interrupts_later, outlive_readers
+from tna_lightning.running.doors import enter, refuse_unknown_flags
+from tna_lightning.running.processes import Terminated, interrupts_later
 
 
 def main() -> None:
     """Run what the command line says; leave with 0 (done), 1 (a run failed), 2 (bad input), or as ``leave`` says."""
     from tna_lightning.running.home import home, own_folder, refuse_hidden, searched_folders
 
-    outlive_readers()
+    enter()
     words = sys.argv[1:]
     try:
         if (own := own_folder(words)) is not None:
@@ -40,6 +41,7 @@ def main() -> None:
             import hydra
 
             from tna_lightning.running.task import job
+        refuse_unknown_flags(sys.argv[1:])
         app = hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="config")(job)
         with errors_from_hydra():
             app()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from tna_lightning.export.c.timing import time_c
 from tna_lightning.files import replacing, write_text
 from tna_lightning.packages import require
 from tna_lightning.running.console import leave, print_measured, title, warn_of_changes
-from tna_lightning.running.processes import outlive_readers
+from tna_lightning.running.doors import Parser, enter
 from tna_lightning.running.record import environment, finished_record, reading
 from tna_lightning.running.trust import rebuilt, refuse_foreign
 
@@ -46,7 +47,7 @@ def evaluate(
 
     Args:
         folder: the run's folder.
-        data_root: where the data are, if not where they were in training.
+        data_root: where the data are, if not where they were in training; of arrays the file.
         c: a folder that ``export --format c`` has written; its code is run in the network's place.
         trust: also import and call what the run's record names that is no part of this package: code of one's own.
         settings: what is changed for this, by dotted key: one of
@@ -166,6 +167,11 @@ class _Asked:
         """Whether results are to be as in the record."""
         return self.data is None and not changes.matters(self.settings)
 
+    @property
+    def is_of_other_samples(self) -> bool:
+        """Whether nothing in the record is of these samples."""
+        return self.data is not None or changes.of_other_samples(self.settings)
+
     def case(self, run: str, settings: Mapping[str, Any] | None = None) -> _Case:
         """The network of a run, with further settings."""
         return _case(run, self.data_root, self.trust, self.settings | dict(settings or {}), self.data, self.whole)
@@ -215,9 +221,16 @@ def _save_logits(path: Path, answers: Answers, class_names: Sequence[str]) -> No
         np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's annotation of keywords
 
 
-def _print_results(record: Mapping[str, Any], results: Mapping[str, float], prefix: str = "") -> None:
+def _print_results(record: Mapping[str, Any], results: Mapping[str, float], asked: _Asked | None = None) -> None:
+    """A line each, beside the recorded ones: in full where both must be equal, not at all where samples are others."""
     for name, value in results.items():
-        print(f"{prefix}{name} {value!r} (recorded: {record['results'].get(name)!r})")
+        recorded = record["results"].get(name)
+        if asked is None or asked.is_recorded:
+            print(f"{name} {value!r} (recorded: {recorded!r})")
+        elif asked.is_of_other_samples or recorded is None:
+            print(f"{name} {value:.2%}")
+        else:
+            print(f"{name} {value:.2%} (as trained: {recorded:.2%})")
 
 
 def _say_data(about: Mapping[str, Any] | None) -> None:
@@ -230,21 +243,24 @@ def _together(runs: Sequence[str], asked: _Asked) -> list[tuple[str, bool]]:
     """One run, or several as one."""
     all_answers: list[Answers] = []
     cases: list[_Case] = []
-    differing, names = [], []
     for run in runs:
-        record = finished_record(run)
         case = asked.case(run)
         given = answers_of(case.network, case.datamodule, run, case.config)
         if all_answers:
             _refuse_others(runs[0], cases[0], all_answers[0], run, case, given)
         all_answers.append(given)
         cases.append(case)
+    differing, names = [], []
+    _say_data(cases[0].about)
+    if changes.of_other_samples(asked.settings) and asked.data is None:
+        print(f"asked about {len(all_answers[0].labels):,} test samples")
+    for run, given in zip(runs, all_answers, strict=True):
+        record = finished_record(run)
         with reading(run):
             names.append(title(record))
-            _say_data(case.about)
             results = _recorded(record, given)
             print(names[-1])
-            _print_results(record, results)
+            _print_results(record, results, asked)
             if asked.is_recorded:
                 differing.append(_compared(record, results, given.device))
     logits = all_answers[0].logits if len(runs) == 1 else figures.ensemble([each.logits for each in all_answers])
@@ -259,7 +275,7 @@ def _finish(
     answers = replace(all_answers[0], logits=logits)
     found = _figures(answers, case.class_names)
     if len(all_answers) > 1:
-        print(f"together test/acc {found['accuracy']!r}")
+        print(f"together test/acc {found['accuracy']:.2%}")
     _print_figures(found)
     if asked.logits is not None:
         _save_logits(asked.logits, answers, case.class_names)
@@ -287,10 +303,9 @@ def _twin(run: str, asked: _Asked) -> list[tuple[str, bool]]:
     given = {name: answers_of(network, case.datamodule, run, case.config) for name, network in networks.items()}
     with reading(run):
         print(title(record))
-        _print_results(record, base := _recorded(record, given["base"]))
-        for name in [name for name in given if name != "base"]:
-            key = f"test/{name}_acc"
-            print(f"{key} {given[name].results['test/acc']!r} (recorded: {record['results'].get(key)!r})")
+        _print_results(record, base := _recorded(record, given["base"]), asked)
+        others = {f"test/{name}_acc": each.results["test/acc"] for name, each in given.items() if name != "base"}
+        _print_results(record, others, asked)
     logits = figures.ensemble([each.logits for each in given.values()])
     _finish(asked, case, list(given.values()), logits, "base and companions together", [f"{run}: {', '.join(given)}"])
     return [_compared(record, base, given["base"].device)] if asked.is_recorded else []
@@ -299,7 +314,7 @@ def _twin(run: str, asked: _Asked) -> list[tuple[str, bool]]:
 def _over_time_steps(run: str, asked: _Asked, steps: Sequence[int]) -> list[tuple[str, bool]]:
     record = finished_record(run)
     key = changes.time_steps_key(record["config"])
-    accuracies, refused = {}, {}
+    accuracies, refused, about = {}, {}, None
     with reading(run):
         print(title(record))
         trained = record["config"]["data" if key.startswith("data") else "model"].get("time_steps")
@@ -311,10 +326,12 @@ def _over_time_steps(run: str, asked: _Asked, steps: Sequence[int]) -> list[tupl
             refused[number] = str(error)
             print(f"{number:>4}  cannot: {refused[number].partition(': ')[2] or refused[number]}")
             continue
+        about = case.about
         accuracies[number] = answers_of(case.network, case.datamodule, run, case.config).results["test/acc"]
         print(f"{number:>4}  {accuracies[number]:.2%}{'  (trained so)' if number == trained else ''}")
     if not accuracies:
         raise ValueError(f"time-steps: none of these can be done; {refused[steps[0]]}")
+    _say_data(about)
     if asked.out is not None:
         pictures.plot_time_steps(accuracies, trained, asked.out / "time_steps.png", title(record))
         _write(asked, {"runs": [run], "time_steps": accuracies, "cannot": refused, "trained": trained})
@@ -381,12 +398,12 @@ def _images_of(case: _Case) -> tuple[Tensor, Tensor, Any]:
 
 def main() -> None:
     """The command line: status 1 where the same machine and versions give other results than the recorded ones."""
-    outlive_readers()
-    parser = argparse.ArgumentParser(
-        prog="python -m tna_lightning.evaluate", description=(__doc__ or "").partition("\n")[0]
-    )
+    enter()
+    parser = Parser("evaluate", __doc__)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a finished run's folder; several answer as an ensemble")
-    parser.add_argument("--data-root", metavar="DIR", help="where the data are, if not where they were in training")
+    parser.add_argument(
+        "--data-root", metavar="DIR", help="where the data are, if not where they were in training; of arrays the file"
+    )
     parser.add_argument("--trust", action="store_true", help="call what the record names beside tna_lightning's own")
     parser.add_argument("--c", metavar="FOLDER", help="run the C code that export --format c has written there")
     parser.add_argument(
@@ -420,6 +437,8 @@ def main() -> None:
 
 
 def _numbers(words: str) -> list[int]:
+    if not all(re.fullmatch(r"\s*0*[1-9]\d*\s*", word) for word in words.split(",")):
+        raise argparse.ArgumentTypeError(f"{words!r}: must be whole numbers from 1, commas between them")
     return [int(word) for word in words.split(",")]
 
 
@@ -439,7 +458,7 @@ def _evaluate(arguments: argparse.Namespace) -> list[tuple[str, bool]]:
         config = finished_record(run)["config"]
         if not arguments.trust:
             refuse_foreign(run, config)
-        warn_of_changes(config)
+        warn_of_changes(config, arguments.data_root, of_data=arguments.data is None)
     if asked.out is not None:
         require("matplotlib")
         asked.out.mkdir(parents=True, exist_ok=True)

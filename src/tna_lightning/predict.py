@@ -6,9 +6,9 @@ file: neither Lightning nor Hydra, nor the data that the network was trained on.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
+import logging
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from tna_lightning.data import pictures, recordings
+from tna_lightning.data.formats import TIME_UNITS
 from tna_lightning.packages import MissingPackage
 from tna_lightning.quantization.inputs import Prediction, answers, raw_levels
 from tna_lightning.quantization.packing import load_packed, read_packed
-from tna_lightning.running.processes import outlive_readers
+from tna_lightning.running.doors import Parser, enter
 
 NETWORK = "network.safetensors"  # in the folder of a run
 SOURCE = "network.c"  # in that of a C export
@@ -32,6 +33,8 @@ ARRAYS = (".npy", ".npz")
 ARRAY_NAMES = ("images", "frames", "x", "data")
 BATCH_SIZE = 64
 BAD_INPUT = (ValueError, OSError, MissingPackage)
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def _of_c(folder: Path) -> Asked:
 
 
 def predict(
-    network: Asked, places: Sequence[Path | str], refuse: Callable[[str], None]
+    network: Asked, places: Sequence[Path | str], refuse: Callable[[str], None], time_unit: str | None = None
 ) -> Iterator[tuple[str, Prediction]]:
     """Name and answer of each input in these files and folders, in order.
 
@@ -91,6 +94,7 @@ def predict(
         network: to be asked.
         places: pictures, arrays, recordings; of a folder all that are below it, by name.
         refuse: is called with one line for each file that cannot be asked about; the others are.
+        time_unit: of t in arrays of events, ``us``, ``ms``, ``s`` or ``ns``; None: that of training.
     """
     names: list[str] = []
     waiting: list[Tensor] = []
@@ -109,7 +113,7 @@ def predict(
             continue
         for path in files:
             try:
-                levels = _read(path, network.inputs)
+                levels = _read(path, network.inputs, time_unit)
             except BAD_INPUT as error:
                 refuse(_line(path, error))
                 continue
@@ -150,7 +154,7 @@ def _files(place: Path, kind: str) -> list[Path]:
     return found
 
 
-def _read(path: Path, inputs: dict[str, Any]) -> Tensor:
+def _read(path: Path, inputs: dict[str, Any], time_unit: str | None) -> Tensor:
     """The inputs in a file, uint8 with B first.
 
     Raises:
@@ -166,10 +170,17 @@ def _read(path: Path, inputs: dict[str, Any]) -> Tensor:
             raise ValueError(f"a picture has 1 or 3 channels, this network takes {channels}")
         return torch.from_numpy(np.array(pictures.read_picture(path, (height, width), grey=channels == 1))[None])
     if suffix in ARRAYS and (array := _array(path, kind)) is not None:
+        if not array.size:
+            raise ValueError(f"holds nothing, its array is {list(array.shape)}")
         return raw_levels(array, inputs)
+    if time_unit not in (None, "us") and suffix not in recordings.ARRAYS:
+        raise ValueError(f"time_unit={time_unit}: {suffix} files have microseconds")
     file = recordings.RecordingFile(path, None, str(path), 0, path.stat().st_size)
-    recording = file.load((inputs["framing"] or {}).get("time_unit", "us"))
-    return raw_levels(recording, inputs, str(path))
+    recording = file.load(time_unit or (inputs["framing"] or {}).get("time_unit", "us"))
+    levels = raw_levels(recording, inputs, str(path))
+    if hint := recording.unit_hint:
+        log.warning("%s: lasts %g s%s", path, recording.duration_us / 1e6, hint)
+    return levels
 
 
 def _array(path: Path, kind: str) -> np.ndarray | None:
@@ -203,12 +214,13 @@ def _table(rows: Sequence[tuple[str, Prediction]]) -> str:
 
 def main() -> None:
     """The command line: status 2 where an input, or the network, cannot be used; the other inputs are answered."""
-    outlive_readers()
-    parser = argparse.ArgumentParser(
-        prog="python -m tna_lightning.predict", description=(__doc__ or "").partition("\n")[0]
-    )
+    enter()
+    parser = Parser("predict", __doc__)
     parser.add_argument("network", metavar="RUN|FILE", help="a run's folder, a packed file, or a folder of C")
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help="pictures, arrays, event recordings, or folders")
+    parser.add_argument(
+        "--time-unit", choices=TIME_UNITS, help="of t in .npz and .npy recordings; that of training if not given"
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="a list, with the probability of each class")
     form.add_argument("--csv", action="store_true", help="input, class, probability")
@@ -221,7 +233,9 @@ def main() -> None:
 
     try:
         network = open_network(arguments.network)
-        rows = list(predict(network, arguments.inputs, refuse))
+        if arguments.time_unit and network.inputs["kind"] != "events":
+            raise ValueError("--time-unit: is for recordings, and this network takes images")
+        rows = list(predict(network, arguments.inputs, refuse, arguments.time_unit))
     except BAD_INPUT as error:
         print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
         sys.exit(2)

@@ -5,7 +5,6 @@ Both save one picture and print figures.
 
 from __future__ import annotations
 
-import argparse
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -181,12 +180,15 @@ def show_run(
     """
     from tna_lightning.evaluation.inside import draw, look_inside, rates
     from tna_lightning.files import write_bytes
-    from tna_lightning.running.console import title
+    from tna_lightning.running.console import title, warn_of_changes
     from tna_lightning.running.record import finished_record
-    from tna_lightning.running.trust import kept_network, rebuilt
+    from tna_lightning.running.trust import kept_network, rebuilt, refuse_foreign
 
     require("matplotlib")
     record = finished_record(folder)
+    if not trust:
+        refuse_foreign(folder, record["config"])
+    warn_of_changes(record["config"], data_root)
     datamodule, spec = rebuilt(folder, data_root, trust)
     network = kept_network(folder, spec)
     raw, x, label = _sample(datamodule, sample)
@@ -230,12 +232,10 @@ def _as_colors(image: Tensor) -> np.ndarray:
 def main() -> None:
     """The command line."""
     from tna_lightning.running.console import leave
-    from tna_lightning.running.processes import outlive_readers
+    from tna_lightning.running.doors import Parser, enter
 
-    outlive_readers()
-    parser = argparse.ArgumentParser(
-        prog="python -m tna_lightning.show", description=(__doc__ or "").partition("\n")[0]
-    )
+    enter()
+    parser = Parser("show", __doc__)
     parser.add_argument(
         "words",
         metavar="RUN | KEY=VALUE",
@@ -245,7 +245,9 @@ def main() -> None:
     parser.add_argument("--config-dir", type=Path, help="a folder with choices of your own, DIR/data/NAME.yaml")
     parser.add_argument("--out", type=Path, help="the picture; by default <data>.png or <run>.png in this folder")
     parser.add_argument("--sample", type=int, help="of a run: the number of the test sample, from 0")
-    parser.add_argument("--data-root", help="of a run: where the data are, if not where they were in training")
+    parser.add_argument(
+        "--data-root", help="of a run: where the data are, if not where they were in training; of arrays the file"
+    )
     parser.add_argument("--trust", action="store_true", help="of a run: call what its record names beside our own")
     arguments = parser.parse_args()
     runs = [word for word in arguments.words if "=" not in word]

@@ -72,6 +72,10 @@ def write(path, t, x, y, p, way):
         np.savez_compressed(path, Timestamps=t.astype(np.uint64), X=x.astype(np.int16), y=y, polarity=signed)
     elif way == "structured in .npz":
         np.savez(path, events=structured(t, x, y, p, ("ts", "x", "y", "pol"), "i8"))
+    elif way == "columns":
+        np.save(path, np.stack([t, x, y, signed], 1))
+    elif way == "columns in .npz":
+        np.savez_compressed(path, mine=np.stack([t, x, y, p], 1).astype(np.float64))
     elif way == "structured":
         np.save(path, structured(t, x, y, signed))
     elif way == "bool":
@@ -82,6 +86,7 @@ def write(path, t, x, y, p, way):
 
 WAYS = {
     "named": "r.npz", "other names": "r.npz", "structured in .npz": "r.npz", "structured": "r.npy", "bool": "r.npz",
+    "columns": "r.npy", "columns in .npz": "r.npz",
     "N-MNIST": "r.bin", "Prophesee": "r.dat", "AEDAT 3.1": "r.aedat",
 }  # fmt: skip
 
@@ -148,6 +153,8 @@ def test_other_libraries_read_or_write_the_same(tmp_path):
 
 
 COLUMNS = dict(zip("txyp", events(count=3), strict=True))
+FOUR = np.stack(events(), 1)
+ORDER = r"the columns of an array \[N, 4\] are t, x, y, p"
 
 
 @pytest.mark.parametrize(
@@ -160,8 +167,13 @@ COLUMNS = dict(zip("txyp", events(count=3), strict=True))
         ("r.npz", COLUMNS | {"t": np.array([0.5, 1, 2])}, "fractions of us, must be whole numbers; time_unit=s or ms"),
         ("r.npz", COLUMNS | {"t": np.array([0, np.nan, 2])}, "its t must be finite"),
         ("r.npz", COLUMNS | {"t": np.array(["a", "b", "c"])}, "must be numbers"),
-        ("r.npz", {"events": np.zeros((3, 4))}, r"no t, x, y and p by name, but events float64 \[3, 4\]; numpy.savez"),
-        ("r.npy", np.zeros((3, 4)), r"no t, x, y and p by name, but an array float64 \[3, 4\]"),
+        ("r.npz", {"events": np.zeros((3, 5))}, r"no t, x, y and p by name, but events float64 \[3, 5\]; numpy.savez"),
+        ("r.npy", np.zeros((3, 3)), r"no t, x, y and p by name, but an array float64 \[3, 3\]"),
+        ("r.npy", FOUR[:, [1, 2, 0, 3]], rf"its t goes backwards at event \d+; {ORDER}"),
+        ("r.npz", {"events": FOUR[:, [0, 3, 1, 2]]}, rf"its p 0 or 1, or -1 or 1; {ORDER}"),
+        ("r.npy", FOUR / 2, rf"its x, y and p must be whole numbers; {ORDER}"),
+        ("r.npy", np.add(FOUR, [0.5, 0, 0, 0]), rf"its t has fractions of us, .*; time_unit=s or ms .*; {ORDER}"),
+        ("r.npy", FOUR - [0, 1, 0, 0], rf"its x and y must not be negative.*; {ORDER}"),
         ("r.npz", b"PK cut off", "damaged, or no numpy file of numbers"),
         ("r.npy", b"\x93NUMPY", "damaged, or no numpy file of numbers"),
         ("r.bin", bytes(7), "truncated, 2 bytes after its last whole event"),
@@ -253,6 +265,32 @@ def test_the_sensor_is_that_of_the_first_recording_that_can_be_read(tmp_path):
     assert module(tmp_path, sensor=None, skip_bad=True).source().sensor == SENSOR
 
 
+@pytest.mark.parametrize(
+    ("times", "unit", "hint"),
+    [
+        (lambda t: t // 1000, "us", "lasts 0.00029"),
+        (lambda t: t * 1000_000, "us", "lasts 29"),
+        (lambda t: t, "us", None),
+        (lambda t: t // 1000, "ms", None),
+    ],
+)
+def test_times_that_look_like_another_unit_are_told(tmp_path, caplog, times, unit, hint):
+    for name in ("left", "right"):
+        for number in range(3):
+            t, x, y, p = events(number)
+            write(tmp_path / name / f"{number}.npz", times(t), x, y, p, "named")
+    data = module(tmp_path, time_unit=unit, slicing="count")
+    with caplog.at_level(logging.WARNING):
+        data.setup("fit")
+        data.setup("test")
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == (hint is not None)
+    if hint:
+        units = "ns" if "lasts 29" in hint else "s or ms"
+        assert told[0].startswith(f"data: the median recording {hint}")
+        assert told[0].endswith(f"; time_unit={units}, if its times are in those")
+
+
 def test_an_edited_recording_makes_new_frames_and_another_run(tmp_path):
     folder_of(tmp_path)
     first = module(tmp_path)
@@ -294,7 +332,7 @@ def test_a_split_has_a_name_that_the_record_says(tmp_path, rule):
     assert len(tests[0]) == 2
 
 
-def test_train_and_test_folders_are_the_split_unless_another_is_asked_for(tmp_path):
+def test_train_and_test_folders_are_the_split_unless_another_is_asked_for(tmp_path, caplog):
     folder_of(tmp_path, ("Train", "test"), per_class=3)
     data = module(tmp_path)
     data.setup("fit")
@@ -308,6 +346,15 @@ def test_train_and_test_folders_are_the_split_unless_another_is_asked_for(tmp_pa
     pooled = module(tmp_path, split="last", test_fraction=0.25)
     pooled.setup("fit")
     assert [pooled.source().names[index] for index in pooled.test_set.subset] == ["test/left/10", "test/right/10"]
+    # a folder of a class that the test has none of, and a subset that leaves a class out
+    for path in (tmp_path / "test" / "right").iterdir():
+        path.unlink()
+    for settings, lost in (({}, "right"), ({"test_subset": 1, "train_subset": 1}, "right")):
+        caplog.clear()
+        module(tmp_path, **settings).setup("fit")
+        told = [record.getMessage() for record in caplog.records]
+        assert f"data: no sample is left to test of {lost}" in told
+        assert len(told) == 1 + len(settings) // 2
     with pytest.raises(ValueError, match=r"^split='folders': there are no folders of train and test"):
         module(folder_of(tmp_path / "other"), split="folders").setup("fit")
 

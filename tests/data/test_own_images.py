@@ -223,12 +223,12 @@ def test_arrays_without_parts_give_a_fifth_of_each_class_to_the_test(tmp_path):
     assert data.class_names[9] == "j"
 
 
-def test_a_label_without_a_training_image_is_said(tmp_path, caplog):
+def test_a_label_without_an_image_is_said(tmp_path, caplog):
     np.savez(tmp_path / "mine.npz", **SPLIT | {"y_train": LABELS[:30] + 1, "y_test": LABELS[30:] + 1})
     data = ArraysDataModule(tmp_path / "mine.npz")
     assert data.num_classes == 11
     assert [r.getMessage().partition(": ")[2] for r in caplog.records] == [
-        "no training image has the label 0; labels count from 0"
+        "no image has the label 0; labels count from 0"
     ]
 
 

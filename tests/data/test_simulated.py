@@ -85,6 +85,6 @@ def test_a_blank_picture_without_noise_is_left_out_by_name(tmp_path):
 
     camera = EventCamera(sensor=16, display=32, leg=4, loops=1, shot_noise_hz=0)
     data = Blank(tmp_path, camera=camera, size=8)
-    with pytest.warns(UserWarning, match=r"1 bad recording\(s\) left out:\n  7/simulated_7: holds no events"):
+    with pytest.warns(UserWarning, match=r"1 bad recording\(s\) left out: 7/simulated_7: holds no events"):
         data.setup("fit")
     assert 7 not in torch.cat([s.subset for s in (data.train_set, data.val_set, data.test_set)]).tolist()

@@ -3,6 +3,7 @@
 import copy
 import csv
 import gzip
+import hashlib
 import io
 import json
 import math
@@ -28,7 +29,17 @@ from tna_lightning.report.plots import figures, learning_curves
 from tna_lightning.report.references import is_of_whole_set, published
 from tna_lightning.report.repeat import command
 from tna_lightning.report.statistics import missing, paired_difference, rows
-from tna_lightning.report.tables import answers, as_csv, as_markdown, cells, in_all_rows, legend, plain_words, shown
+from tna_lightning.report.tables import (
+    answers,
+    as_csv,
+    as_markdown,
+    best,
+    cells,
+    in_all_rows,
+    legend,
+    plain_words,
+    shown,
+)
 from tna_lightning.running.archive import RECORDS, keep_records, read_records
 from tna_lightning.running.config import compose
 from tna_lightning.running.home import home
@@ -441,6 +452,61 @@ def test_differences_that_stand_in_the_table_are_not_there_twice(study):
     assert "against" in shown(rows(collect([study]).done, "baseline=tna"))
 
 
+def with_data(baseline, root, content, accuracy=0.9, seed=0, size=9, **settings):
+    """A run on pictures of one's own."""
+    made = record(baseline, seed=seed, accuracy=accuracy)
+    made["config"]["data"] |= {"root": root, **settings}
+    made["config"] |= {"own": {"data.root": hashlib.sha256(content.encode()).hexdigest()}}
+    made["choices"] = made["config"]["choices"] = made["choices"] | {"data": "image_folder"}
+    made["data"] = made["data"] | {"train_samples": size}
+    return made | {"identity": identity(made["config"]), "name": folder_name(made["config"])}
+
+
+def test_data_of_ones_own_have_short_names_and_are_not_compared_with_each_other(tmp_path):
+    made = [
+        *(with_data("plain", "there/flowers", "1", 0.80), with_data("tna", "there/flowers", "1", 0.85)),
+        *(with_data("plain", "birds/", "2", 0.90), with_data("tna", "birds/", "2", 0.95)),
+        *(with_data("plain", "else/birds", "3", 0.70, size=12), with_data("tna", "else/birds", "3", 0.60, size=12)),
+    ]
+    digests = [hashlib.sha256(content).hexdigest() for content in (b"1", b"2", b"3")]
+    birds = [f"image_folder (birds {digest[:8]})" for digest in digests[1:]]
+    table = rows(made)
+    assert {row.data for row in table} == {"image_folder (flowers)", *birds}
+    bold = {(row.data, row.baseline) for row in best(table)}
+    assert bold == {("image_folder (flowers)", "tna"), (birds[0], "tna"), (birds[1], "plain")}
+    gains = [round(row.differences["plain"].mean, 6) for row in table if row.baseline == "tna"]
+    assert sorted(gains) == [-10.0, 5.0, 5.0]
+    write(tmp_path, *made)
+    report([tmp_path], tmp_path / "report", PAGE_ALONE)
+    texts = {path.name: path.read_text() for path in (tmp_path / "report").iterdir()}
+    for name, text in texts.items():
+        assert not any(digest in text for digest in digests), name
+    (notes,) = re.findall(r"## How these numbers came about\n\n(.*?)\n\n", texts["table.md"] + "\n\n", re.DOTALL)
+    assert notes.splitlines()[:3] == [
+        *(f"- {name}: {size} train, 1 val, 2 test samples" for name, size in sorted(zip(birds, (9, 12), strict=True))),
+        "- image_folder (flowers): 9 train, 1 val, 2 test samples",
+    ]
+    assert texts["table.tex"].count("\\mathbf") == 3
+    text = as_latex(table, ["baseline", "data"], ["accuracy"])  # in each block a row of each data
+    assert "mathbf" not in text
+    assert "Bold" not in text
+    alone = rows([with_data("tna", "flowers", "1"), with_data("tna", "flowers", "1", seed=1)])
+    assert [row.data for row in alone] == ["image_folder"]
+    assert command(alone[0].records).endswith(" data.root=flowers seed=0,1")
+
+
+def test_bold_are_all_of_a_tie_or_none_and_only_of_the_same_test_samples():
+    tie = rows([record("plain", accuracy=0.90001), record("tna", accuracy=0.90004), record("mutual", accuracy=0.8)])
+    assert [row.baseline for row in best(tie)] == ["plain", "tna"]
+    assert as_markdown(tie).count("**90.00**") == 2
+    assert as_latex(tie, columns=["accuracy"]).count("\\mathbf{90.00}") == 2
+    assert best(rows([record("plain", accuracy=0.9), record("tna", accuracy=0.9)])) == []
+    firsts = [with_data("tna", "mine", "1", 0.9, split=split) for split in ("first", "random")]
+    table = rows([*firsts, with_data("plain", "mine", "1", 0.8, split="first")])
+    assert [(row.baseline, row.variant) for row in best(table)] == [("tna", "split=first")]
+    assert "of all rows, of the same test samples." in as_latex(table, columns=["accuracy"])
+
+
 def test_ones_own_code_is_part_of_the_choice_that_brings_it():
     def with_code(baseline, seed, target=None, **code):
         made = record(baseline, seed=seed, accuracy=0.5 + 0.1 * (target is not None))
@@ -455,6 +521,9 @@ def test_ones_own_code_is_part_of_the_choice_that_brings_it():
     assert (mine.differences["against"].mean, mine.differences["against"].pairs) == (pytest.approx(10.0), 2)
     other = with_code("tna", 0, "mine.Neuron", mine="3", helper="2")  # edited since: no partner of the plain run
     assert "plain" not in rows([*made, other])[-1].differences
+    digests = [hashlib.sha256(content).hexdigest() for content in (b"1", b"2")]
+    edited = rows([with_code("tna", 0, "mine.Neuron", mine=digest) for digest in digests])
+    assert {row.variant for row in edited} == {f"mine={digest[:8]}" for digest in digests}
     own_baseline = [with_code("my_baseline", seed, objective="4") for seed in (0, 1)]
     (mine,) = [row for row in rows([*made, *own_baseline]) if row.baseline == "my_baseline"]
     assert mine.differences["plain"].pairs == 2

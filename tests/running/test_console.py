@@ -1,9 +1,16 @@
 """What a person is told: names with brackets, epochs from 1, one line for what is not ours."""
 
+import logging
 import re
+import sys
+import warnings
+from importlib import import_module
+from logging.config import dictConfig
 from types import SimpleNamespace
 
+import lightning.fabric.utilities.warnings  # noqa: F401  # which writes warnings in its own way
 import pytest
+import yaml
 from hydra.errors import ConfigCompositionException
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
@@ -11,6 +18,8 @@ from omegaconf import OmegaConf
 from tna_lightning.callbacks.progress import EpochBar
 from tna_lightning.running import console
 from tna_lightning.running.config import explain
+from tna_lightning.running.doors import Lines, enter
+from tna_lightning.running.home import home
 from tna_lightning.running.sweep import SweepSummary
 
 
@@ -39,6 +48,67 @@ def test_the_bar_counts_epochs_from_1(monkeypatch):
     bar = EpochBar()
     bar._trainer = SimpleNamespace(max_epochs=30)
     assert [bar._get_train_description(epoch) for epoch in (0, 29)] == ["Epoch 1/30", "Epoch 30/30"]
+
+
+def test_a_warning_is_one_line_by_whichever_way_it_comes(capsys, monkeypatch):
+    monkeypatch.setattr(logging, "lastResort", logging.StreamHandler(sys.stderr))  # of a process whose logging is bare
+    enter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn("2 left out:\n  a\n  b", stacklevel=1)
+    settings = yaml.safe_load((home() / "conf" / "config.yaml").read_text())["hydra"]["job_logging"]["formatters"]
+    mine = {"class": "logging.StreamHandler", "formatter": "simple", "level": "INFO", "stream": sys.stderr}
+    log = logging.getLogger("told")
+    log.propagate = False
+    record = log.makeRecord(log.name, logging.WARNING, "", 0, "x=%r: left\nout", (3,), None)
+    logging.lastResort.handle(record)
+    dictConfig(
+        {
+            **{"version": 1, "disable_existing_loggers": False, "formatters": settings, "handlers": {"mine": mine}},
+            "loggers": {"told": {"handlers": ["mine"], "level": "INFO", "propagate": False}},
+        }
+    )
+    log.handle(record)
+    log.info("epoch 1:\nnothing")
+    assert isinstance(logging.lastResort.formatter, Lines)
+    told = ["warning: 2 left out: a b", *["warning: x=3: left out"] * 2, "epoch 1:", "nothing"]
+    assert capsys.readouterr().err.splitlines() == told
+
+
+@pytest.mark.parametrize(
+    ("door", "words", "line"),
+    [
+        ("__main__", ["--epochs", "3"], "--epochs: there is no such flag; settings are KEY=VALUE, --help lists what"),
+        ("__main__", ["seed=1", "--cfg", "job", "epochs=2"], "epochs=2: settings must stand together, before the fl"),
+        ("evaluate", [], "the following arguments are required: RUN; --help lists what there is"),
+        ("evaluate", ["RUN", "--time-steps", "0"], "--time-steps='0': must be whole numbers from 1, commas between"),
+        ("evaluate", ["RUN", "--time-steps", "2,x"], "--time-steps='2,x': must be whole numbers from 1, commas"),
+        ("evaluate", ["RUN", "--corrupt", "all", "--severity", "0"], "--severity='0': must be whole numbers from 1"),
+        ("evaluate", ["RUN", "--seed", "x"], "--seed: invalid int value: 'x'"),
+        ("export.__main__", ["RUN", "--format", "tflite"], "--format: invalid choice: 'tflite' (choose from "),
+        ("predict", ["RUN"], "the following arguments are required: INPUT; --help lists what there is"),
+        ("predict", ["RUN", "INPUT", "--json", "--csv"], "--csv: not allowed with argument --json"),
+        ("report.__main__", ["--latex"], "the following arguments are required: STUDY; --help lists what there is"),
+        ("show", ["RUN", "--nothing"], "unrecognized arguments: --nothing; --help lists what there is"),
+    ],
+)
+def test_words_that_a_door_does_not_know_are_one_line(door, words, line, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [door, *words])
+    with pytest.raises(SystemExit) as left:
+        import_module(f"tna_lightning.{door}").main()
+    assert left.value.code == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith(f"error: {line}")
+
+
+@pytest.mark.parametrize("door", ["evaluate", "export.__main__", "predict", "report.__main__", "show"])
+def test_help_is_for_people(door, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [door, "--help"])
+    with pytest.raises(SystemExit):
+        import_module(f"tna_lightning.{door}").main()
+    told = capsys.readouterr().out
+    assert told.startswith(f"usage: python -m tna_lightning.{door.removesuffix('.__main__')} ")
+    assert "`" not in told
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from tna_lightning.running.config import compose
 from tna_lightning.running.identity import differences, identity
-from tna_lightning.running.own import digest_of, own_digests
+from tna_lightning.running.own import changed_since, digest_of, own_digests, with_data_at
 
 
 @pytest.fixture
@@ -96,3 +96,16 @@ def test_a_file_of_arrays_counts_by_its_content_wherever_it_lies(tmp_path):
     assert run("b.npz") == before
     (tmp_path / "b.npz").write_bytes(b"another!")
     assert run("b.npz") != before
+
+
+def test_data_may_lie_elsewhere_and_have_changed_only_where_they_are_others(tmp_path):
+    for name, content in (("mine.npz", b"1"), ("moved.npz", b"1"), ("others.npz", b"2")):
+        (tmp_path / name).write_bytes(content)
+    data = {"_target_": "tna_lightning.data.ArraysDataModule", "file": str(tmp_path / "mine.npz")}
+    config = {"data": data, "own": own_digests({"data": data})}
+    (tmp_path / "mine.npz").unlink()
+    places = {None: [], "moved.npz": [], "others.npz": ["data.file"]}
+    for place, changed in places.items():
+        assert changed_since(with_data_at(config, place and str(tmp_path / place))) == changed
+    with pytest.raises(ValueError, match=r"^data-root='x': must be left out, these data come from no folder and no"):
+        with_data_at({"data": {"_target_": "tna_lightning.data.DigitsDataModule"}}, "x")

@@ -30,6 +30,8 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tna_lightning.data.words import listed
+
 SECONDS_WORTH_A_POOL = 10.0  # worker processes take seconds to start
 SAMPLES_PER_TASK = 16
 
@@ -127,7 +129,8 @@ def open_arrays(
     if not len(cache.usable):
         raise BadSample(f"{cache.bad[0]}; and so on: none of {len(cache.bad)} {maker.sample}s can be used")
     if cache.bad:
-        warnings.warn(f"{len(cache.bad)} bad {maker.sample}(s) left out:\n  " + "\n  ".join(cache.bad), stacklevel=3)
+        bad = listed(cache.bad, between="; ")
+        warnings.warn(f"{len(cache.bad)} bad {maker.sample}(s) left out: {bad}", stacklevel=3)
     return cache
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tna_lightning.data.images import ImageDataModule
 from tna_lightning.data.loading import stratified_split
+from tna_lightning.data.words import listed
 
 # what the arrays of a whole set, and of its parts, are called: Keras' sets, MedMNIST, scikit-learn
 IMAGES, LABELS = ("images", "x", "data"), ("labels", "y", "targets", "target")
@@ -97,11 +98,10 @@ class ArraysDataModule(ImageDataModule):
             raise ValueError(f"labels go up to {labels.max()}, and classes names {len(self.classes)}")
         if len(labels.unique()) < 2:
             raise ValueError("all labels are the same, there is nothing to tell apart")
-        known = (parts[0][1] if len(parts) == 2 else labels).unique()
-        if len(known) < len(self.classes):
-            missing = sorted({*range(len(self.classes))} - {*known.tolist()})
-            shown = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
-            log.warning("file=%r: no training image has the label %s; labels count from 0", str(self.file), shown)
+        missing = sorted({*range(len(self.classes))} - {*labels.tolist()})
+        if missing:
+            shown = listed([str(label) for label in missing])
+            log.warning("data.file=%r: no image has the label %s; labels count from 0", str(self.file), shown)
         if len(parts) == 2:
             return images, labels, torch.arange(len(parts[0][0]), len(images))
         _, test = stratified_split(labels, fraction=0.2, seed=0)

@@ -14,6 +14,7 @@ from tna_lightning.data.cifar import CLASSES
 from tna_lightning.data.download import DownloadError, check, download
 from tna_lightning.data.events import EventDataModule
 from tna_lightning.data.recordings import BadRecording, RecordingFiles, find_recordings
+from tna_lightning.data.words import listed
 
 CLASS_NAMES = CLASSES["cifar10"]
 SENSOR = (128, 128)
@@ -93,7 +94,7 @@ class CIFAR10DVSDataModule(EventDataModule):
             message = f"{unknown[0]}: holds recordings of no class; the classes are {', '.join(CLASS_NAMES)}"
             if not self.skip_bad:
                 raise BadRecording(f"{message}; data.skip_bad=true leaves it out")
-            warnings.warn(f"{len(unknown)} folder(s) left out:\n  " + "\n  ".join(unknown), stacklevel=2)
+            warnings.warn(f"{len(unknown)} folder(s) left out: {listed(unknown)}", stacklevel=2)
         return RecordingFiles(files, SENSOR)
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tna_lightning.data.words import listed
+
 PARTS = ("train", "test")
 
 _DIGITS = re.compile(r"(\d+)")
@@ -85,10 +87,9 @@ def find_files(root: Path, suffixes: Sequence[str], what: str, order: Callable[[
         raise ValueError(f"{parts[1]}: holds no {what}")
     beside = [name for name in folders if split and name not in split]
     if beside:
-        warnings.warn(f"left out, neither {' nor '.join(split)}: the folder {', '.join(beside)}", stacklevel=2)
+        warnings.warn(f"left out, neither {' nor '.join(split)}: the folder {listed(beside)}", stacklevel=2)
     if others:
-        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-        warnings.warn(f"left out, no {what} by their names: {', '.join(others[:3])}{more}", stacklevel=2)
+        warnings.warn(f"left out, no {what} by their names: {listed(others)}", stacklevel=2)
     return Found(classes, files, test)
 
 

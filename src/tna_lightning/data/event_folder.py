@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from tna_lightning.data.class_folders import Found, by_number, find_files
 from tna_lightning.data.events import EventDataModule
-from tna_lightning.data.formats import TIME_UNITS, BadRecording
-from tna_lightning.data.recordings import ARRAYS, RecordingFile, RecordingFiles
+from tna_lightning.data.formats import TIME_UNITS, BadRecording, unit_hint
+from tna_lightning.data.recordings import ARRAYS, READ, RecordingFile, RecordingFiles
 
-SUFFIXES = (*ARRAYS, ".aedat", ".aedat4", ".dat", ".bin")
+log = logging.getLogger(__name__)
 
 
 class EventFolderDataModule(EventDataModule):
     """Recordings below ``root``: in ``train/CLASS`` and ``test/CLASS``, or in ``CLASS`` alone.
 
     Without ``train`` and ``test`` a fifth of each class is the test set, by ``split``. A recording may lie in folders
-    below its class. Read are ``.npz`` and ``.npy`` with t, x, y and p by name, as arrays or as fields of one (``p`` 0
-    and 1, -1 and 1, or false and true), ``.aedat`` (AEDAT 2.0 of a DVS128, turned as those of CIFAR10-DVS; AEDAT 3.1),
-    ``.aedat4``, ``.dat`` (Prophesee, version 2) and ``.bin`` (as of N-MNIST).
+    below its class. Read are ``.npz`` and ``.npy`` with t, x, y and p by name, as arrays or as fields of one, or with
+    one array ``[N, 4]`` of these columns (``p`` 0 and 1, -1 and 1, or false and true), ``.aedat`` (AEDAT 2.0 of a
+    DVS128, turned as those of CIFAR10-DVS; AEDAT 3.1), ``.aedat4``, ``.dat`` (Prophesee, version 2) and ``.bin`` (as of
+    N-MNIST).
 
     Args:
         root: the folder; frames are cached in its folder ``.frames``.
@@ -70,6 +73,18 @@ class EventFolderDataModule(EventDataModule):
         """The recordings in the folder ``test``."""
         return self._find().test
 
+    def setup(self, stage: str) -> None:  # noqa: D102
+        is_new = self.cache is None
+        super().setup(stage)
+        assert self.cache is not None
+        durations = [
+            stats.duration_us
+            for (path, _), stats in zip(self._find().files, self.cache.stats, strict=True)
+            if not stats.error and path.lower().endswith(ARRAYS)
+        ]
+        if is_new and durations and (hint := unit_hint(middle := median(durations), self.time_unit)):
+            log.warning("data: the median recording lasts %g s%s", middle / 1e6, hint)
+
     def source(self) -> RecordingFiles:  # noqa: D102
         files = recording_files(self.root, self._find())
         others = sorted({file.suffix for file in files} - {*ARRAYS})
@@ -98,7 +113,7 @@ class EventFolderDataModule(EventDataModule):
     def _find(self) -> Found:
         if self._found is None:
             try:
-                self._found = find_files(self.root, SUFFIXES, "recordings", by_number)
+                self._found = find_files(self.root, READ, "recordings", by_number)
             except (FileNotFoundError, ValueError) as error:
                 raise type(error)(f"root={str(self.root)!r}: {error}") from error
         return self._found

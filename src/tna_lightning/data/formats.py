@@ -31,6 +31,8 @@ COLUMNS = {
     "p": ("p", "pol", "polarity", "polarities"),
 }
 """What arrays and fields of events are called, in small letters."""
+ORDER = "txyp"
+"""Of the columns of an array ``[N, 4]``."""
 MOST_BYTES = 1 << 26  # of a member of an archive, unpacked: 8 million events
 
 
@@ -47,12 +49,14 @@ class Recording:
         x: uint16 ``[N]``, column.
         y: uint16 ``[N]``, row.
         p: bool ``[N]``, True for ON.
+        unit: in which t came, where nothing but who calls says it; None where the format does.
     """
 
     t: np.ndarray
     x: np.ndarray
     y: np.ndarray
     p: np.ndarray
+    unit: str | None = None
 
     def __len__(self) -> int:
         return len(self.t)
@@ -61,6 +65,24 @@ class Recording:
     def duration_us(self) -> int:
         """Time from the first to the last event."""
         return int(self.t[-1] - self.t[0]) if len(self) else 0
+
+    @property
+    def unit_hint(self) -> str:
+        """``; time_unit=ms or s, if t is in those`` where :func:`unit_hint` has some, else empty."""
+        return "" if self.unit is None else unit_hint(self.duration_us, self.unit)
+
+
+def unit_hint(duration_us: float, unit: str) -> str:
+    """Which units are likelier where a recording lasts less than a millisecond, or more than an hour; else empty.
+
+    Args:
+        duration_us: with times read in ``unit``.
+        unit: one of :data:`TIME_UNITS`.
+    """
+    coarser = [name for name, factor in TIME_UNITS.items() if factor > TIME_UNITS[unit]]
+    finer = [name for name, factor in TIME_UNITS.items() if factor < TIME_UNITS[unit]]
+    likelier = coarser if duration_us < 1e3 else finer if duration_us > 3.6e9 else []
+    return f"; time_unit={' or '.join(likelier)}, if its times are in those" if likelier else ""
 
 
 def check(recording: Recording, name: str, sensor: tuple[int, int]) -> Recording:
@@ -231,15 +253,19 @@ def _dat_header(content: bytes, name: str) -> tuple[int, dict[str, int]]:
 
 
 def parse_arrays(content: bytes, name: str, time_unit: str = "us", columns: str | None = None) -> Recording:
-    """The events of a numpy file: ``.npz`` of t, x, y and p, ``[N]`` each, or a structured array (``.npy``, ``.npz``).
+    """The events of a numpy file: ``.npz`` of t, x, y and p, ``[N]`` each, or one array (``.npy``, ``.npz``).
 
-    Names are those of :data:`COLUMNS`. Numbers are whole, of any type; p is 0 and 1, -1 and 1, or false and true.
+    Names are those of :data:`COLUMNS`; one array has them as its fields, or is ``[N, 4]``, with the columns t, x, y, p.
+    Numbers are whole, of any type; p is 0 and 1, -1 and 1, or false and true.
 
     Args:
         content: of the file.
         name: of the recording, for errors.
         time_unit: of t, one of :data:`TIME_UNITS`; seconds and milliseconds may have fractions.
-        columns: the order of the columns of a plain array ``[N, 4]``, such as ``xypt``; None: there must be names.
+        columns: another order of the columns of an array ``[N, 4]`` in a known set, such as ``xypt``.
+
+    Raises:
+        BadRecording: it is damaged, or its columns cannot be what they should be.
     """
     try:
         if content.startswith(b"PK"):
@@ -250,16 +276,29 @@ def parse_arrays(content: bytes, name: str, time_unit: str = "us", columns: str 
             arrays = {"": held} if isinstance(held, np.ndarray) else {key: held[key] for key in held.files}
     except (*DAMAGE, KeyError, MemoryError) as error:
         raise BadRecording(f"{name}: damaged, or no numpy file of numbers ({error})") from error
-    found = _named_columns(arrays, columns)
-    if found is None:
+    if found := _named_columns(arrays):
+        return _recording(found, name, time_unit)
+    if (array := _four_columns(arrays)) is None:
         there = ", ".join(f"{key or 'an array'} {array.dtype} {list(array.shape)}" for key, array in arrays.items())
         raise BadRecording(
             f"{name}: holds no t, x, y and p by name, but {there or 'nothing'}; "
-            "numpy.savez(FILE, t=, x=, y=, p=) names them"
+            "numpy.savez(FILE, t=, x=, y=, p=) names them, or one array [N, 4] has them as columns"
         )
-    t, x, y, p = (found[column] for column in "txyp")
+    order = columns or ORDER
+    try:
+        recording = _recording({key: array[:, index] for index, key in enumerate(order)}, name, time_unit)
+        if len(backwards := np.flatnonzero(recording.t[1:] < recording.t[:-1])):
+            raise BadRecording(f"{name}: its t goes backwards at event {backwards[0] + 1}")
+    except BadRecording as error:
+        raise BadRecording(f"{error}; the columns of an array [N, 4] are {', '.join(order)}") from None
+    return recording
+
+
+def _recording(found: Mapping[str, np.ndarray], name: str, time_unit: str) -> Recording:
+    """The recording of these columns, t, x, y and p."""
+    t, x, y, p = (found[column] for column in ORDER)
     if any(column.shape != (len(t),) for column in (t, x, y, p)):
-        lengths = ", ".join(f"{len(found[column]) if found[column].ndim else 0} {column}" for column in "txyp")
+        lengths = ", ".join(f"{len(found[column]) if found[column].ndim else 0} {column}" for column in ORDER)
         raise BadRecording(f"{name}: its t, x, y and p must be equally many, and are {lengths}")
     if any(column.dtype.kind not in "biuf" for column in (t, x, y, p)):
         raise BadRecording(f"{name}: its t, x, y and p must be numbers")
@@ -270,18 +309,22 @@ def parse_arrays(content: bytes, name: str, time_unit: str = "us", columns: str 
         raise BadRecording(f"{name}: its x and y must not be negative, and its p 0 or 1, or -1 or 1")
     limit = np.iinfo(np.uint16).max  # what is beyond is off any sensor
     x, y = (np.minimum(axis.astype(np.int64), limit).astype(np.uint16) for axis in (x, y))
-    return Recording(_microseconds(t, time_unit, name), x, y, p == 1)
+    return Recording(_microseconds(t, time_unit, name), x, y, p == 1, time_unit)
 
 
-def _named_columns(arrays: Mapping[str, np.ndarray], order: str | None) -> dict[str, np.ndarray] | None:
-    """The arrays of t, x, y and p: by name, as fields of one structured array, or as columns in a given order."""
+def _four_columns(arrays: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """The only array, if it is ``[N, 4]``."""
+    array = next(iter(arrays.values()), None) if len(arrays) == 1 else None
+    return array if array is not None and array.ndim == 2 and array.shape[1] == len(ORDER) else None
+
+
+def _named_columns(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+    """The arrays of t, x, y and p by name, or as fields of one structured array."""
     by_name = {key.lower(): array for key, array in arrays.items()}
     if len(arrays) == 1:
         (array,) = arrays.values()
         if array.dtype.names is not None and array.ndim == 1:
             by_name = {key.lower(): array[key] for key in array.dtype.names}
-        elif order is not None and array.ndim == 2 and array.shape[1] == len(order):
-            by_name = {key: array[:, index] for index, key in enumerate(order)}
     found = {
         column: next((by_name[name] for name in names if name in by_name), None) for column, names in COLUMNS.items()
     }

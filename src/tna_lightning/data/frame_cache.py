@@ -12,6 +12,7 @@ import numpy as np
 from tna_lightning.data.array_cache import ArrayCache, key_of, open_arrays
 from tna_lightning.data.frames import FrameSpec, to_frames
 from tna_lightning.data.recordings import BadRecording, RecordingSource
+from tna_lightning.data.words import listed
 
 FORMAT = 1  # raise it when frames of the same key would come out differently
 
@@ -65,7 +66,7 @@ class FrameMaker:
         empty = int((counts.sum((1, 2, 3)) == 0).sum())
         if empty == len(counts):
             what = f"{len(recording)} event(s) in {recording.duration_us} us give {len(counts)} frames without any"
-            return RecordingStats(error=f"{self.names[index]}: too short, its {what}")
+            return RecordingStats(error=f"{self.names[index]}: too short, its {what}{recording.unit_hint}")
         out[:] = np.minimum(counts, 255)
         excess = counts[counts > 255]
         return RecordingStats(
@@ -125,7 +126,7 @@ def open_cache(
     if lopsided:
         warnings.warn(
             f"{len(lopsided)} recording(s) have all their events in one of {spec.time_steps} frames; a wrong time "
-            f"stamp does that, which slicing=count forgives:\n  " + "\n  ".join(lopsided),
+            f"stamp does that, which slicing=count forgives: {listed(lopsided)}",
             stacklevel=2,
         )
     return cache

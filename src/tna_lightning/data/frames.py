@@ -82,7 +82,7 @@ def frames_of(recording: Recording, name: str, sensor: tuple[int, int], spec: Fr
     counts = to_frames(check(recording, name, sensor), sensor, spec)
     if not counts.any():
         what = f"{len(recording)} event(s) in {recording.duration_us} us give {len(counts)} frames without any"
-        raise BadRecording(f"{name}: too short, its {what}")
+        raise BadRecording(f"{name}: too short, its {what}{recording.unit_hint}")
     return np.minimum(counts, 255).astype(np.uint8)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,9 @@ from tna_lightning.data.augment.chosen import Chosen, WithCopies
 from tna_lightning.data.augment.operation import Operation, check_samples, set_up
 from tna_lightning.data.batch import Batch, Inputs, Normalization
 from tna_lightning.data.loading import BatchLoader, BatchSet, IndexBatches, derive_seed, split_hash, stratified_split
+from tna_lightning.data.words import listed
+
+log = logging.getLogger(__name__)
 
 
 class BatchedDataModule(LightningDataModule):
@@ -125,6 +129,8 @@ class BatchedDataModule(LightningDataModule):
     def reduce(self, labels: Tensor, train: Tensor, val: Tensor, test: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The samples of each set that ``train_subset``, ``val_subset`` and ``test_subset`` leave.
 
+        Classes of which none is left to train, or to test, are named in a warning.
+
         Args:
             labels: of all samples, int64 ``[N]``.
             train: the training samples' numbers, int64.
@@ -132,11 +138,14 @@ class BatchedDataModule(LightningDataModule):
             test: the test samples'.
         """
         self._of_samples = {}
-        return (
-            self._reduced("train", labels, train, derive_seed(self.seed, 1)),
-            self._reduced("val", labels, val, derive_seed(self.seed, 2)),
-            self._reduced("test", labels, test, derive_seed(0, 3)),
-        )
+        train = self._reduced("train", labels, train, derive_seed(self.seed, 1))
+        val = self._reduced("val", labels, val, derive_seed(self.seed, 2))
+        test = self._reduced("test", labels, test, derive_seed(0, 3))
+        for part, samples in (("train", train), ("test", test)):
+            lost = sorted({*labels.unique().tolist()} - {*labels[samples].unique().tolist()})
+            if lost:
+                log.warning("data: no sample is left to %s of %s", part, listed([self.class_names[k] for k in lost]))
+        return train, val, test
 
     def check_subsets(self) -> None:
         """Refuse a subset that :meth:`setup` has not drawn, as one that does not call :meth:`reduce`; needs setup.

@@ -9,7 +9,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -177,7 +177,9 @@ class RecordingFiles:
 
     def load(self, index: int) -> Recording:  # noqa: D102
         file = self.files[index]
-        return check(file.load(self.time_unit, self.columns), file.where, self.sensor)
+        recording = file.load(self.time_unit, self.columns)
+        recording = recording if self.changed else replace(recording, unit=None)  # that of a release is known
+        return check(recording, file.where, self.sensor)
 
     def fingerprint(self) -> dict[str, Any]:  # noqa: D102
         formats = _formats(self.files)

@@ -22,6 +22,7 @@ from tna_lightning.running.checkpoints import open_checkpoint
 from tna_lightning.running.companions import companion_networks
 from tna_lightning.running.config import companion_nodes, companion_prefix, compose
 from tna_lightning.running.factory import build, build_network, network_spec, under
+from tna_lightning.running.own import with_data_at
 from tna_lightning.running.record import NETWORK, finished_record, reading
 from tna_lightning.running.train import build_quantization
 from tna_lightning.running.trust import kept_network, refuse_foreign
@@ -35,6 +36,8 @@ MAY_CHANGE = (
     *("data.device_resident", "trainer.accelerator", "trainer.precision", "trainer.limit_test_batches"),
     "channels_last",
 )
+# with these other samples are asked about
+_SAMPLES = ("data.test_subset", "data.skip_bad", "trainer.limit_test_batches")
 # with these results are as recorded, but for where the data lie
 _NO_MATTER = ("data.file", "data.frames_root", "data.cache_root", "data.build_workers", "data.download")
 
@@ -68,6 +71,11 @@ def parsed(words: Sequence[str], other_data: bool = False) -> dict[str, Any]:
 def matters(settings: Mapping[str, Any]) -> bool:
     """Whether results may be others than the recorded ones because of these settings."""
     return any(key not in _NO_MATTER for key in settings)
+
+
+def of_other_samples(settings: Mapping[str, Any]) -> bool:
+    """Whether figures are of other samples than the recorded ones because of these settings."""
+    return any(key in _SAMPLES for key in settings)
 
 
 def change(settings: Mapping[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -159,8 +167,8 @@ def other_data(
 ) -> Others:
     """A run's kept network, and samples of another data set, prepared as the run's were.
 
-    Images are normalised with the mean and deviation of the run; size, T and slicing are those of the network where
-    the data set can be told. Classes go by their names, and each must be one of the network's.
+    Images are normalised with the mean and deviation of the run; size, T, slicing and sensor are those of the network
+    where the data set can be told. Classes go by their names, and each must be one of the network's.
 
     Args:
         folder: the run's.
@@ -187,7 +195,7 @@ def other_data(
     told: dict[str, Any] = {"size": height if height == width else [height, width]}
     if inputs["kind"] == "events":
         spec["inputs"]["time_steps"] = steps
-        told |= {"time_steps": steps, "slicing": (inputs["framing"] or {"slicing": "time"})["slicing"]}
+        told |= {"time_steps": steps, **(inputs["framing"] or {})}  # sensor, slicing and the unit of times
     else:
         told["grey"] = channels == 1
     if "time_steps" in spec["model"]:
@@ -227,11 +235,7 @@ def _other(
         if key.startswith("data."):
             *nodes, name = key.split(".")[1:]
             reduce(lambda node, each: node.setdefault(each, {}), nodes, data)[name] = value
-    if data_root is not None:
-        if "root" not in data:
-            raise ValueError(f"data-root={data_root!r}: must be left out, data={choice} comes from no folder")
-        data["root"] = data_root
-    datamodule = build("data", data)
+    datamodule = build("data", with_data_at({"data": data}, data_root)["data"])
     if not isinstance(datamodule, BatchedDataModule):
         raise ValueError(f"data={choice}: must be a data set of tna_lightning")
     with under("data"):

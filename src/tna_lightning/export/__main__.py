@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 import tna_lightning.export
 from tna_lightning.export.checking import ExportMismatch
 from tna_lightning.export.run import NAMES, export
 from tna_lightning.running.console import leave, print_measured, warn_of_changes
-from tna_lightning.running.processes import outlive_readers
+from tna_lightning.running.doors import Parser, enter
 from tna_lightning.running.record import finished_record, measured_words
 from tna_lightning.running.trust import refuse_foreign
 
 
 def main() -> None:
     """The command line."""
-    outlive_readers()
-    parser = argparse.ArgumentParser(
-        prog="python -m tna_lightning.export", description=(tna_lightning.export.__doc__ or "").split("\n\n")[0]
-    )
+    enter()
+    parser = Parser("export", tna_lightning.export.__doc__)
     parser.add_argument("run", help="a finished run's folder")
     parser.add_argument("--format", required=True, choices=NAMES)
     parser.add_argument(
@@ -29,7 +26,9 @@ def main() -> None:
         "--fold", action="store_true", help="fold batch norm into scales and biases (nir and c always do)"
     )
     parser.add_argument("--images", type=int, help="check with so many images of the test set (default: all)")
-    parser.add_argument("--data-root", help="where the data are, if not where they were in training")
+    parser.add_argument(
+        "--data-root", help="where the data are, if not where they were in training; of arrays the file"
+    )
     parser.add_argument("--opset", type=int, help="version of ONNX's operators (default: 20)")
     parser.add_argument("--trust", action="store_true", help="call what the record names beside tna_lightning's own")
     parser.add_argument("--no-check", action="store_true", help="c: do not compile it and run it beside the network")
@@ -39,7 +38,7 @@ def main() -> None:
         config = record["config"]
         if not arguments.trust:
             refuse_foreign(arguments.run, config)
-        warn_of_changes(config)
+        warn_of_changes(config, arguments.data_root)
         path, counts = export(
             arguments.run,
             arguments.format,

@@ -18,10 +18,10 @@ from tna_lightning.report.latex import as_latex
 from tna_lightning.report.page import page
 from tna_lightning.report.plots import COLUMN, STYLE, figures
 from tna_lightning.report.references import Published, is_of_whole_set, published
-from tna_lightning.report.statistics import Row, Unmet, missing, rows
+from tna_lightning.report.statistics import Row, Unmet, data_names, missing, rows
 from tna_lightning.report.tables import as_csv, as_markdown, legend, plain_words
 from tna_lightning.running.archive import RECORDS, SUFFIX, keep_records
-from tna_lightning.running.processes import outlive_readers
+from tna_lightning.running.doors import Parser, enter
 from tna_lightning.running.record import RECORD, limits_words
 
 if TYPE_CHECKING:
@@ -156,11 +156,8 @@ def _name(study: Path) -> str:
 def how(records: Sequence[dict[str, Any]]) -> list[str]:
     """How the numbers came about: data with their notes, software, devices, energies; a line each."""
     lines = []
-    data: dict[tuple[str, str], dict[str, Any]] = {}
-    for record in records:
-        name, of = record["choices"].get("data") or "custom", record["data"].get("of_samples", {})
-        data.setdefault((name, str(sorted(of.items()))), record["data"])
-    for (name, _), about in sorted(data.items()):
+    for record, name in zip(records, data_names(records), strict=True):
+        about = record["data"]
         of = about.get("of_samples", {})
         sizes = [
             f"{about[f'{part}_samples']}{f' of {of[part]}' if part in of else ''} {part}"
@@ -172,6 +169,7 @@ def how(records: Sequence[dict[str, Any]]) -> list[str]:
             line += "; SIMULATED events, no recordings of a camera"
         notes = about.get("notes") or about.get("note") or []
         lines.append("; ".join([line, *([notes] if isinstance(notes, str) else map(str, notes))]))
+    lines = sorted(set(lines))
     for label, values in (
         ("not on all of these samples", {limits_words(record["config"]) for record in records}),
         ("epochs", {str(record["epochs"]) for record in records if "epochs" in record}),
@@ -266,8 +264,8 @@ def _words(text: str) -> list[str]:
 
 def main() -> None:
     """The command line."""
-    outlive_readers()
-    parser = argparse.ArgumentParser(prog="python -m tna_lightning.report", description=__doc__)
+    enter()
+    parser = Parser("report", __doc__)
     parser.add_argument(
         "studies",
         nargs="+",

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from tna_lightning.report.names import BASELINES, MEANINGS, named
-from tna_lightning.report.statistics import AGAINST, Row, Unmet
+from tna_lightning.report.statistics import AGAINST, Row, Unmet, highest
 from tna_lightning.report.tables import CHOICES, HEADINGS, against_name, cells, headings, in_all_rows, shown
 
 COLUMN, PAGE = 229.0, 468.0  # points: a column of `article` in two columns is the narrowest of the usual ones; its text
@@ -155,7 +155,7 @@ def _lines(table: Sequence[Row], wanted: Sequence[str], keys: Sequence[str], aga
     blocks: dict[tuple[str, ...], list[Row]] = {}
     for row in table:
         blocks.setdefault(_block(row, wanted), []).append(row)
-    firsts = [max(block, key=lambda row: row.mean) for block in blocks.values() if len(block) > 1]
+    firsts = [row for block in blocks.values() for row in highest(block)]
     for row in table:
         block = _block(row, wanted)
         if block and block != before:
@@ -219,9 +219,14 @@ def _caption(table: Sequence[Row], wanted: Sequence[str], keys: Sequence[str], a
     words[0] += f": mean and standard deviation over {seeds}." if common != "1" or counts else f", {seeds}."
     compared = against_name(against) if against else "plain"
     reference = AGAINST if against else "plain"
-    if len(table) > 1:
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in table:
+        column = _choice(row, keys[0]) if is_pivot else ""
+        groups.setdefault((column, *_block(row, wanted)), []).append(row)
+    if any(map(highest, groups.values())):
         where = ("its column" if is_pivot else "all rows") + (" in its block" if wanted[:-1] else "")
-        words.append(f"Bold: the highest mean of {where}.")
+        mixed = any(len({row.samples for row in group}) > 1 for group in groups.values())
+        words.append(f"Bold: the highest mean of {where}{', of the same test samples' if mixed else ''}.")
     if is_pivot and any(_is_told_apart(row, reference) for row in table):
         words.append(
             f"$*$: the 95\\,\\% interval of the paired difference to {_tex(compared)} (Student's t) leaves out 0."
@@ -250,11 +255,11 @@ def _row_name(row: Row, key: str) -> str:
 
 
 def _firsts(blocks: Mapping[tuple[str, ...], Mapping[str, Mapping[str, Row]]], choices: Iterable[str]) -> list[Row]:
-    """The row of the highest mean of each column in each block, where there are several."""
+    """The rows of the highest mean of each column in each block."""
     columns = [
         [line[choice] for line in block.values() if choice in line] for block in blocks.values() for choice in choices
     ]
-    return [max(column, key=lambda row: row.mean) for column in columns if len(column) > 1]
+    return [row for column in columns for row in highest(column)]
 
 
 def _is_told_apart(row: Row, reference: str) -> bool:

@@ -40,7 +40,6 @@ _NAMES = {
 
 
 def named(group: str, choice: str) -> str:
-    """A choice by its name; simulated data are called so."""
-    simulated = " (simulated)"
-    word = choice.removesuffix(simulated)
-    return _NAMES.get(group, {}).get(word, word) + (simulated if word != choice else "")
+    """A choice by its name, with what stands after it in brackets, as of data that are simulated."""
+    word, bracket, rest = choice.partition(" (")
+    return _NAMES.get(group, {}).get(word, word) + bracket + rest

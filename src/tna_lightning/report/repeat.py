@@ -41,6 +41,7 @@ def command(records: Sequence[Record]) -> str:
         for depth in (0, 9):  # first what stands at the top, since others follow it: trainer.max_epochs the epochs
             words += [_word(*setting) for setting in _further(first, tuple(words)) if setting[0].count(".") <= depth]
         said, settings = {word.partition("=")[0] for word in words}, identity_config(first["config"])
+        words += [_word(key, value, True) for key, value in _places(first).items()]
         varied = [key for key in _varied(has_study) if key in settings and key not in said and key not in _EACH_SEED]
         words += [_word(key, settings[key], True) for key in varied]
     except ValueError:  # no such choice comes along
@@ -48,6 +49,15 @@ def command(records: Sequence[Record]) -> str:
     seeds = ",".join(str(record["seed"]) for record in records)
     sweep = ["-m"] if len(records) > 1 and not has_study else []
     return shlex.join(["python", "-m", "tna_lightning", *sweep, *own, *words, f"seed={seeds}"])
+
+
+def _places(record: Record) -> dict[str, Any]:
+    """Where data of the user's own lay, which are in a run's identity by their content alone."""
+    named = [
+        f"data.{name.removeprefix('data.')}" for name in record["config"].get("own", {}) if name.startswith("data.")
+    ]
+    settings = identity_config(record["config"])
+    return {key: record["config"]["data"][key.partition(".")[2]] for key in named if key not in settings}
 
 
 def _varied(study: str | None) -> list[str]:
@@ -71,7 +81,7 @@ def _further(record: Record, words: tuple[str, ...]) -> list[tuple[str, Any, boo
     return [
         (key, value, key in composed)
         for key, value in settings.items()
-        if key not in _EACH_SEED and composed.get(key, ...) != value
+        if key not in _EACH_SEED and not key.startswith("own.") and composed.get(key, ...) != value
     ]
 
 
@@ -81,7 +91,8 @@ def _composed(words: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _compared(settings: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in as_before(settings, {}).items() if key not in _EACH_SEED}
+    before = as_before(settings, {})
+    return {key: value for key, value in before.items() if key not in _EACH_SEED and not key.startswith("own.")}
 
 
 def _word(key: str, value: Any, is_there: bool) -> str:

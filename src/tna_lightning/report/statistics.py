@@ -30,7 +30,12 @@ SETS = {
     **{group: (group,) for group in ("quant", "model", "neuron", "augment", "optimizer")},
 }
 _SEEDS = re.compile(r"seed|data\.seed|companion\.seed|companions\.\w+\.seed")
-_CODE = "own.code."  # digests of the user's own modules
+_CODE, _OWN_DATA = "own.code.", "own.data."  # digests of the user's own modules and data
+_DIGITS = 8  # of a digest, as those that end the name of a run's folder
+# settings that say of which samples a test accuracy is, beside the choice of the data
+_OF_SAMPLES = re.compile(
+    r"own\.data\..*|data\.(_target_|name|camera\..*|split|split_seed|test_fraction|test_subset)|trainer\.limit_test_batches"
+)
 _ENTRIES = "callbacks."  # settings of what only some runs have
 
 Record = Mapping[str, Any]
@@ -60,8 +65,8 @@ class Row:
     """Runs that differ in nothing but the seed.
 
     Attributes:
-        data, model, neuron, baseline, precision: the choices; ``data`` says where events are simulated, and
-            ``quant=none`` is the precision ``full``.
+        data, model, neuron, baseline, precision: the choices; ``data`` says where events are simulated, and which
+            data of the user's own they are where there are several; ``quant=none`` is the precision ``full``.
         variant: other settings in which rows with these choices differ, ``match_weight=0.05``.
         records: the runs, by seed.
         mean: test accuracy of the base in percent, over seeds.
@@ -86,6 +91,12 @@ class Row:
     def seeds(self) -> list[int]:
         """The seeds of its runs."""
         return [record["seed"] for record in self.records]
+
+    @property
+    def samples(self) -> str:
+        """The same for rows whose accuracies are of the same test samples, and hence can be compared."""
+        settings = as_before(identity_config(self.records[0]["config"]), {})
+        return json.dumps([self.data, {key: settings[key] for key in sorted(settings) if _OF_SAMPLES.fullmatch(key)}])
 
     @property
     def label(self) -> str:
@@ -155,9 +166,9 @@ def rows(records: Sequence[Record], against: str = "") -> list[Row]:
     to_those = _differences_to(records, against) if against else {}
     partners: dict[tuple[str, str], list[Record]] = defaultdict(list)
     by_choices: dict[tuple[str, str, str, str, str], list[Record]] = defaultdict(list)
-    for record in records:
+    for record, data in zip(records, data_names(records), strict=True):
         partners[record["choices"].get("baseline") or "custom", _partner_key(record)].append(record)
-        by_choices[_choices(record)].append(record)
+        by_choices[_choices(record, data)].append(record)
 
     table = []
     for choices, alike in by_choices.items():
@@ -219,12 +230,60 @@ def _accuracy(record: Record) -> float:
     return 100 * record["results"]["test/acc"]
 
 
-def _choices(record: Record) -> tuple[str, str, str, str, str]:
+def highest(alike: Sequence[Row]) -> list[Row]:
+    """The rows of the highest mean among those of the same test samples; none where all of them are equal.
+
+    Means are equal that a table shows so.
+    """
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in alike:
+        groups[row.samples].append(row)
+    found = []
+    for members in groups.values():
+        means = [f"{row.mean:.2f}" for row in members]
+        if len(set(means)) > 1:
+            most = max(means, key=float)
+            found += [row for row, mean in zip(members, means, strict=True) if mean == most]
+    return found
+
+
+def data_names(records: Sequence[Record]) -> list[str]:
+    """The choice of data of each record, and in brackets what tells it from others of that choice.
+
+    ``image_folder (flowers)`` where there are several data of the user's own, by the name of the folder or file;
+    ``image_folder (flowers 1a2b3c4d)`` where two of that name hold other things, with the beginning of their digests.
+    """
+    choices, own = [record["choices"].get("data") or "custom" for record in records], [*map(_own_data, records)]
+    digests: dict[str, set[str]] = defaultdict(set)  # of a choice, and of a place of it
+    for choice, (place, digest) in zip(choices, own, strict=True):
+        digests[choice].add(digest)
+        digests[f"{choice} {place}"].add(digest)
+    names = []
+    for choice, (place, digest) in zip(choices, own, strict=True):
+        words = [place] if len(digests[choice]) > 1 else []
+        words += [digest] if len(digests[f"{choice} {place}"]) > 1 else []
+        words = [word for word in words if word]
+        names.append(choice + (f" ({' '.join(words)})" if words else ""))
+    return names
+
+
+def _own_data(record: Record) -> tuple[str, str]:
+    """Names of the folders and files of the user's own that a record's data are of, and the begin of their digests."""
+    settings = {
+        key: str(value) for key, value in identity_config(record["config"]).items() if key.startswith(_OWN_DATA)
+    }
+    places = [str(record["config"]["data"].get(key.removeprefix(_OWN_DATA))) for key in settings]
+    names = [place.rstrip("/").rpartition("/")[2] for place in places]
+    return " ".join(names), " ".join(digest[:_DIGITS] for digest in settings.values())
+
+
+def _choices(record: Record, data: str) -> tuple[str, str, str, str, str]:
     choices = record["choices"]
-    data, *others = (choices.get(group) or "custom" for group in ("data", "model", "neuron", "baseline", "quant"))
-    model, neuron, baseline, quant = others
     data += " (simulated)" if record["data"].get("simulated") else ""
     data += f" ({part})" if (part := part_of_test(record)) else ""
+    model, neuron, baseline, quant = (
+        choices.get(group) or "custom" for group in ("model", "neuron", "baseline", "quant")
+    )
     return data, model, neuron, baseline, "full" if quant == "none" else quant
 
 
@@ -387,7 +446,7 @@ def _words(alike: Sequence[Record], augments: Sequence[str]) -> list[str]:
     for choices, augment, config in zip(companions, augments, flat, strict=True):
         words = [f"augment={augment}"] if len(set(augments)) > 1 else []
         words += [f"{group.partition('@')[2]}={choices[group]}" for group in chosen if group in choices]
-        words += [f"{name}={_word(config[key])}" for name, key in zip(names, keys, strict=True) if key in config]
+        words += [f"{name}={_word(key, config[key])}" for name, key in zip(names, keys, strict=True) if key in config]
         variants.append(" ".join(words))
     return variants
 
@@ -397,7 +456,9 @@ def _with_names(config: Mapping[str, Any]) -> dict[str, Any]:
     return identity_config(config) | {"callbacks": ",".join(config.get("callbacks") or ["none"])}
 
 
-def _word(value: Any) -> str:
+def _word(key: str, value: Any) -> str:
+    if key.startswith(_CODE):
+        return str(value)[:_DIGITS]
     return (
         str(value).rpartition("/")[2]
         if isinstance(value, str)

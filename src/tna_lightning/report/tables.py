@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 from tna_lightning.report.names import BASELINES, MEANINGS, named
-from tna_lightning.report.statistics import AGAINST, REFERENCES, Row, mean_and_deviation
+from tna_lightning.report.statistics import AGAINST, REFERENCES, Row, highest, mean_and_deviation
 from tna_lightning.running.record import not_counted_words
 
 # what a row has, and its heading; the first six say which runs it is made of
@@ -149,11 +149,11 @@ def answers(table: Sequence[Row], against: str = "") -> list[str]:
 
 
 def best(table: Sequence[Row]) -> list[Row]:
-    """The row with the highest mean for each data set, model, neuron and precision of several rows."""
+    """The rows of the highest mean for each data set, model, neuron and precision of several rows."""
     settings: dict[tuple[str, ...], list[Row]] = {}
     for row in table:
         settings.setdefault((row.data, row.model, row.neuron, row.precision), []).append(row)
-    return [max(alike, key=lambda row: row.mean) for alike in settings.values() if len(alike) > 1]
+    return [row for alike in settings.values() for row in highest(alike)]
 
 
 def legend(table: Sequence[Row]) -> str:

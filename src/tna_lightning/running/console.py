@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tna_lightning.packages import LEAF_SPEC, quiet
-from tna_lightning.running.own import changed_since
+from tna_lightning.running.own import changed_since, with_data_at
 from tna_lightning.running.processes import Terminated
 from tna_lightning.running.record import (
     C_FOLDER,
@@ -126,10 +126,18 @@ def print_measured(words: str, record: Mapping[str, Any]) -> None:
     print(f"measured: {words}{counted}")
 
 
-def warn_of_changes(config: Mapping[str, Any]) -> None:
-    """Say on stderr what of the user's own code and data has changed since a run was trained."""
-    for name in changed_since(config):
-        print(f"warning: {name.partition('.')[2]} has changed since this run was trained", file=sys.stderr)
+def warn_of_changes(config: Mapping[str, Any], data_root: str | None = None, *, of_data: bool = True) -> None:
+    """Say on stderr what of the user's own code and data has changed since a run was trained.
+
+    Args:
+        config: of the run.
+        data_root: where its data are, if not where they were.
+        of_data: whether it is to be asked about its data.
+    """
+    for name in changed_since(with_data_at(config, data_root) if of_data else config):
+        if name.startswith("data.") and not of_data:
+            continue
+        print(f"warning: {name.removeprefix('code.')} has changed since this run was trained", file=sys.stderr)
 
 
 def title(record: Mapping[str, Any]) -> str:

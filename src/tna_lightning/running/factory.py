@@ -30,6 +30,7 @@ from tna_lightning.models.spec import sizes_for
 from tna_lightning.packages import MissingPackage
 from tna_lightning.quantization.packing import INPUTS
 from tna_lightning.running.config import refuse_unknown
+from tna_lightning.running.own import with_data_at
 
 log = logging.getLogger(__name__)
 
@@ -160,12 +161,9 @@ def data_to_test(config: Mapping[str, Any], data_root: str | None = None) -> Any
     """The data module of a finished run, at another place than in training if ``data_root`` says so; not augmented.
 
     Raises:
-        ValueError: these data have no root.
+        ValueError: these data come from no folder and no file.
     """
-    data = config["data"]
-    if data_root is not None and "root" not in data:
-        raise ValueError(f"data-root={data_root!r}: must be left out, these data come from no folder")
-    return build("data", data if data_root is None else {**data, "root": data_root})
+    return build("data", with_data_at(config, data_root)["data"])
 
 
 def inputs_of(datamodule: Any) -> Inputs:

@@ -154,7 +154,7 @@ def _told(logger: Logger) -> Iterator[None]:
         yield
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        log.warning("warning: %s could not keep the end of this run (%s)", type(logger).__name__, reason)
+        log.warning("%s could not keep the end of this run (%s)", type(logger).__name__, reason)
 
 
 def log_summary(logger: Logger | None, summary: Mapping[str, Any], pictures: Sequence[Path]) -> None:

@@ -48,10 +48,31 @@ def own_digests(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def changed_since(config: Mapping[str, Any]) -> list[str]:
-    """What of the user's own a run was trained with and is another now, by module or setting; from the run's config."""
+    """What of the user's own a run was trained with and is another now, by module or setting; from the run's config.
+
+    Data that are not where they were are none that have changed: who reads them says that they are not there.
+    """
     recorded: Mapping[str, str] = config.get("own", {})
     now = own_digests(config)
-    return [name for name, digest in recorded.items() if now.get(name) != digest]
+    return [
+        name
+        for name, digest in recorded.items()
+        if now.get(name) != digest and (name in now or not name.startswith("data."))
+    ]
+
+
+def with_data_at(config: Mapping[str, Any], place: str | None) -> dict[str, Any]:
+    """A run's config with its data at another place: the folder, or of arrays the file; as it is where that is None.
+
+    Raises:
+        ValueError: these data come from neither.
+    """
+    if place is None:
+        return dict(config)
+    key = next((key for key in ("root", "file") if key in config["data"]), None)
+    if key is None:
+        raise ValueError(f"data-root={place!r}: must be left out, these data come from no folder and no file")
+    return {**config, "data": {**config["data"], key: place}}
 
 
 def digest_of(path: Path) -> str:

@@ -40,6 +40,7 @@ from tna_lightning.running import checkpoints, companions, loggers
 from tna_lightning.running.callbacks import build_callbacks, check_monitors
 from tna_lightning.running.config import BAD_INPUT, check, companion_nodes, companion_prefix, read_config, write_config
 from tna_lightning.running.console import leave, print_record, quiet_lightning, was_interrupted
+from tna_lightning.running.doors import Lines, enter
 from tna_lightning.running.extension import LongerSchedule, extended_record, refuse_fixed_length
 from tna_lightning.running.factory import (
     build,
@@ -55,7 +56,7 @@ from tna_lightning.running.factory import (
 )
 from tna_lightning.running.neuron_trial import try_network
 from tna_lightning.running.pictures import plot_curves, plot_inspection
-from tna_lightning.running.processes import Terminated, end_together, end_with_parent, interrupts_later, outlive_readers
+from tna_lightning.running.processes import Terminated, end_together, end_with_parent, interrupts_later
 from tna_lightning.running.record import (
     LAST_CHECKPOINT,
     NETWORK,
@@ -581,10 +582,12 @@ def main(arguments: Sequence[str]) -> None:
     """Train the config that stands in a run's folder."""
     if len(arguments) != 1:
         sys.exit("usage: python -m tna_lightning.running.start FOLDER   (a run's folder, with its config.yaml)")
-    outlive_readers()
+    enter()
     end_with_parent()
     folder = Path(arguments[0])
-    logging.basicConfig(stream=sys.stdout, format="%(message)s")
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(Lines())
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("tna_lightning").setLevel(logging.INFO)
     try:
         run_and_report(read_config(folder), folder)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ import lightning
 
 from tna_lightning.models.spec import own_target
 from tna_lightning.quantization.packing import load_packed
-from tna_lightning.running.factory import build_network, data_to_test, network_spec
+from tna_lightning.running.factory import build_network, data_to_test, network_spec, under
 from tna_lightning.running.record import NETWORK, finished_record, reading
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ def rebuilt(
 
     Args:
         folder: the run's folder.
-        data_root: where the data are, if not where they were in training.
+        data_root: where the data are, if not where they were in training; of arrays the file.
         trust: also import and call what the record names that is no part of this package.
         change: what is made of its config before, where something else is asked than was trained.
 
@@ -43,11 +45,23 @@ def rebuilt(
         refuse_foreign(folder, config)
     if change is not None:
         config = change(config)
-    with reading(folder):
+    with reading(folder), _pointing_to_data_root():
         datamodule = data_to_test(config, data_root)
-        datamodule.prepare_data()  # images of the user's own may have to be read before their size is known
-        datamodule.setup("test")
+        with under("data"):
+            datamodule.prepare_data()  # images of the user's own may have to be read before their size is known
+            datamodule.setup("test")
         return datamodule, network_spec(config, datamodule)
+
+
+@contextmanager
+def _pointing_to_data_root() -> Iterator[None]:
+    """Of data that are not there, how to say where they are: a run remembers the path that it was given."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if re.match(r"(data\.)?(root|file)=", str(error)):
+            raise FileNotFoundError(f"{error}; --data-root says where they are now") from error
+        raise
 
 
 def kept_network(folder: Path | str, spec: Mapping[str, Any], channels_last: bool = False) -> KeptNetwork:
