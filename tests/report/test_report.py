@@ -664,6 +664,13 @@ def test_rows_differ_by_the_name_of_their_augmentation():
     assert {row.variant for row in rows([some, more])} == {"padding=4", "padding=2"}
 
 
+def test_rows_that_differ_in_a_number_stand_in_its_order():
+    made = [record() for _ in range(4)]
+    for each, number in zip(made, (2000, 600, 1e-05, 0.5), strict=True):
+        each["config"] = {**each["config"], "data": {**each["config"]["data"], "train_subset": number}}
+    assert [row.variant.partition("=")[2] for row in rows(made)] == ["1e-05", "0.5", "600", "2000"]
+
+
 def test_runs_of_two_versions_are_one_row_and_are_named_by_todays_settings(tmp_path):
     images = "tna_lightning.data.cifar.CIFARDataModule"
     crop = {"crop": {"_target_": "tna_lightning.data.augment.Crop", "padding": 4}}

@@ -36,6 +36,7 @@ _DIGITS = 8  # of a digest, as those that end the name of a run's folder
 _OF_SAMPLES = re.compile(
     r"own\.data\..*|data\.(_target_|name|camera\..*|split|split_seed|test_fraction|test_subset)|trainer\.limit_test_batches"
 )
+_NUMBER = re.compile(r"(\d+(?:\.\d+)?(?:e-?\d+)?)")
 _ENTRIES = "callbacks."  # settings of what only some runs have
 
 Record = Mapping[str, Any]
@@ -474,4 +475,10 @@ def _rank(order: Sequence[str]) -> Any:
 
 def _order(row: Row) -> tuple[Any, ...]:
     baseline, precision = _rank(BASELINES)(row.baseline), _rank(PRECISIONS)(row.precision)
-    return row.data, row.model, row.neuron, precision, baseline, row.variant
+    return row.data, row.model, row.neuron, precision, baseline, _by_numbers(row.variant)
+
+
+def _by_numbers(text: str) -> list[tuple[bool, float, str]]:
+    """A key that puts ``train_subset=600`` before ``train_subset=2000``."""
+    parts = _NUMBER.split(text)  # every second one a number
+    return [(place % 2 == 1, float(part) if place % 2 else 0.0, part) for place, part in enumerate(parts)]

@@ -1,0 +1,80 @@
+"""Where a twin pays: paired differences and the picture, by `python experiments/results/fashion_mnist/map.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from tna_lightning.report.collect import collect
+from tna_lightning.report.statistics import mean_and_deviation, paired_difference
+from tna_lightning.running.archive import RECORDS
+
+HERE = Path(__file__).parent
+REFERENCES = {"plain": "plain training", "plain_twice": "plain training, twice the epochs"}
+AXES: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "images": lambda record: record["config"]["data"]["train_subset"],
+}
+Accuracies = dict[str, dict[int, float]]
+
+
+def accuracies(axis: str, what: str = "test/acc") -> dict[Any, Accuracies]:
+    """Percent by value on the axis, baseline and seed: of the test, or of the last epoch's training for `train/acc`."""
+    found: dict[Any, Accuracies] = {}
+    for record in collect([HERE / axis / RECORDS]).done:
+        value = record["history"][what][-1] if what == "train/acc" else record["results"][what]
+        rows = found.setdefault(AXES[axis](record), {})
+        rows.setdefault(record["choices"]["baseline"], {})[record["seed"]] = 100 * value
+    return dict(sorted(found.items()))
+
+
+def gain(rows: Accuracies, reference: str) -> tuple[float, float]:
+    """TNA minus the reference over the seeds of both: mean and half of the 95 % interval."""
+    pairs = sorted(rows["tna"].keys() & rows[reference].keys())
+    found = paired_difference([rows["tna"][seed] - rows[reference][seed] for seed in pairs])
+    assert found.half_width is not None
+    return found.mean, found.half_width
+
+
+def verdict(mean: float, half_width: float) -> str:
+    """As PLAN.md has it."""
+    return "yes" if mean - half_width > 0 else "no" if mean + half_width < 0.3 else "open"
+
+
+def main() -> None:
+    """Print every axis and draw it."""
+    figure, panels = plt.subplots(1, len(AXES), figsize=(5.2 * len(AXES), 3.4), squeeze=False, layout="constrained")
+    for axis, panel in zip(AXES, panels[0], strict=True):
+        test, train = accuracies(axis), accuracies(axis, "train/acc")
+        for value, rows in test.items():
+            print(f"{axis} {value:,}")
+            for name, of_seeds in rows.items():
+                mean, deviation = mean_and_deviation(list(of_seeds.values()))
+                fitted = mean_and_deviation(list(train[value][name].values()))[0]
+                print(
+                    f"  {name}: {mean:.2f} ± {deviation or 0:.2f}, of the training images {fitted:.1f}, n {len(of_seeds)}"
+                )
+            for reference in REFERENCES:
+                mean, half_width = gain(rows, reference)
+                interval = f"[{mean - half_width:+.2f}, {mean + half_width:+.2f}]"
+                print(f"  TNA minus {reference}: {mean:+.2f} {interval}: {verdict(mean, half_width)}")
+        for shift, (reference, words) in enumerate(REFERENCES.items()):
+            gains = [gain(rows, reference) for rows in test.values()]
+            places = [place + 0.12 * (shift - 0.5) for place in range(len(test))]
+            means, halves = zip(*gains, strict=True)
+            panel.errorbar(places, means, halves, fmt="os"[shift], capsize=4, label=f"to {words}")
+        panel.axhline(0, color="grey", linewidth=0.8)
+        panel.set_xticks(range(len(test)), [f"{value:,}" for value in test])
+        panel.set_xlabel(f"training {axis}")
+        panel.set_ylabel("gain of TNA, points (95 %)")
+        panel.legend(frameon=False)
+    figure.savefig(HERE / "map.png", dpi=150)
+
+
+if __name__ == "__main__":
+    main()
