@@ -56,9 +56,7 @@ def main() -> None:
             for name, of_seeds in rows.items():
                 mean, deviation = mean_and_deviation(list(of_seeds.values()))
                 fitted = mean_and_deviation(list(train[value][name].values()))[0]
-                print(
-                    f"  {name}: {mean:.2f} ± {deviation or 0:.2f}, of the training images {fitted:.1f}, n {len(of_seeds)}"
-                )
+                print(f"  {name}: {mean:.2f} ± {deviation or 0:.2f}, training images {fitted:.1f}, n {len(of_seeds)}")
             for reference in REFERENCES:
                 mean, half_width = gain(rows, reference)
                 interval = f"[{mean - half_width:+.2f}, {mean + half_width:+.2f}]"
