@@ -33,8 +33,8 @@ def twn(rows: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     ``|w| > delta``.
     """
     magnitude = rows.abs()
-    is_nonzero = magnitude > threshold * magnitude.mean(1, keepdim=True)
-    return rows.sign() * is_nonzero, _mean(magnitude, is_nonzero)
+    is_nonzero = (magnitude > threshold * magnitude.mean(1, keepdim=True)).to(rows.dtype)
+    return rows.sign().mul_(is_nonzero), _mean(magnitude, is_nonzero)
 
 
 def absmean(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,7 +49,7 @@ def absmean(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 def sign_mean(rows: Tensor) -> tuple[Tensor, Tensor]:
     """XNOR-Net's binary weights (arXiv 1603.05279): codes ``sign(w)`` with ``sign(0) = 1``, scale ``mean|w|``."""
-    return torch.where(rows >= 0, 1, -1), _mean(rows.abs(), torch.ones_like(rows, dtype=torch.bool))
+    return torch.where(rows >= 0, 1, -1), _mean(rows.abs(), torch.ones_like(rows))
 
 
 def two_sided(rows: Tensor, threshold: float) -> Tensor:
@@ -93,13 +93,15 @@ def uniform(rows: Tensor, step: Tensor, bits: int) -> Tensor:
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of each row over a mask, 0 where it is empty.
+    """Mean of each row over a mask of 0 and 1 in the values' dtype, 0 where it is empty.
 
     The second pass takes the rounding of the first away, so that the mean of equal values is that value to the bit.
+    Done once a training step for every layer, so it makes few copies: a mask of bools would be converted at each use.
     """
     count = mask.sum(1, keepdim=True).clamp_min(1)
-    mean = (values * mask).sum(1, keepdim=True) / count
-    return mean + ((values - mean) * mask).sum(1, keepdim=True) / count
+    kept = values * mask
+    mean = kept.sum(1, keepdim=True) / count
+    return mean + torch.sub(values, mean, out=kept).mul_(mask).sum(1, keepdim=True) / count
 
 
 class _StraightThrough(torch.autograd.Function):
