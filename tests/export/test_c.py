@@ -4,6 +4,7 @@ Many networks are compiled into one library, and into one program with sanitizer
 """
 
 import ctypes
+import itertools
 import shutil
 import subprocess
 from functools import partial
@@ -20,10 +21,11 @@ from tna_lightning.export.c import CNetwork, library, load_c
 from tna_lightning.export.c.folder import spikes_of_c
 from tna_lightning.export.c.library import KERNELS, STRICT
 from tna_lightning.export.c.memory import plan_memory
-from tna_lightning.export.c.program import Join, Map, Pool, to_program
+from tna_lightning.export.c.program import Currents, Join, Map, Pool, _windows, to_program
 from tna_lightning.export.c.source import write_source
 from tna_lightning.export.c.tables import bit_table, lane_positions, unpack_spikes
-from tna_lightning.models import LIF, build, convnet
+from tna_lightning.models import LIF, BasicBlock, MSBlock, SEWBlock, build, convnet
+from tna_lightning.models.blocks import ConvNorm
 from tna_lightning.models.over_time import weigh_over_time
 from tna_lightning.packages import MissingPackage
 from tna_lightning.quantization import (
@@ -37,7 +39,7 @@ from tna_lightning.quantization import (
     quantize_network,
     save_network,
 )
-from tna_lightning.quantization.folding import fold_batch_norm
+from tna_lightning.quantization.folding import ScaledConv2d, fold_batch_norm
 from tna_lightning.running import factory
 from tna_lightning.running.config import compose
 from tna_lightning.running.home import options
@@ -91,6 +93,17 @@ CASES = {
     ),
     "joined_and": ("sewresnet18", {"width": 0.04, "connect": "and"}, (1, 6, 7), Binary(), {"threshold": 0.5}, None),
     "joined_iand": ("sewresnet18", {"width": 0.04, "connect": "iand"}, (2, 6, 6), Ternary(), {"threshold": 0.3}, 3),
+    "membranes": ("msresnet18", {"width": 0.05, "time_steps": 2}, (1, 9, 8), Ternary(), {"reset": "subtract"}, None),
+    "membranes_events": ("msresnet18", {"width": 0.04}, (2, 7, 9), Binary(), {"threshold": 0.7}, 3),
+    "maxima": (
+        "maxresnet18",
+        {"width": 0.05, "time_steps": 3},
+        (2, 10, 9),
+        TernaryAbsmean(),
+        {"reset": "zero", "per": "channel"},
+        None,
+    ),
+    "maxima_full": ("maxresnet18", {"width": 0.04}, (1, 6, 6), None, {"reset": "none"}, 2),
     "resnet18": ("resnet18", {"width": 0.05, "time_steps": 1}, (1, 8, 8), TernaryAbsmean(), {}, None),
     "vgg16": ("vgg16", {"width": 0.04, "time_steps": 2}, (1, 16, 17), Ternary(), {"threshold": 0.5}, None),
     "wide": ("convnet", {"width": 4.9, "time_steps": 2}, (1, 4, 4), Ternary(), {}, None),
@@ -113,8 +126,18 @@ CASES = {
     "events": ("vggsnn", {"width": 0.05}, (2, 20, 17), Ternary(), {"per": "channel", "beta": 0.7}, 5),
     "events_small": ("convnet", {"width": 0.2}, (2, 9, 9), Ternary(), {"reset": "none"}, 3),
 }
-# sums of pixels by codes are whole numbers, and so exact in any order; sums of other weights are not
-INEXACT = ("two_scales", "two_scales_each", "full", "full_ends", "eight_bits", "hidden")
+# sums of pixels by codes are whole numbers, and so exact in any order; sums of other weights are not, nor of currents
+INEXACT = (
+    "two_scales",
+    "two_scales_each",
+    "full",
+    "full_ends",
+    "eight_bits",
+    "hidden",
+    "membranes_events",
+    "maxima_full",
+)
+EIGHTHS = ("membranes", "maxima")  # but where currents are whole eighths
 
 
 def make_network(name):
@@ -128,6 +151,8 @@ def make_network(name):
         "num_classes": 10,
     }
     network = build(spec)
+    if name == "membranes_events":  # blocks begin anew with a convolution of spikes
+        network.body.extend([ConvNorm(20, 9), MSBlock(9, 20, 1, LIF), LIF()])
     if quantizer is not None:
         quantize_network(network, quantizer, skip=["stem", "classifier"] if name == "full_ends" else [])
     with torch.no_grad():
@@ -144,7 +169,18 @@ def make_network(name):
         sizes = (channels, height, width) if steps is None else (steps, channels, height, width)
         for _ in range(3):
             network(torch.randint(0, 16, (16, *sizes)).float())
-    return network.eval()
+    return in_eighths(network) if name in EIGHTHS else network.eval()
+
+
+@torch.no_grad()
+def in_eighths(network):
+    """A folded network, of whose layers those that are added up have an eighth, or minus that, as scale."""
+    network = fold_batch_norm(network)
+    for name, layer in network.named_modules():
+        if isinstance(layer, ScaledConv2d) and "conv1" not in name:
+            layer.scale.copy_(layer.scale.sign() / 8)
+            layer.bias.copy_((8 * layer.bias).round() / 8)
+    return network
 
 
 def make_inputs(name, count=6):
@@ -397,6 +433,19 @@ def test_rows_of_bits_are_the_codes(bits, letters):
     assert not lanes[:, 37 * bits :].any()
 
 
+def test_windows_of_pooling_are_those_of_torch():
+    for size, window, step, padding, ceil in itertools.product(
+        range(2, 9), (2, 3, 5), (1, 2, 3), (0, 1), (False, True)
+    ):
+        if size + 2 * padding < window:
+            continue
+        places = torch.arange(size).float()[None]
+        pool = nn.MaxPool1d(window, step, padding, ceil_mode=ceil)
+        firsts, lasts = -pool(-places)[0], pool(places)[0]
+        expected = [(int(first), int(last) + 1) for first, last in zip(firsts, lasts, strict=True)]
+        assert _windows(size, window, step, padding, ceil) == expected
+
+
 def test_maps_that_are_needed_together_do_not_overlap(programs):
     for name, program in programs.items():
         memory = plan_memory(program, CASES[name][-1] is not None)
@@ -408,9 +457,17 @@ def test_maps_that_are_needed_together_do_not_overlap(programs):
                 for seen in ([program.readout.source] if each is None else sources_of(each))
             ]
             earlier = [each.out for each in program.layers[:step]]
+            in_place = layer.shortcut if isinstance(layer, Currents) else None
             for other in [*sources_of(layer), *(each for each in earlier if each in later)]:
-                if other.name in memory.places:
+                if other is in_place:
+                    assert memory.places[layer.out.name] == memory.places[other.name]
+                    assert other not in later
+                elif other.name in memory.places and other.is_float == layer.out.is_float:
                     assert not overlap(memory, layer.out, other)
+        of_floats = [each.out for each in program.layers if each.out.is_float]
+        assert memory.map_currents == max([memory.places[out.name] + out.words for out in of_floats], default=0)
+    # by hand: those of a stage lie beside the sum that its first shortcut gives, with half the pixels a side
+    assert plan_memory(programs["membranes"], False).map_currents == 9 * 8 * 3 + 5 * 4 * 6
 
 
 def sources_of(layer):
@@ -418,6 +475,8 @@ def sources_of(layer):
         return [layer.source]
     if isinstance(layer, Join):
         return [layer.spikes, layer.other]
+    if isinstance(layer, Currents):
+        return [layer.source.source, *([getattr(layer.shortcut, "source", layer.shortcut)] if layer.shortcut else [])]
     return [each.source for each in layer.sources] + ([layer.identity] if layer.identity else [])
 
 
@@ -473,7 +532,12 @@ def replace(part, place, module):
             r"network\.body\.0: .* threshold that differs by pixel",
         ),
         ("ternary", replace("body", 2, nn.Identity()), r"network\.body\.3\.0: .* pooling of what is no spikes"),
-        ("ternary", replace("body", 3, nn.MaxPool2d(2, padding=1)), r"network\.body\.3: C pooling has no padding"),
+        ("ternary", replace("body", 3, nn.AvgPool2d(2, padding=1)), r"network\.body\.3: C averages have no padding"),
+        ("ternary", replace("body", 3, nn.MaxPool2d(2, dilation=2)), r"network\.body\.3: C pooling has no dilation"),
+        ("membranes", replace("body", 8, nn.Identity()), r"network\.pool\.0: .* pooling of what is no spikes"),
+        ("membranes", replace("body", 1, BasicBlock(3, 3, 1, LIF)), r"network\.body\.1\.conv1\.conv: .* of currents"),
+        ("membranes", replace("body", 1, SEWBlock(3, 3, 1, LIF)), r"network\.body\.1\.conv1\.conv: .* of currents"),
+        ("joined", replace("body", 1, MSBlock(3, 3, 1, LIF)), r"network\.body\.1\.neuron1: neurons must follow"),
         ("ternary", replace("body", 3, nn.Identity()), None),
         ("odd_average", replace("body", 6, nn.MaxPool2d(2)), None),
         (
@@ -523,8 +587,6 @@ def of_choices(choices, channels, model="convnet", neuron="lif", quant="none"):
 
 
 NO_KERNEL = {
-    "maxresnet18": "MaxBlock",  # these two convolve and pool currents
-    "msresnet18": "MSBlock",
     "sdt": "Position",
     "sdt_dvs": "Position",
     "spikingformer": "SpikingSelfAttention",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tna_lightning.export.parts import parts_of, refuse_what_no_layer_says
-from tna_lightning.models import LIF, BasicBlock, Network, PerStep, SEWBlock
+from tna_lightning.models import LIF, BasicBlock, MSBlock, Network, PerStep, SEWBlock
 from tna_lightning.quantization.codes import CHANNEL, SIGN, Codes
 from tna_lightning.quantization.folding import ScaledConv2d, fold_batch_norm
 
@@ -23,7 +23,10 @@ LARGEST_SUM = 2**31 - 1
 
 @dataclass(frozen=True, eq=False)
 class Map:
-    """Spikes, or small whole numbers: 0 to ``largest``, ``[C, H, W]``, that stand for so many ``1 / denominator``."""
+    """Spikes, or small whole numbers: 0 to ``largest``, ``[C, H, W]``, that stand for so many ``1 / denominator``.
+
+    Or floats: pixels, or the currents that a block hands on which adds them (:class:`~tna_lightning.models.MSBlock`).
+    """
 
     name: str
     channels: int
@@ -31,6 +34,7 @@ class Map:
     width: int
     largest: int = 1
     denominator: int = 1
+    is_float: bool = False
 
     @property
     def planes(self) -> int:
@@ -38,9 +42,14 @@ class Map:
         return self.largest.bit_length()
 
     @property
+    def are_currents(self) -> bool:
+        """Whether it holds currents."""
+        return self.is_float and self.name != PIXELS
+
+    @property
     def words(self) -> int:
-        """Words of 64 bits for all of it."""
-        return self.height * self.width * self.planes * words_of(self.channels)
+        """Words for all of it: of 64 bits, or a float32 number each."""
+        return self.height * self.width * (self.channels if self.is_float else self.planes * words_of(self.channels))
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +89,10 @@ class Convolution:
 
 @dataclass(frozen=True, eq=False)
 class Neurons:
-    """A layer of LIF neurons driven by convolutions and, in a residual block, by the spikes of ``identity``."""
+    """A layer of LIF neurons driven by convolutions and, in a residual block, by the spikes of ``identity``.
+
+    Without convolutions, by the currents of ``identity``.
+    """
 
     name: str
     sources: list[Convolution]
@@ -121,6 +133,23 @@ class Join:
 
 
 @dataclass(frozen=True, eq=False)
+class Currents:
+    """Currents that are kept: those of a convolution of pixels or spikes; in a residual block, plus its shortcut's.
+
+    Attributes:
+        shortcut: a convolution of currents, or currents as they are, in whose place ``out`` lies.
+    """
+
+    name: str
+    source: Convolution
+    shortcut: Convolution | Map | None
+    out: Map
+
+
+Layer = Neurons | Pool | Join | Currents
+
+
+@dataclass(frozen=True, eq=False)
 class Program:
     """The layers in the order in which they run.
 
@@ -133,7 +162,7 @@ class Program:
 
     inputs: tuple[int, int, int]
     time_steps: int
-    layers: list[Neurons | Pool | Join]
+    layers: list[Layer]
     readout: Convolution
 
     @property
@@ -171,9 +200,8 @@ def to_program(network: nn.Module, inputs: tuple[int, int, int]) -> Program:
 
 POOLS = (nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.MaxPool2d)
 _LAYERS = (nn.Conv2d, ScaledConv2d, nn.Linear, nn.BatchNorm2d, LIF, *POOLS)
-_KNOWN = {
-    module.forward for module in (*_LAYERS, nn.Sequential, PerStep, BasicBlock, SEWBlock, nn.Identity, nn.Flatten)
-}
+_BLOCKS = (BasicBlock, MSBlock, SEWBlock)
+_KNOWN = {module.forward for module in (*_LAYERS, *_BLOCKS, nn.Sequential, PerStep, nn.Identity, nn.Flatten)}
 
 
 def _refuse_unknown(network: nn.Module) -> None:
@@ -188,11 +216,12 @@ class _Builder:
     """Layers so far. The next module sees the map ``here``, or the currents of the convolutions in ``pending``."""
 
     def __init__(self, inputs: tuple[int, int, int]) -> None:
-        self.layers: list[Neurons | Pool | Join] = []
+        self.layers: list[Layer] = []
         self.readout: Convolution | None = None
-        self.here = Map(PIXELS, *inputs, largest=255)
+        self.here = Map(PIXELS, *inputs, is_float=True)
         self.pending: list[Convolution] = []
         self.identity: Map | None = None
+        self.in_shortcut = False  # of a block that adds currents: a convolution may see them
 
     def walk(self, name: str, module: nn.Module) -> None:
         """Append a module."""
@@ -206,12 +235,26 @@ class _Builder:
             if self.pending:
                 self.pending = residual + self.pending
             else:
-                if self.here.largest > 1 or self.here.name == PIXELS:
+                if self.here.largest > 1 or self.here.is_float:
                     raise ValueError(
                         f"network.{name}.shortcut: there is no C kernel for a shortcut of what is no spikes"
                     )
                 self.pending, self.identity = residual, self.here
             self.walk(f"{name}.neuron2", module.neuron2)
+        elif isinstance(module, MSBlock):
+            if self.pending:
+                self.keep_currents(self.pending[0].name)
+            block_input = self.here
+            for part in ("neuron1", "pool", "conv1", "neuron2", "conv2"):
+                self.walk(f"{name}.{part}", getattr(module, part))
+            residual, self.pending = self.pending, []
+            self.here = block_input
+            self.walk(f"{name}.pool", module.pool)
+            self.in_shortcut = True
+            self.walk(f"{name}.shortcut", module.shortcut)
+            self.in_shortcut = False
+            shortcut, self.pending = self.pending, residual
+            self.keep_currents(name, shortcut[0] if shortcut else self.here)
         elif isinstance(module, SEWBlock):
             block_input = self.here
             for part in ("conv1", "neuron1", "conv2", "neuron2"):
@@ -232,10 +275,14 @@ class _Builder:
                 self.walk(f"{name}.{part}".lstrip("."), child)
 
     def add_neurons(self, name: str, neurons: LIF) -> None:
-        if not self.pending:
+        if self.pending:
+            first = self.pending[0]
+            shape = (first.out_channels, first.out_height, first.out_width)
+        elif self.here.are_currents:
+            self.identity = self.here
+            shape = (self.here.channels, self.here.height, self.here.width)
+        else:
             raise ValueError(f"network.{name}: neurons must follow a convolution")
-        first = self.pending[0]
-        shape = (first.out_channels, first.out_height, first.out_width)
         beta, threshold = (
             _per_channel(name, what, value, shape)
             for what, value in zip(("beta", "threshold"), neurons.of_one_step(torch.Size([1, *shape])), strict=True)
@@ -244,9 +291,14 @@ class _Builder:
         self.layers.append(Neurons(name, self.pending, self.identity, out, neurons.reset, beta, threshold))
         self.here, self.pending, self.identity = out, [], None
 
+    def keep_currents(self, name: str, shortcut: Convolution | Map | None = None) -> None:
+        (source,), self.pending = self.pending, []
+        self.here = Map(name, source.out_channels, source.out_height, source.out_width, is_float=True)
+        self.layers.append(Currents(name, source, shortcut, self.here))
+
     def add_join(self, name: str, kind: str, spikes: Map) -> None:
         other = self.here
-        if other.name == PIXELS or other.denominator > 1:
+        if other.is_float or other.denominator > 1:
             raise ValueError(f"network.{name}.shortcut: there is no C kernel for a shortcut of what is no whole number")
         largest = other.largest + (kind == "add")
         out = Map(name, other.channels, other.height, other.width, largest)
@@ -287,6 +339,8 @@ class _Builder:
         if self.pending or self.readout is not None:
             raise ValueError(f"network.{name}: there is no C kernel for a layer without neurons before it")
         source = self.here
+        if source.are_currents and not self.in_shortcut:
+            raise ValueError(f"network.{name}: there is no C kernel for a layer of currents but a block's shortcut")
         if min(out) < 1:
             raise ValueError(f"network.{name}: {source.height} x {source.width} pixels are too few for it")
         channels = len(weight)
@@ -294,7 +348,7 @@ class _Builder:
         bias = torch.zeros(channels) if layer.bias is None else layer.bias.detach()
         codes, bits, values, negative_scale = None, 0, None, None
         kept: Codes | None = getattr(layer, "kept", None)
-        if source.name != PIXELS and kept is not None and _is_said_in_bits(kept):
+        if not source.is_float and kept is not None and _is_said_in_bits(kept):
             codes, bits = _rows(kept.values.long(), channels, kernel), kept.bits
             if kept.scale is not None and SIGN in kept.scale_axes:
                 scales = kept.scale.double().reshape(2, -1).expand(2, channels)
@@ -319,13 +373,14 @@ class _Builder:
             None if negative_scale is None else _float32(negative_scale / source.denominator),
             _float32(bias),
         )
-        if source.name != PIXELS and convolution.num_rows * source.largest * 2 ** max(bits - 1, 0) > LARGEST_SUM:
+        if not source.is_float and convolution.num_rows * source.largest * 2 ** max(bits - 1, 0) > LARGEST_SUM:
             raise ValueError(f"network.{name}: its sums do not fit into 32 bits")
         self.pending.append(convolution)
 
     def add_pool(self, name: str, pool: nn.AvgPool2d | nn.AdaptiveAvgPool2d | nn.MaxPool2d) -> None:
         source = self.here
-        if self.pending or source.name == PIXELS:
+        of_currents = source.are_currents and isinstance(pool, nn.MaxPool2d)
+        if self.pending or (source.is_float and not of_currents):
             raise ValueError(f"network.{name}: there is no C kernel for pooling of what is no spikes")
         sizes = (source.height, source.width)
         if isinstance(pool, nn.AdaptiveAvgPool2d):
@@ -337,12 +392,14 @@ class _Builder:
                 for size, out in zip(sizes, outs, strict=True)
             )
         else:
-            is_plain = _pair(pool.padding) == (0, 0) and getattr(pool, "divisor_override", None) is None
-            if not is_plain or _pair(getattr(pool, "dilation", 1)) != (1, 1):
-                raise ValueError(f"network.{name}: C pooling has no padding, no dilation and no divisor of its own")
+            if isinstance(pool, nn.AvgPool2d) and (_pair(pool.padding) != (0, 0) or pool.divisor_override is not None):
+                raise ValueError(f"network.{name}: C averages have no padding and no divisor of their own")
+            if _pair(getattr(pool, "dilation", 1)) != (1, 1):
+                raise ValueError(f"network.{name}: C pooling has no dilation")
+            window, step, padding = (_pair(each) for each in (pool.kernel_size, pool.stride, pool.padding))
             rows, columns = (
-                _windows(size, window, step, bool(pool.ceil_mode))
-                for size, window, step in zip(sizes, _pair(pool.kernel_size), _pair(pool.stride), strict=True)
+                _windows(size, window[axis], step[axis], padding[axis], bool(pool.ceil_mode))
+                for axis, size in enumerate(sizes)
             )
         if not rows or not columns:
             raise ValueError(f"network.{name}: {sizes[0]} x {sizes[1]} pixels are too few for it")
@@ -354,7 +411,13 @@ class _Builder:
             kind = "average"
             multiple = math.lcm(*((bottom - top) * (right - left) for top, bottom in rows for left, right in columns))
         out = Map(
-            name, source.channels, len(rows), len(columns), source.largest * multiple, source.denominator * multiple
+            f"{name}, of currents" if of_currents else name,  # a block pools both
+            source.channels,
+            len(rows),
+            len(columns),
+            source.largest * multiple,
+            source.denominator * multiple,
+            of_currents,
         )
         if out.planes > MOST_PLANES:
             raise ValueError(f"network.{name}: its windows are too unlike for whole numbers of {MOST_PLANES} bits")
@@ -367,10 +430,14 @@ def _is_said_in_bits(kept: Codes) -> bool:
     return set(kept.scale_axes) <= {SIGN, CHANNEL} and (SIGN not in kept.scale_axes or kept.bits == 2)
 
 
-def _windows(size: int, window: int, step: int, ceil_mode: bool) -> list[tuple[int, int]]:
-    """First pixel of each window and the one behind its last, as torch places them; none begins behind the image."""
-    count = (size - window + (step - 1 if ceil_mode else 0)) // step + 1
-    return [(place * step, min(place * step + window, size)) for place in range(max(count, 0)) if place * step < size]
+def _windows(size: int, window: int, step: int, padding: int, ceil_mode: bool) -> list[tuple[int, int]]:
+    """First pixel of each window and the one behind its last, as torch places them, without those that pad.
+
+    None begins behind the image.
+    """
+    count = (size + 2 * padding - window + (step - 1 if ceil_mode else 0)) // step + 1
+    begins = (place * step - padding for place in range(max(count, 0)))
+    return [(max(begin, 0), min(begin + window, size)) for begin in begins if begin < size]
 
 
 def _rows(weight: Tensor, channels: int, kernel: tuple[int, int]) -> np.ndarray:
@@ -399,4 +466,8 @@ def convolutions_of(program: Program) -> Iterator[Convolution]:
     for layer in program.layers:
         if isinstance(layer, Neurons):
             yield from layer.sources
+        elif isinstance(layer, Currents):
+            yield layer.source
+            if isinstance(layer.shortcut, Convolution):
+                yield layer.shortcut
     yield program.readout

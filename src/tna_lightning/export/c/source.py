@@ -9,7 +9,7 @@ import numpy as np
 
 from tna_lightning.data.batch import Normalization
 from tna_lightning.export.c.memory import Memory, plan_memory
-from tna_lightning.export.c.program import PIXELS, Convolution, Join, Neurons, Pool, Program, words_of
+from tna_lightning.export.c.program import PIXELS, Convolution, Currents, Join, Layer, Map, Pool, Program, words_of
 from tna_lightning.export.c.tables import bit_table
 
 _RESETS = {"zero": "TNA_RESET_ZERO", "subtract": "TNA_RESET_SUBTRACT", "none": "TNA_RESET_NONE"}
@@ -78,9 +78,11 @@ _SIZES = {"uint64_t": 8, "float": 4, "int32_t": 4, "uint32_t": 4, "uint16_t": 2,
 
 def _state(program: Program, memory: Memory, events: bool) -> tuple[list[str], int]:
     """The declarations in the struct of a network's state, the widest types first, and its bytes."""
+    currents = memory.steps * memory.map_currents
     kept = [("float", "membranes", memory.num_membranes, ""), ("uint32_t", "steps", 1, "since the reset")]
     fields = [
         ("uint64_t", "maps", memory.steps * memory.map_words, "spikes of the layers, which share their places"),
+        *([("float", "block_currents", currents, "that residual blocks add to")] if currents else []),
         *(kept if events else []),
         ("float", "logits", program.num_classes, "summed over the steps"),
         ("uint32_t", "rows", memory.rows, "from here on: only while a layer runs"),
@@ -209,7 +211,7 @@ class _Writer:
         if c.negative_scale is not None:
             # the lanes of the second digit count -1
             negative = self.table("float", f"{name}_negative_scale", c.negative_scale)
-        planes = 0 if source.name == PIXELS else source.planes
+        planes = 0 if source.is_float else source.planes
         numbers = [
             [source.channels, planes, source.height, source.width],
             [c.out_channels, c.out_height, c.out_width],
@@ -223,10 +225,10 @@ class _Writer:
         ]
         self.structure("tna_convolution", name, fields, c.name)
 
-    def add_layer(self, number: int, layer: Neurons | Pool | Join) -> None:
+    def add_layer(self, number: int, layer: Layer) -> None:
         """Write a layer's tables, and the call that runs it."""
         name = f"layer{number}"
-        out = f"network->maps + {self.memory.places[layer.out.name]}"
+        out = self.place(layer.out)
         if isinstance(layer, Pool):
             edges = [[edge[side] for edge in edges] for edges in (layer.rows, layer.columns) for side in (0, 1)]
             names = ("row_begin", "row_end", "column_begin", "column_end")
@@ -238,14 +240,21 @@ class _Writer:
             sizes = [words_of(source.channels), source.width, source.planes, layer.out.planes]
             sizes += [layer.out.height, layer.out.width, multiple]
             self.structure("tna_pool", name, [", ".join(map(str, sizes)), ", ".join(tables)], layer.name)
-            self.calls.append(f"tna_{layer.kind}_pool(&{name}, {self.place(source.name)}, {out}, scratch);")
+            if source.is_float:
+                maps = f"{source.channels}, {self.place(source)}, {out}"
+                self.calls.append(f"tna_max_pool_currents(&{name}, {maps}, scratch);")
+            else:
+                self.calls.append(f"tna_{layer.kind}_pool(&{name}, {self.place(source)}, {out}, scratch);")
             return
         if isinstance(layer, Join):
             other = layer.other
             sizes = [other.height * other.width, words_of(other.channels), other.planes, layer.out.planes]
             self.structure("tna_join", name, [f"TNA_{layer.kind.upper()}, {', '.join(map(str, sizes))}"], layer.name)
-            joined = f"{self.place(layer.spikes.name)}, {self.place(other.name)}"
+            joined = f"{self.place(layer.spikes)}, {self.place(other)}"
             self.calls.append(f"tna_join(&{name}, {joined}, {out}, scratch);")
+            return
+        if isinstance(layer, Currents):
+            self.add_currents(name, layer, out)
             return
         beta = self.table("float", f"{name}_beta", layer.beta)
         threshold = self.table("float", f"{name}_threshold", layer.threshold)
@@ -254,16 +263,23 @@ class _Writer:
         membranes = f"network->membranes + {self.memory.membranes[layer.name]}" if self.events else "NULL"
         for place, convolution in enumerate(layer.sources):
             self.add_convolution(f"{name}_{'shortcut' if place else 'convolution'}", convolution)
-        if layer.sources[0].source.name == PIXELS:
+        if not layer.sources:
+            assert layer.identity is not None
+            pixels = layer.out.height * layer.out.width
+            self.calls.append(
+                f"tna_current_layer({self.place(layer.identity)}, {pixels}, &{name}_neurons, {membranes}, {out},\n"
+                "                      scratch);"
+            )
+        elif layer.sources[0].source.name == PIXELS:
             self.calls.append(
                 f"tna_pixel_layer(&{name}_convolution, &{self.name}_input, pixels, &{name}_neurons, {membranes},\n"
                 f"                    {out}, scratch);"
             )
         else:
-            sources = [f"{{&{name}_convolution, {self.place(layer.sources[0].source.name)}}}"]
+            sources = [f"{{&{name}_convolution, {self.place(layer.sources[0].source)}}}"]
             if len(layer.sources) > 1:
-                sources.append(f"{{&{name}_shortcut, {self.place(layer.sources[1].source.name)}}}")
-            identity = "NULL" if layer.identity is None else self.place(layer.identity.name)
+                sources.append(f"{{&{name}_shortcut, {self.place(layer.sources[1].source)}}}")
+            identity = "NULL" if layer.identity is None else self.place(layer.identity)
             self.calls.append(
                 f"const struct tna_source {name}_sources[] = {{{', '.join(sources)}}};\n"
                 f"    tna_spiking_layer({name}_sources, {len(sources)}, {identity}, &{name}_neurons, {membranes},\n"
@@ -272,9 +288,27 @@ class _Writer:
         place, words = self.memory.places[layer.out.name], layer.out.words
         self.calls.append(f"TRACE({place}, {words});")
 
-    def place(self, name: str) -> str:
+    def add_currents(self, name: str, layer: Currents, out: str) -> None:
+        """Write the tables of a layer whose currents are kept, and the call that runs it."""
+        self.add_convolution(f"{name}_convolution", layer.source)
+        if layer.source.source.name == PIXELS:
+            arguments = f"&{name}_convolution, &{self.name}_input, pixels"
+            self.calls.append(f"tna_pixel_currents({arguments}, {out}, scratch);")
+            return
+        shortcut, seen = "NULL", "NULL"
+        if isinstance(layer.shortcut, Convolution):
+            self.add_convolution(f"{name}_shortcut", layer.shortcut)
+            shortcut, seen = f"&{name}_shortcut", self.place(layer.shortcut.source)
+        elif layer.shortcut is not None:
+            seen = self.place(layer.shortcut)
+        self.calls.append(
+            f"const struct tna_source {name}_source = {{&{name}_convolution, {self.place(layer.source.source)}}};\n"
+            f"    tna_spiking_currents(&{name}_source, {shortcut}, {seen}, {out}, scratch);"
+        )
+
+    def place(self, seen: Map) -> str:
         """Where a map lies."""
-        return f"network->maps + {self.memory.places[name]}"
+        return f"network->{'block_currents' if seen.is_float else 'maps'} + {self.memory.places[seen.name]}"
 
     def structure(self, kind: str, name: str, fields: list[str], comment: str) -> None:
         """A constant struct."""
@@ -325,11 +359,12 @@ class _Writer:
                 "    const struct tna_scratch all = {",
                 f"        {memory.steps},",
                 f"        {memory.map_words},",
+                f"        {memory.map_currents},",
                 *(f"        network->{each}," for each in fields),
                 "    };",
                 "    const struct tna_scratch *scratch = &all;",
                 *(f"    {call}" for call in self.calls),
-                f"    const struct tna_source source = {{&readout, {self.place(self.program.readout.source.name)}}};",
+                f"    const struct tna_source source = {{&readout, {self.place(self.program.readout.source)}}};",
                 "    tna_readout(&source, network->logits, scratch);",
                 "}",
                 "",

@@ -536,6 +536,16 @@ void tna_spiking_layer(const struct tna_source *sources, size_t num_sources, con
     }
 }
 
+/* Currents of so many rows of the table and their values. */
+static void weigh_values(const struct tna_convolution *c, size_t num_rows, float *restrict currents,
+                         const struct tna_scratch *scratch)
+{
+    memset(currents, 0, c->out_channels * sizeof *currents);
+    add_weights(c, scratch->rows, scratch->values, num_rows, currents);
+    for (size_t o = 0; o < c->out_channels; o++)
+        currents[o] = (float)(currents[o] * c->scale[o]) + c->bias[o];
+}
+
 static void find_pixel_currents(const struct tna_convolution *c, const struct tna_input *input, const uint8_t *pixels,
                                 uint32_t out_y, uint32_t out_x, const struct tna_scratch *scratch)
 {
@@ -561,10 +571,7 @@ static void find_pixel_currents(const struct tna_convolution *c, const struct tn
             }
         }
     }
-    memset(currents, 0, c->out_channels * sizeof *currents);
-    add_weights(c, scratch->rows, scratch->values, num_rows, currents);
-    for (size_t o = 0; o < c->out_channels; o++)
-        currents[o] = (float)(currents[o] * c->scale[o]) + c->bias[o];
+    weigh_values(c, num_rows, currents, scratch);
 }
 
 void tna_pixel_layer(const struct tna_convolution *convolution, const struct tna_input *input, const uint8_t *pixels,
@@ -582,6 +589,83 @@ void tna_pixel_layer(const struct tna_convolution *convolution, const struct tna
                      scratch->fired);
         }
 }
+
+/* ---- residual blocks that add currents -------------------------------------------------------------------------- */
+
+void tna_current_layer(const float *currents, size_t pixels, const struct tna_neurons *neurons, float *membranes,
+                       uint64_t *out, const struct tna_scratch *scratch)
+{
+    const size_t channels = neurons->channels, words = words_of(neurons->channels);
+    for (size_t pixel = 0; pixel < pixels; pixel++) {
+        float *membrane = start(neurons, membranes, pixel, scratch);
+        for (uint32_t step = 0; step < scratch->steps; step++)
+            fire(neurons, currents + step * scratch->step_currents + pixel * channels, membrane,
+                 out + step * scratch->step_words + pixel * words, scratch->fired);
+    }
+}
+
+void tna_pixel_currents(const struct tna_convolution *convolution, const struct tna_input *input,
+                        const uint8_t *pixels, float *out, const struct tna_scratch *scratch)
+{
+    const size_t channels = convolution->out_channels;
+    for (uint32_t y = 0; y < convolution->out_height; y++)
+        for (uint32_t x = 0; x < convolution->out_width; x++, out += channels) {
+            find_pixel_currents(convolution, input, pixels, y, x, scratch);
+            for (uint32_t step = 0; step < scratch->steps; step++)
+                memcpy(out + step * scratch->step_currents, scratch->currents, channels * sizeof *out);
+        }
+}
+
+static void find_currents_of_currents(const struct tna_convolution *c, const float *seen, uint32_t out_y,
+                                      uint32_t out_x, float *restrict currents, const struct tna_scratch *scratch)
+{
+    size_t num_rows = 0;
+    for (uint32_t ky = 0; ky < c->kernel_height; ky++) {
+        const uint32_t y = out_y * c->stride_height + ky * c->dilation_height - c->padding_height;
+        if (y >= c->in_height)
+            continue;
+        for (uint32_t kx = 0; kx < c->kernel_width; kx++) {
+            const uint32_t x = out_x * c->stride_width + kx * c->dilation_width - c->padding_width;
+            if (x >= c->in_width)
+                continue;
+            const uint32_t first = (ky * c->kernel_width + kx) * c->in_channels;
+            for (uint32_t i = 0; i < c->in_channels; i++)
+                scratch->rows[num_rows + i] = first + i;
+            memcpy(scratch->values + num_rows, seen + ((size_t)y * c->in_width + x) * c->in_channels,
+                   c->in_channels * sizeof *seen);
+            num_rows += c->in_channels;
+        }
+    }
+    weigh_values(c, num_rows, currents, scratch);
+}
+
+void tna_spiking_currents(const struct tna_source *source, const struct tna_convolution *shortcut, const float *seen,
+                          float *out, const struct tna_scratch *scratch)
+{
+    const struct tna_convolution *c = source->convolution;
+    const size_t channels = c->out_channels;
+    struct reach reach = reach_of(source, NULL, scratch);
+    size_t pixel = 0;
+    for (uint32_t y = 0; y < c->out_height; y++) {
+        list_rows(&reach, y, scratch);
+        for (uint32_t x = 0; x < c->out_width; x++, pixel++)
+            for (uint32_t step = 0; step < scratch->steps; step++) {
+                const size_t first = step * scratch->step_currents, place = first + pixel * channels;
+                const float *more = NULL;
+                find_currents(&reach, step, y, x, scratch->currents, scratch);
+                if (shortcut) {
+                    find_currents_of_currents(shortcut, seen + first, y, x, scratch->more_currents, scratch);
+                    more = scratch->more_currents;
+                } else if (seen) {
+                    more = seen + place;
+                }
+                for (size_t k = 0; k < channels; k++)
+                    out[place + k] = more ? scratch->currents[k] + more[k] : scratch->currents[k];
+            }
+    }
+}
+
+/* ---- classifier ------------------------------------------------------------------------------------------------- */
 
 void tna_readout(const struct tna_source *source, float *logits, const struct tna_scratch *scratch)
 {
@@ -642,6 +726,24 @@ void tna_max_pool(const struct tna_pool *pool, const uint64_t *in, uint64_t *out
 {
     for (uint32_t step = 0; step < scratch->steps; step++)
         maximum(pool, in + step * scratch->step_words, out + step * scratch->step_words);
+}
+
+void tna_max_pool_currents(const struct tna_pool *pool, size_t channels, const float *in, float *out,
+                           const struct tna_scratch *scratch)
+{
+    for (uint32_t step = 0; step < scratch->steps; step++) {
+        const float *seen = in + step * scratch->step_currents;
+        float *most = out + step * scratch->step_currents;
+        for (uint32_t y = 0; y < pool->out_height; y++)
+            for (uint32_t x = 0; x < pool->out_width; x++, most += channels)
+                for (uint32_t in_y = pool->row_begin[y]; in_y < pool->row_end[y]; in_y++)
+                    for (uint32_t in_x = pool->column_begin[x]; in_x < pool->column_end[x]; in_x++) {
+                        const float *one = seen + ((size_t)in_y * pool->in_width + in_x) * channels;
+                        const int is_first = in_y == pool->row_begin[y] && in_x == pool->column_begin[x];
+                        for (size_t k = 0; k < channels; k++)
+                            most[k] = is_first || one[k] > most[k] ? one[k] : most[k];
+                    }
+    }
 }
 
 /* ---- residual blocks that join spikes -------------------------------------------------------------------------- */

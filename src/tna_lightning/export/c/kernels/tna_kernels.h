@@ -1,7 +1,8 @@
 /* Layers of spiking networks in C99: additions of bits, no allocation, no mutable data at file scope.
 
    A map of spikes is [pixel][plane][word]: bit c % 64 of word c / 64 belongs to channel c. Spikes have one plane; small
-   whole numbers, such as pooled spikes, have one for each binary digit, the lowest first.
+   whole numbers, such as pooled spikes, have one for each binary digit, the lowest first. A map of currents, which
+   residual blocks hand on that add them, is [pixel][channel] in float32.
 
    A convolution of spikes adds, for every input channel that spikes, a row of its table: one bit for every output
    channel and digit of the weights. The bits are added as they lie, 64 a word, by carry-save adders: no multiplication
@@ -65,10 +66,10 @@ struct tna_join {
 
 /* What a layer works with: the steps that it runs at once, and memory, whose sizes are computed at export.
 
-   The spikes of step t lie t * step_words behind those of the first one. */
+   The spikes of step t lie t * step_words behind those of the first one, currents t * step_currents. */
 struct tna_scratch {
     uint32_t steps;
-    size_t step_words;
+    size_t step_words, step_currents;
     uint16_t *lists, *counts; /* channels that spike, of the input rows in reach */
     uint32_t *rows;
     float *values, *currents, *more_currents, *membrane;
@@ -93,12 +94,27 @@ void tna_pixel_layer(const struct tna_convolution *convolution, const struct tna
                      const struct tna_neurons *neurons, float *membranes, uint64_t *out,
                      const struct tna_scratch *scratch);
 
+/* Neurons that are driven by a map of currents. */
+void tna_current_layer(const float *currents, size_t pixels, const struct tna_neurons *neurons, float *membranes,
+                       uint64_t *out, const struct tna_scratch *scratch);
+
+/* The currents of a convolution of pixels, the same at every step. */
+void tna_pixel_currents(const struct tna_convolution *convolution, const struct tna_input *input,
+                        const uint8_t *pixels, float *out, const struct tna_scratch *scratch);
+
+/* The currents of a convolution of spikes; plus those of `shortcut`, a convolution that sees the currents `seen`; or
+   plus `seen` itself, which may be `out`; or alone, where both are NULL. */
+void tna_spiking_currents(const struct tna_source *source, const struct tna_convolution *shortcut, const float *seen,
+                          float *out, const struct tna_scratch *scratch);
+
 /* Add the currents of a layer with one output pixel to `logits`. */
 void tna_readout(const struct tna_source *source, float *logits, const struct tna_scratch *scratch);
 
 void tna_average_pool(const struct tna_pool *pool, const uint64_t *in, uint64_t *out,
                       const struct tna_scratch *scratch);
 void tna_max_pool(const struct tna_pool *pool, const uint64_t *in, uint64_t *out, const struct tna_scratch *scratch);
+void tna_max_pool_currents(const struct tna_pool *pool, size_t channels, const float *in, float *out,
+                           const struct tna_scratch *scratch);
 void tna_join(const struct tna_join *join, const uint64_t *spikes, const uint64_t *other, uint64_t *out,
               const struct tna_scratch *scratch);
 
