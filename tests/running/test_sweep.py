@@ -282,7 +282,7 @@ from pathlib import Path
 from tna_lightning import __main__
 from tna_lightning.running import sweep
 
-sweep.training_command = lambda folder: ["true"]  # the jobs' own processes are none of the question
+sweep.train_warm = lambda *arguments: 0  # the jobs' own processes are none of the question
 write, seen = sweep.write_text, []
 
 def write_and_look(path, text):

@@ -26,6 +26,7 @@ TERMINATED = 128 + signal.SIGTERM  # as shells have it
 GRACE_SECONDS = 30.0  # as Slurm and Kubernetes leave by default between SIGTERM and SIGKILL
 
 _PARENT, _SWEEP, _FIRST = "TNA_LIGHTNING_PARENT", "TNA_LIGHTNING_SWEEP", "TNA_LIGHTNING_FIRST"
+_SERVED = "TNA_LIGHTNING_SERVED"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -34,9 +35,9 @@ def training_command(folder: Path) -> list[str]:
     return [sys.executable, "-m", "tna_lightning.running.start", str(folder)]
 
 
-def environment_of_child() -> dict[str, str]:
-    """This process's environment, for one that calls :func:`end_with_parent`."""
-    return {**os.environ, _PARENT: str(os.getpid())}
+def environment_of_child(parent: int | None = None) -> dict[str, str]:
+    """This process's environment, for a child of it, or of this parent, that calls :func:`end_with_parent`."""
+    return {**os.environ, _PARENT: str(parent or os.getpid())}
 
 
 def end_with_parent() -> None:
@@ -48,6 +49,19 @@ def end_with_parent() -> None:
     """
     _end_with(os.environ.get(_PARENT))
     _end_with(os.environ.get(_FIRST), signal.SIGKILL)
+
+
+def begin_serving() -> None:
+    """Let the server that this process starts know whose it is (:func:`end_server_with_parent`)."""
+    os.environ[_SERVED] = str(os.getpid())
+
+
+def end_server_with_parent() -> None:
+    """In a server that processes are forked from: be killed when the process ends that started it.
+
+    It would find out by itself, but then waits for threads of what it has imported.
+    """
+    _end_with(os.environ.get(_SERVED), signal.SIGKILL)
 
 
 def begin_sweep() -> None:

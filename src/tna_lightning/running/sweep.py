@@ -47,6 +47,7 @@ from tna_lightning.running.record import (
     read_record,
     remove_if_empty,
 )
+from tna_lightning.running.warm import train_warm
 
 configuration.register_resolvers()  # here, since a launcher's worker imports this module and nothing else of ours
 
@@ -132,14 +133,8 @@ def _train_in_a_process(config: dict[str, Any], folder: Path, number: int, overr
         configuration.write_config(config, folder)
         if _notes is not None:
             write_text(_notes / f"{number}{BEGUN}", json.dumps({"overrides": told, "folder": str(folder)}))
-        with (
-            (folder / LOG).open("ab") as log,
-            _device(config) as device,
-            subprocess.Popen(
-                training_command(folder), stdout=log, stderr=subprocess.STDOUT, env=_environment(device)
-            ) as child,
-        ):
-            status = child.wait()
+        with _device(config) as device:
+            status = _process(config, folder, _environment(device))
         outcome = dataclasses.replace(outcome, seconds=time.monotonic() - started)
         if status == BUSY:
             return dataclasses.replace(outcome, status="busy")
@@ -160,6 +155,17 @@ def _train_in_a_process(config: dict[str, Any], folder: Path, number: int, overr
         return dataclasses.replace(outcome, seconds=time.monotonic() - started, error=str(error).splitlines()[0])
     finally:
         remove_if_empty(folder)
+
+
+def _process(config: Mapping[str, Any], folder: Path, environment: Mapping[str, str]) -> int:
+    """Train in a process of its own; its exit status, negative for the signal that ended it."""
+    if sys.platform == "linux" and config["trainer"].get("devices") == 1 and not _devices(config):
+        return train_warm(folder, folder / LOG, environment)
+    with (
+        (folder / LOG).open("ab") as log,
+        subprocess.Popen(training_command(folder), stdout=log, stderr=subprocess.STDOUT, env=environment) as child,
+    ):
+        return child.wait()
 
 
 def _key(word: str) -> str:
@@ -216,13 +222,17 @@ def _environment(device: str | None) -> dict[str, str]:
 @contextmanager
 def _device(config: Mapping[str, Any]) -> Iterator[str | None]:
     """A GPU that no other job on this machine holds, where there are several and the job wants one; waits for it."""
-    trainer = config["trainer"]
-    devices = [] if trainer.get("accelerator") == "cpu" or trainer.get("devices") != 1 else visible_devices()
+    devices = _devices(config) if config["trainer"].get("devices") == 1 else []
     if len(devices) < 2:
         yield None
         return
     with claimed_device(devices) as device:
         yield device
+
+
+def _devices(config: Mapping[str, Any]) -> list[str]:
+    """The GPUs that a job may work on."""
+    return [] if config["trainer"].get("accelerator") == "cpu" else visible_devices()
 
 
 def visible_devices() -> list[str]:
