@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import importlib
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
@@ -251,6 +253,7 @@ def understood(words):
     """Compose what a training's command says, of a sweep the first job; each choice of it is there."""
     if "--help" in words:
         return
+    words = words[: words.index("--cfg")] if "--cfg" in words else words
     words = [word for word in words if word not in ("-m", "--multirun") and not word.startswith("hydra")]
     assert not any(word.startswith("-") for word in words), words
     firsts = []
@@ -358,18 +361,81 @@ def test_what_a_page_links_to_exists():
     for page in [*PAGES, *(str(path.relative_to(ROOT)) for path in ROOT.glob("experiments/results/*/README.md"))]:
         text = (ROOT / page).read_text()
         for target in re.findall(r"\]\((?!http)([^)#]+)", text) + re.findall(r'(?:src|srcset)="([^"]+)"', text):
-            is_generated = target.endswith("reference/settings.md")  # by `make docs`, which checks links too
-            assert is_generated or ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+            assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+        for target, anchor in re.findall(r"\]\((?!http)([^)#]*)#([^)]+)\)", text):
+            linked = ((ROOT / page).parent / target).resolve() if target else ROOT / page
+            headings = re.findall(r"^#+ (.+)", re.sub(r"^```.*?^```", "", linked.read_text(), flags=re.M | re.S), re.M)
+            slugs = {
+                re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings
+            }  # as GitHub has them
+            assert anchor in slugs, f"{page}: {target}#{anchor}"
 
 
 def test_every_page_is_in_the_navigation():
     named = set(
         re.findall(r"[\w/]+\.md", (ROOT / "mkdocs.yml").read_text().partition("nav:")[2].partition("plugins:")[0])
     )
-    assert {f"docs/{page}" for page in named} - {"docs/reference/settings.md"} == set(PAGES) - {
-        "README.md",
-        "CONTRIBUTING.md",
-    }
+    assert {f"docs/{page}" for page in named} == set(PAGES) - {"README.md", "CONTRIBUTING.md"}
+
+
+OTHERS = {
+    **{"data": "cifar10", "augment": "strong", "model": "sdt_dvs", "neuron": "snntorch", "quant": "tawq"},
+    **{"baseline": "cohort", "optimizer": "sgd", "trainer": "ddp", "callbacks": "early_stopping", "logger": "wandb"},
+}
+
+
+@pytest.mark.parametrize("choices", [{}, OTHERS], ids=["demo", "others"])
+def test_the_page_of_settings_has_every_setting_of_a_command_with_its_default(choices, settings_page):
+    config = compose([f"{group}={choice}" for group, choice in choices.items()])
+    told = settings_page.top_settings()
+    for group in sorted(settings_page.GROUPS, key=lambda group: group in ("baseline", "data")):  # which set others' too
+        if group in config["choices"]:
+            told |= settings_page.settings_of(group, config["choices"][group])
+    composed = dict(leaves({name: node for name, node in config.items() if name != "choices"}))
+    assert set(composed) <= set(told)
+    above = {name for name in told if any(key.startswith(f"{name}.") for key in composed)}  # neuron.settings
+    assert {name for name in told if told[name].default != "{}"} - above <= set(composed)
+    fixed = {name: yaml.safe_load(told[name].default) for name in composed if "${" not in told[name].default}
+    assert {name: composed[name] for name in fixed} == fixed
+
+
+def leaves(node, prefix=""):
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        elif value != {} and not key.startswith("_"):
+            yield f"{prefix}{key}", value
+
+
+@pytest.fixture
+def settings_page(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    yield importlib.import_module("settings")
+    del sys.modules["settings"]
+
+
+def test_the_page_of_settings_says_what_each_is_and_whose(settings_page):
+    rows = [line[2:-2].split(" | ") for line in settings_page.settings_page().splitlines() if line.startswith("| `")]
+    settings = {(name, default): cells for name, default, *cells in rows if cells[2:]}
+    assert not [name for (name, _), (_, meaning, _) in settings.items() if not meaning.strip()]
+    assert settings["`optimizer.lr`", "`0.1`"][2] == "`sgd`"
+    assert settings["`companion.freeze`", "`true`"][2] == "`kd`, `kd_ann`, `tna_frozen_twin`"
+    assert settings["`quant.quantizer.bits`", "`3`"] == ["`int`", "2 to 8", "`int3`"]
+    assert settings["`objective.feature_match`", "`rates`"][0] == "`rates or steps`"
+    assert settings["`model.time_steps`", "`4`"][2] == settings["`trainer.max_time`", "`null`"][2] == "all"
+    assert {name: cells[-1] for name, *cells in rows}["`cifar100`"].endswith(
+        "; brings `augment=standard`, `optimizer=sgd`"
+    )
+    (square,) = [row for row in rows if row[0] == "`Rect`"]
+    assert square[1:3] == ["`Rect`", "`alpha=1.0`"]
+
+
+def test_one_version_is_named_everywhere():
+    version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    assert tna_lightning.__version__ == version
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
+    assert f"version = {{{version}}}" in (ROOT / "docs" / "index.md").read_text()
+    assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1] == version
 
 
 @pytest.mark.slow
