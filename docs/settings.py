@@ -51,7 +51,7 @@ GROUPS = {  # what a heading adds to a group's name, which a search looks at fir
     "logger": ("W&B, TensorBoard", "Where the curves go, beside `metrics.csv`."),
     "debug": ("a quick try", "A try of all that a command does."),
 }
-HEAD = "| setting | default | allowed | meaning | of |\n|---|---|---|---|---|"
+HEAD = "| setting and its default | meaning | of |\n|---|---|---|"
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,7 @@ def settings_page() -> str:
     for settings in (settings for choices in brought.values() for settings in choices.values()):
         for name, setting in settings.items():
             meanings[name] = meanings.get(name) or setting.meaning
-    parts = [
-        "## At the top: seed, epochs, compile, folders",
-        f"{HEAD}\n" + "\n".join(_row(name, setting, "") for name, setting in top.items()),
-    ]
+    parts = ["## At the top: seed, epochs, compile, folders", "\n".join(_top(top))]
     for group, choices in brought.items():
         words, meaning = GROUPS[group]
         parts += [f"## `{group}=`: {words}", meaning, "| choice | |\n|---|---|\n" + "\n".join(_choices(group))]
@@ -185,9 +182,16 @@ def _rows(choices: dict[str, dict[str, Setting]], meanings: dict[str, str]) -> l
     return rows
 
 
-def _row(name: str, setting: Setting, of: str) -> str:
-    allowed = f"`{setting.allowed}`" if setting.allowed else ""
-    return f"| `{name}` | `{setting.default}` | {allowed} | {_cell(setting.meaning)} | {of} |"
+def _top(settings: dict[str, Setting]) -> list[str]:
+    return ["| setting and its default | meaning |", "|---|---|", *(_row(*item) for item in settings.items())]
+
+
+def _row(name: str, setting: Setting, *of: str) -> str:
+    """Name and default as one types them, which may be broken at their dots; meaning and what is allowed."""
+    typed = f"{name}={setting.default}".replace("&", "&amp;").replace("<", "&lt;")
+    typed = re.sub(r"(?<==)|(?<=\.)(?=[a-z])", "<wbr>", typed)
+    allowed = f" (`{setting.allowed}`)" if setting.allowed else ""
+    return f"| {' | '.join((f'<code>{typed}</code>', _cell(setting.meaning) + allowed, *of))} |"
 
 
 def _choices(group: str) -> list[str]:
