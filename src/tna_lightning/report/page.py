@@ -55,7 +55,8 @@ tr.best td.accuracy { font-weight: 650; }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 36rem), 1fr)); gap: .6rem 1.6rem;
   align-items: start; }
 figure { margin: .6rem 0; min-width: 0; } figure img { width: 100%; background: #fff; border-radius: 4px; }
-@media (prefers-color-scheme: dark) { figure img, [popover] img { filter: invert(.935) hue-rotate(180deg) brightness(1.45); } }
+@media (prefers-color-scheme: dark) {
+  figure img, [popover] img { filter: invert(.935) hue-rotate(180deg) brightness(1.45); } }
 ul { padding-left: 1.2rem; } li { margin: .2rem 0; overflow-wrap: anywhere; }
 [popover] { max-width: min(60rem, 92vw); max-height: 86vh; overflow: auto; border: 1px solid var(--line);
   border-radius: 8px; padding: 1rem 1.2rem; background: var(--page); color: inherit; }
