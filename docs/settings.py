@@ -220,17 +220,17 @@ def _surrogates() -> str:
     """The names that `neuron.surrogate` knows, with the parameters and formulas of each."""
     names: dict[type, list[str]] = {}
     for name, surrogate in SURROGATES.items():
-        names.setdefault(surrogate, []).append(f"`{name}`")
+        names.setdefault(surrogate, []).append("the same" if name == surrogate.__name__ else f"`{name}`")
     rows = []
     for surrogate, known in names.items():
-        parameters = ", ".join(f"`{field.name}={field.default}`" for field in fields(surrogate))
+        parameters = ", ".join(f"{field.name}={field.default}" for field in fields(surrogate))
         formula = (inspect.getdoc(surrogate) or "").partition("\n\n")[0].replace("\n", " ")
-        rows.append(f"| {', '.join(known)} | `{surrogate.__name__}` | {parameters} | {_cell(formula)} |")
+        rows.append(f"| {', '.join(known)} | `{surrogate.__name__}({parameters})` | {_cell(formula)} |")
     return (
         "The derivative that stands in for that of the step, u = membrane - threshold. `neuron.surrogate=NAME` takes "
         "one with the parameters below. Others, such as its width or slope, are given with the class:\n"
         "`'neuron.surrogate={_target_: tna_lightning.models.surrogates.ATan, alpha: 4.0}'`.\n\n"
-        "| name | class | parameters | derivative |\n|---|---|---|---|\n" + "\n".join(rows)
+        "| name | class, parameters | derivative |\n|---|---|---|\n" + "\n".join(rows)
     )
 
 

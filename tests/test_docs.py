@@ -18,6 +18,7 @@ import pytest
 import torch
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import instantiate
 from PIL import Image
 
 import tna_lightning
@@ -25,6 +26,7 @@ from tna_lightning import __main__ as front
 from tna_lightning import evaluate, predict, show
 from tna_lightning.export import __main__ as export_door
 from tna_lightning.models import LIF, convnet
+from tna_lightning.models.surrogates import ATan
 from tna_lightning.quantization import Ternary, quantize_network
 from tna_lightning.report import __main__ as report_door
 from tna_lightning.running.config import companion_nodes, compose
@@ -427,8 +429,9 @@ def test_the_page_of_settings_says_what_each_is_and_whose(settings_page):
     assert settings["model.time_steps=4"][1] == settings["trainer.max_time=null"][1] == "all"
     brought = next(row[1] for row in rows if row[0] == "`cifar100`")
     assert brought.endswith("; brings `augment=standard`, `optimizer=sgd`")
-    (square,) = [row for row in rows if row[0] == "`Rect`"]
-    assert square[1:3] == ["`Rect`", "`alpha=1.0`"]
+    assert "`Rect(alpha=1.0)`" in [row[1] for row in rows if row[0] == "the same"]
+    (width,) = re.findall(r"`'(neuron\.surrogate=\{.+\})'`", page)
+    assert instantiate(compose([width])["neuron"])().surrogate == ATan(alpha=4.0)
 
 
 def test_one_version_is_named_everywhere():
