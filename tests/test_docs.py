@@ -360,7 +360,11 @@ def test_the_page_of_choices_names_every_one():
 
 
 def test_what_a_page_links_to_exists():
-    for page in [*PAGES, *(str(path.relative_to(ROOT)) for path in ROOT.glob("experiments/results/*/README.md"))]:
+    for page in [
+        *PAGES,
+        "CHANGELOG.md",
+        *(str(path.relative_to(ROOT)) for path in ROOT.glob("experiments/results/*/README.md")),
+    ]:
         text = (ROOT / page).read_text()
         for target in re.findall(r"\]\((?!http)([^)#]+)", text) + re.findall(r'(?:src|srcset)="([^"]+)"', text):
             assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
