@@ -12,7 +12,7 @@ from settings import settings_page
 
 from tna_lightning.running.home import home
 
-BOOST = {"reference/settings.md": 8, "reference/python.md": 0.2}  # who searches wants settings and guides first
+BOOST = {"reference/settings.md": 2, "reference/python.md": 0.2}  # who searches wants settings and guides first
 INCLUDED = re.compile(r"^.*\]\((?:\.\./)+([\w./-]+)(?:#[\w-]+)?\).*<!-- include(?:: (\w+))? -->$", re.MULTILINE)
 
 

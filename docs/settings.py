@@ -29,7 +29,8 @@ GROUPS = {  # what a heading adds to a group's name, which a search looks at fir
     ),
     "data": (
         "data set, batch size, subsets, split",
-        "The data set; it brings its own epochs, optimizer and augmentation.",
+        "The data set; it brings its own epochs, optimizer and augmentation. Your own [pictures](../data.md) and "
+        "[recordings](../events.md) need no code.",
     ),
     "augment": (
         "augmentation",
@@ -38,8 +39,7 @@ GROUPS = {  # what a heading adds to a group's name, which a search looks at fir
     "baseline": (
         "loss, match weight, companion",
         "What is trained: the objective and its companions. A match weight that changes over time is "
-        "`objective.match_start_epoch` or "
-        "[an objective of your own](../extending.md#an-objective-a-loss-or-a-term-of-it).",
+        "`objective.match_start_epoch`, or an objective of a dozen lines.",
     ),
     "quant": ("precision of the weights", "The precision of the base's weights."),
     "optimizer": (
@@ -50,6 +50,15 @@ GROUPS = {  # what a heading adds to a group's name, which a search looks at fir
     "trainer": ("devices, precision, clipping, limits", "Lightning's Trainer."),
     "logger": ("W&B, TensorBoard", "Where the curves go, beside `metrics.csv`."),
     "debug": ("a quick try", "A try of all that a command does."),
+}
+OWN = {  # where docs/extending.md has one of each
+    "model": "a-backbone",
+    "neuron": "a-neuron",
+    "data": "a-data-set",
+    "augment": "an-augmentation",
+    "baseline": "an-objective-a-loss-or-a-term-of-it",
+    "quant": "a-quantiser",
+    "callbacks": "a-callback",
 }
 HEAD = "| setting and its default | meaning | of |\n|---|---|---|"
 
@@ -80,7 +89,8 @@ def settings_page() -> str:
     parts = ["## At the top: seed, epochs, compile, folders", "\n".join(_top(top))]
     for group, choices in brought.items():
         words, meaning = GROUPS[group]
-        parts += [f"## `{group}=`: {words}", meaning, "| choice | |\n|---|---|\n" + "\n".join(_choices(group))]
+        own = f" [One of your own](../extending.md#{OWN[group]}) is one file and one YAML." if group in OWN else ""
+        parts += [f"## `{group}=`: {words}", meaning + own, "| choice | |\n|---|---|\n" + "\n".join(_choices(group))]
         parts.append(f"{HEAD}\n" + "\n".join(_rows(choices, meanings)))
         if group == "neuron":
             parts += ["### Surrogate gradients: names and width", _surrogates()]
