@@ -24,8 +24,9 @@ from PIL import Image
 import tna_lightning
 from tna_lightning import __main__ as front
 from tna_lightning import evaluate, predict, show
+from tna_lightning.cost import inference_cost
 from tna_lightning.export import __main__ as export_door
-from tna_lightning.models import LIF, convnet
+from tna_lightning.models import LIF, convnet, resnet20
 from tna_lightning.models.surrogates import ATan
 from tna_lightning.quantization import Ternary, quantize_network
 from tna_lightning.report import __main__ as report_door
@@ -436,6 +437,18 @@ def test_the_page_of_settings_says_what_each_is_and_whose(settings_page):
     assert "`Rect(alpha=1.0)`" in [row[1] for row in rows if row[0] == "the same"]
     (width,) = re.findall(r"`'(neuron\.surrogate=\{.+\})'`", page)
     assert instantiate(compose([width])["neuron"])().surrogate == ATan(alpha=4.0)
+
+
+def test_the_hours_of_a_gpu_are_what_the_formula_beside_them_gives():
+    text = (ROOT / "docs" / "speed.md").read_text()
+    rows = re.findall(r"^\| `(\w+)`, (\S+) \| (\d+) \| ([\d.]+) \| ([\d.]+) \|$", text, re.MULTILINE)
+    assert len(rows) == 5
+    for _, data, _, gmacs, hours in rows:
+        images = {"CIFAR": 45_000, "CIFAR10-DVS": 8_100}[data]  # less a tenth to test, and of the rest one to validate
+        assert float(hours) == pytest.approx(2 * 3 * 2 * float(gmacs) * 1e9 * images * 200 / 50e12 / 3600, rel=0.04)
+    (gmacs,) = [float(gmacs) for name, _, _, gmacs, _ in rows if name == "resnet20"]
+    counted = inference_cost(resnet20(3, 10, LIF, time_steps=4), [torch.rand(1, 3, 32, 32)])["dense_macs"]
+    assert counted == pytest.approx(gmacs * 1e9, rel=0.005)
 
 
 def test_one_version_is_named_everywhere():
