@@ -422,6 +422,7 @@ def settings_page(monkeypatch):
 
 
 def test_the_page_of_settings_says_what_each_is_and_whose(settings_page):
+    assert {*settings_page.GROUPS, "experiments"} == set(GROUPS)
     page = re.sub(r"<wbr>|</?code>", "", settings_page.settings_page())
     rows = [line[2:-2].split(" | ") for line in page.splitlines() if line.startswith("| ")]
     settings = {name: cells for name, *cells in rows if "=" in name}
