@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import importlib
 import json
 import os
 import re
@@ -15,14 +16,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import instantiate
 from PIL import Image
 
 import tna_lightning
 from tna_lightning import __main__ as front
 from tna_lightning import evaluate, predict, show
+from tna_lightning.cost import inference_cost
 from tna_lightning.export import __main__ as export_door
-from tna_lightning.models import LIF, convnet
+from tna_lightning.models import LIF, convnet, resnet20
+from tna_lightning.models.surrogates import ATan
 from tna_lightning.quantization import Ternary, quantize_network
 from tna_lightning.report import __main__ as report_door
 from tna_lightning.running.config import companion_nodes, compose
@@ -251,6 +256,7 @@ def understood(words):
     """Compose what a training's command says, of a sweep the first job; each choice of it is there."""
     if "--help" in words:
         return
+    words = words[: words.index("--cfg")] if "--cfg" in words else words
     words = [word for word in words if word not in ("-m", "--multirun") and not word.startswith("hydra")]
     assert not any(word.startswith("-") for word in words), words
     firsts = []
@@ -355,21 +361,103 @@ def test_the_page_of_choices_names_every_one():
 
 
 def test_what_a_page_links_to_exists():
-    for page in [*PAGES, *(str(path.relative_to(ROOT)) for path in ROOT.glob("experiments/results/*/README.md"))]:
+    for page in [
+        *PAGES,
+        "CHANGELOG.md",
+        *(str(path.relative_to(ROOT)) for path in ROOT.glob("experiments/results/*/README.md")),
+    ]:
         text = (ROOT / page).read_text()
         for target in re.findall(r"\]\((?!http)([^)#]+)", text) + re.findall(r'(?:src|srcset)="([^"]+)"', text):
-            is_generated = target.endswith("reference/settings.md")  # by `make docs`, which checks links too
-            assert is_generated or ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+            assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+        for target, anchor in re.findall(r"\]\((?!http)([^)#]*)#([^)]+)\)", text):
+            linked = ((ROOT / page).parent / target).resolve() if target else ROOT / page
+            headings = re.findall(r"^#+ (.+)", re.sub(r"^```.*?^```", "", linked.read_text(), flags=re.M | re.S), re.M)
+            slugs = {
+                re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings
+            }  # as GitHub has them
+            assert anchor in slugs, f"{page}: {target}#{anchor}"
 
 
 def test_every_page_is_in_the_navigation():
     named = set(
         re.findall(r"[\w/]+\.md", (ROOT / "mkdocs.yml").read_text().partition("nav:")[2].partition("plugins:")[0])
     )
-    assert {f"docs/{page}" for page in named} - {"docs/reference/settings.md"} == set(PAGES) - {
-        "README.md",
-        "CONTRIBUTING.md",
-    }
+    assert {f"docs/{page}" for page in named} == set(PAGES) - {"README.md", "CONTRIBUTING.md"}
+
+
+OTHERS = {
+    **{"data": "cifar10", "augment": "strong", "model": "sdt_dvs", "neuron": "snntorch", "quant": "tawq"},
+    **{"baseline": "cohort", "optimizer": "sgd", "trainer": "ddp", "callbacks": "early_stopping", "logger": "wandb"},
+}
+
+
+@pytest.mark.parametrize("choices", [{}, OTHERS], ids=["demo", "others"])
+def test_the_page_of_settings_has_every_setting_of_a_command_with_its_default(choices, settings_page):
+    config = compose([f"{group}={choice}" for group, choice in choices.items()])
+    told = settings_page.top_settings()
+    for group in sorted(settings_page.GROUPS, key=lambda group: group in ("baseline", "data")):  # which set others' too
+        if group in config["choices"]:
+            told |= settings_page.settings_of(group, config["choices"][group])
+    composed = dict(leaves({name: node for name, node in config.items() if name != "choices"}))
+    assert set(composed) <= set(told)
+    above = {name for name in told if any(key.startswith(f"{name}.") for key in composed)}  # neuron.settings
+    assert {name for name in told if told[name].default != "{}"} - above <= set(composed)
+    fixed = {name: yaml.safe_load(told[name].default) for name in composed if "${" not in told[name].default}
+    assert {name: composed[name] for name in fixed} == fixed
+
+
+def leaves(node, prefix=""):
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        elif value != {} and not key.startswith("_"):
+            yield f"{prefix}{key}", value
+
+
+@pytest.fixture
+def settings_page(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    yield importlib.import_module("settings")
+    del sys.modules["settings"]
+
+
+def test_the_page_of_settings_says_what_each_is_and_whose(settings_page):
+    assert {*settings_page.GROUPS, "experiments"} == set(GROUPS)
+    page = re.sub(r"<wbr>|</?code>", "", settings_page.settings_page())
+    rows = [line[2:-2].split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    settings = {name: cells for name, *cells in rows if "=" in name}
+    assert not [name for name, (meaning, *_) in settings.items() if not meaning.partition(" (`")[0]]
+    assert settings["seed=0"] == ["of initial weights, splits, order and augmentation"]
+    assert settings["optimizer.lr=0.1"][1] == "`sgd`"
+    assert settings["companion.freeze=true"][1] == "`kd`, `kd_ann`, `tna_frozen_twin`"
+    assert settings["quant.quantizer.bits=3"] == ["2 to 8 (`int`)", "`int3`"]
+    assert settings["objective.feature_match=rates"][0].endswith("(`rates or steps`)")
+    assert settings["model.time_steps=4"][1] == settings["trainer.max_time=null"][1] == "all"
+    brought = next(row[1] for row in rows if row[0] == "`cifar100`")
+    assert brought.endswith("; brings `augment=standard`, `optimizer=sgd`")
+    assert "`Rect(alpha=1.0)`" in [row[1] for row in rows if row[0] == "the same"]
+    (width,) = re.findall(r"`'(neuron\.surrogate=\{.+\})'`", page)
+    assert instantiate(compose([width])["neuron"])().surrogate == ATan(alpha=4.0)
+
+
+def test_the_hours_of_a_gpu_are_what_the_formula_beside_them_gives():
+    text = (ROOT / "docs" / "speed.md").read_text()
+    rows = re.findall(r"^\| `(\w+)`, (\S+) \| (\d+) \| ([\d.]+) \| ([\d.]+) \|$", text, re.MULTILINE)
+    assert len(rows) == 5
+    for _, data, _, gmacs, hours in rows:
+        images = {"CIFAR": 45_000, "CIFAR10-DVS": 8_100}[data]  # less a tenth to test, and of the rest one to validate
+        assert float(hours) == pytest.approx(2 * 3 * 2 * float(gmacs) * 1e9 * images * 200 / 50e12 / 3600, rel=0.04)
+    (gmacs,) = [float(gmacs) for name, _, _, gmacs, _ in rows if name == "resnet20"]
+    counted = inference_cost(resnet20(3, 10, LIF, time_steps=4), [torch.rand(1, 3, 32, 32)])["dense_macs"]
+    assert counted == pytest.approx(gmacs * 1e9, rel=0.005)
+
+
+def test_one_version_is_named_everywhere():
+    version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    assert tna_lightning.__version__ == version
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
+    assert f"version = {{{version}}}" in (ROOT / "docs" / "index.md").read_text()
+    assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1] == version
 
 
 @pytest.mark.slow

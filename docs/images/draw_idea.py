@@ -5,7 +5,7 @@ Two networks, one loss, one kept. Colours follow the reader's light or dark page
 
 from pathlib import Path
 
-WIDTH, HEIGHT = 860, 300
+WIDTH, HEIGHT = 860, 266
 STYLE = """
   text { font: 15px system-ui, -apple-system, "Segoe UI", sans-serif; fill: #1f2328; text-anchor: middle }
   .label { font-weight: 600 }
@@ -17,11 +17,13 @@ STYLE = """
   .head { fill: #59636e }
   .spike { stroke-width: 2 }
   .base-ink { stroke: #0072b2 } .twin-ink { stroke: #d55e00 }
+  .base-text { fill: #0072b2 } .twin-text { fill: #b34e00 }
   @media (prefers-color-scheme: dark) {
     text { fill: #f0f6fc } .small { fill: #9198a1 }
     .box, .arrow { stroke: #9198a1 } .head { fill: #9198a1 }
     .base { fill: #56b4e926; stroke: #56b4e9 } .twin { fill: #e69f0026; stroke: #e69f00 }
     .base-ink { stroke: #56b4e9 } .twin-ink { stroke: #e69f00 }
+    .base-text { fill: #56b4e9 } .twin-text { fill: #e69f00 }
   }
 """
 
@@ -84,8 +86,8 @@ def drawing() -> str:
             "+ of the twin",
             "+ λ · match of the logits",
         ),
-        '<text x="280" y="275">kept: the base alone, packed, 2 bits a weight</text>',
-        '<text class="small" x="280" y="253">the twin goes when training ends</text>',
+        '<text class="base-text" x="280" y="26">kept, packed at 2 bits a weight</text>',
+        '<text class="twin-text" x="280" y="254">goes when training ends</text>',
     ]
     head = '<marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" orient="auto">'
     head += '<path class="head" d="M0,0 L8,4 L0,8 z"/></marker>'

@@ -6,7 +6,7 @@ The names below are imported when they are used, so that a kept network can be l
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "TwinLearner": "tna_lightning.learner",

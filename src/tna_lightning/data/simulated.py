@@ -132,7 +132,7 @@ class CIFAR10SimDVSDataModule(SimulatedDataModule):
     (Rec. 601), which are not those that were recorded.
 
     Args:
-        root: folder of CIFAR-10, as for :class:`~tna_lightning.data.cifar.CIFARDataModule`; frames are cached there.
+        root: folder of CIFAR-10, as `CIFARDataModule` reads it; frames are cached there.
         download: fetch CIFAR-10 if it is not there.
         per_class: recordings of each class.
         camera: sensor and motion.

@@ -40,8 +40,9 @@ select, button { font: inherit; color: inherit; background: var(--card); border:
   border-radius: 4px; padding: .1rem .35rem; }
 button { cursor: pointer; white-space: nowrap; } button:hover { border-color: var(--accent); }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .28rem .45rem; text-align: left; border-bottom: 1px solid var(--line); }
+table { border-collapse: separate; border-spacing: 0; font-size: .8rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .28rem .45rem; text-align: left; }
+td { border-top: 1px solid var(--line); } tr:last-child td { border-bottom: 1px solid var(--line); }
 td { white-space: nowrap; } td.free { white-space: normal; min-width: 16rem; overflow-wrap: anywhere; }
 td.words { white-space: normal; min-width: 9rem; } td.wrap { white-space: normal; min-width: 7.6rem; }
 th { cursor: pointer; user-select: none; vertical-align: bottom; }
@@ -54,7 +55,8 @@ tr.best td.accuracy { font-weight: 650; }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 36rem), 1fr)); gap: .6rem 1.6rem;
   align-items: start; }
 figure { margin: .6rem 0; min-width: 0; } figure img { width: 100%; background: #fff; border-radius: 4px; }
-@media (prefers-color-scheme: dark) { figure img, [popover] img { filter: invert(.91) hue-rotate(180deg); } }
+@media (prefers-color-scheme: dark) {
+  figure img, [popover] img { filter: invert(.935) hue-rotate(180deg) brightness(1.45); } }
 ul { padding-left: 1.2rem; } li { margin: .2rem 0; overflow-wrap: anywhere; }
 [popover] { max-width: min(60rem, 92vw); max-height: 86vh; overflow: auto; border: 1px solid var(--line);
   border-radius: 8px; padding: 1rem 1.2rem; background: var(--page); color: inherit; }

@@ -132,21 +132,26 @@ def render(source: Source) -> str:
     if source.is_partial:
         lines.append("_partial_: true")
     defaults: dict[str, Any] = {}
-    meanings: dict[str, str] = {}
-    target = locate(source.path)
-    for _, function in takers(target):  # what an earlier one takes does not reach the later ones
+    meanings = meanings_of(source)
+    for _, function in takers(locate(source.path)):  # what an earlier one takes does not reach the later ones
         for parameter in inspect.signature(function).parameters.values():
             if parameter.default is not parameter.empty and parameter.name not in source.without:
                 defaults.setdefault(parameter.name, parameter.default)
-    if source.told_in is not None:
-        meanings = arguments_in(inspect.getdoc(importlib.import_module(source.told_in)) or "")
-    else:
-        for owner in target.__mro__ if isinstance(target, type) else (target, getattr(target, "builder", None)):
-            meanings = arguments_in(inspect.getdoc(owner) or "") | meanings
     for name, default in defaults.items():
         meaning = f" # {meanings[name]}" if name in meanings else ""
         lines.append(f"{name}: {_as_yaml(default)}{meaning}")
     return "\n".join(lines) + "\n"
+
+
+def meanings_of(source: Source) -> dict[str, str]:
+    """What the arguments mean, by name, as docstrings say it."""
+    if source.told_in is not None:
+        return arguments_in(inspect.getdoc(importlib.import_module(source.told_in)) or "")
+    target = locate(source.path)
+    meanings: dict[str, str] = {}
+    for owner in target.__mro__ if isinstance(target, type) else (target, getattr(target, "builder", None)):
+        meanings = arguments_in(inspect.getdoc(owner) or "") | meanings
+    return meanings
 
 
 def _as_yaml(value: Any) -> str:
