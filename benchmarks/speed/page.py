@@ -72,8 +72,8 @@ LIMITS = (
         "training_step", "spikingjelly over ours, fastest over fastest", ">=", None, None,
     ),
     Limit("snntorch over ours, training step", "training_step", "snntorch over ours", ">=", 1.3, 2.0),
-    Limit("TNA step over plain step", "objectives", "TNA over plain", "<=", 2.05, 2.0),
-    Limit("ternary step over full precision", "objectives", "ternary over full precision", "<=", 1.10, 1.05),
+    Limit("TNA step over plain step", "objectives", "TNA over plain", "<=", 2.0, 2.0),
+    Limit("ternary step over full precision", "objectives", "ternary over full precision", "<=", 1.03, 1.05),
     Limit("peak memory over spikingjelly's", "training_step", "spikingjelly over ours", "<=", 1.0, 0.9, of="memory"),
     Limit(
         "a run over a loop by hand, ResNet-8, batch 32",
@@ -81,6 +81,8 @@ LIMITS = (
     ),
     Limit("the same, batch 128", "stack", "a run over by hand, ResNet-8, batch 128", "<=", 1.03, 1.03),
     Limit("loader over training, images a second", "loading", "loader over training, images a second", ">=", 5, 5),
+    Limit("from command to first step, seconds", "first_step", "compile=none", "<=", 5, None, of="seconds"),
+    Limit("the same, compiled neurons, warm", "first_step", "compile=neurons, warm", "<=", 7, None, of="seconds"),
     Limit("`--help`, seconds, warm", "help", HELP_COMMAND, "<=", 3, None, of="seconds"),
 )  # fmt: skip
 
