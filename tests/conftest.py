@@ -1,5 +1,6 @@
 """Fixtures for all tests: no network, and no state left behind."""
 
+import logging
 import os
 import random
 import socket
@@ -15,8 +16,10 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def leaves_no_state_behind():
-    """Restore what a test may change: random generators, environment, Hydra."""
+    """Restore what a test may change: random generators, environment, Hydra, where the log is written."""
     environment = dict(os.environ)
+    root = logging.getLogger()
+    handlers = [*root.handlers]
     generators = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
     yield
     GlobalHydra.instance().clear()
@@ -25,6 +28,9 @@ def leaves_no_state_behind():
     random.setstate(generators[2])
     os.environ.clear()
     os.environ.update(environment)
+    for handler in {*root.handlers} - {*handlers}:
+        if type(handler) is logging.StreamHandler:  # not those of pytest, which come and go with the phases of a test
+            root.removeHandler(handler)  # its stream is the test's and closed from now on
 
 
 @pytest.fixture(autouse=True)
