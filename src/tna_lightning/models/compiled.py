@@ -41,7 +41,7 @@ Run = Callable[..., Sequence[Tensor]]
 _TRACED_SIZE = 2**20  # N of the tensors that code is compiled with: large, so that it uses all threads
 _WORTH = 2**32  # values that pass a loop before it is built in the background: some ten seconds of it
 _LOOK = 32  # calls between two looks for what is being built: each look asks the file system
-_HERE = __name__.rpartition(".")[0]
+_PACKAGE = __name__.partition(".")[0]
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ def _library(code: Code) -> Path:
     """Where its library lies, named by all that it depends on: the loop's source or its operations among them."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tna_lightning"
     what = [torch.__version__, _processor(), code.time_steps, code.kinds, code.num_threads]
-    if all(type(each).__module__.partition(".")[0] in ("builtins", _HERE.partition(".")[0]) for each in code.settings):
+    if all(type(each).__module__.partition(".")[0] in ("builtins", _PACKAGE) for each in code.settings):
         what += [code.function.__qualname__, repr(code.settings), _sources()]
     else:  # a surrogate of one's own, whose source may lie anywhere
         with torch.inference_mode(False), torch.no_grad():

@@ -34,7 +34,12 @@ def train_warm(folder: Path, log: Path, environment: Mapping[str, str]) -> int:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     child = context.Process(target=_job, args=(str(folder), str(log), dict(environment)))
-    child.start()
+    usual = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("forkserver", force=True)  # a child is told it, and does not know joblib's "loky"
+    try:
+        child.start()
+    finally:
+        multiprocessing.set_start_method(usual, force=True)
     try:
         child.join()
     finally:
