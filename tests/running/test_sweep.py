@@ -16,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from omegaconf import OmegaConf
 
 from tna_lightning.report.collect import collect
@@ -23,6 +24,7 @@ from tna_lightning.running.progress import Progress, jobs_to_come, progress
 from tna_lightning.running.record import LAST_CHECKPOINT, Run, find_runs, is_active, read_record
 from tna_lightning.running.sweep import (
     Outcome,
+    _forget_killed_sweeps,
     _last_error,
     _Printer,
     claimed_device,
@@ -352,6 +354,7 @@ def test_a_killed_and_restarted_sweep_equals_an_undisturbed_one(tmp_path, kills,
     undisturbed.mkdir()
     cut, last = killed_and_restarted(disturbed, kills, random.Random(kills), *command)
     assert last.returncode == 0, last.stdout + last.stderr
+    assert not list((disturbed / "multirun").glob("*/.sweeps"))  # or a report would wait for jobs of the killed ones
     assert cut >= 1  # there was work to resume, not only to repeat
     assert sweep(undisturbed, *command).returncode == 0
     expected = results(undisturbed)
@@ -438,6 +441,13 @@ def test_how_far_a_run_and_its_sweep_are(tmp_path):
     assert re.fullmatch(r"1 of 5 ended, about 0 s left; running: #1 seed=1", printer.status())
     (tmp_path / "run.json").write_text(json.dumps({"format": 1, "identity": "x", "status": "running"} | record))
     assert printer.status().endswith("running: #1 seed=1 (epoch 2 of 10, about 64 s left)")
+
+    with FileLock(notes / ".lock"):  # its sweep still goes on
+        _forget_killed_sweeps(tmp_path)
+        assert jobs_to_come(tmp_path) == 3
+    _forget_killed_sweeps(tmp_path)
+    assert jobs_to_come(tmp_path) == 0
+    assert not notes.parent.exists()
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -53,6 +53,7 @@ configuration.register_resolvers()  # here, since a launcher's worker imports th
 
 
 _sweep: SweepSummary | None = None  # of the sweep that this process has started and not ended
+_LOCK = ".lock"  # beside a sweep's notes: held as long as its process lives
 _notes: Path | None = None  # where this process notes what became of its job
 _same_in_all: frozenset[str] = frozenset()  # what the command line sets alike for all jobs of its sweep
 
@@ -264,6 +265,21 @@ def claimed_device(devices: list[str], wait_seconds: float = 1.0) -> Iterator[st
         time.sleep(wait_seconds)
 
 
+def _remove_notes(notes: Path) -> None:
+    for path in [*notes.glob("*.json"), *notes.glob(f"*{BEGUN}"), notes / JOBS, notes / _LOCK]:
+        path.unlink(missing_ok=True)
+    with suppress(OSError):  # jobs that go on without the launcher still write theirs
+        notes.rmdir()
+        notes.parent.rmdir()
+
+
+def _forget_killed_sweeps(study: Path) -> None:
+    """Remove what killed sweeps left in a study, now that a later one has ended: nothing is to come of them."""
+    for notes in (study / NOTES).glob("*"):
+        with suppress(OSError), FileLock(notes / _LOCK).acquire(blocking=False):  # not held, and still there
+            _remove_notes(notes)
+
+
 class SweepSummary(Callback):
     """Prints a line for each job as it ends, and the sweep's summary; leaves with status 1 if any job failed.
 
@@ -274,9 +290,10 @@ class SweepSummary(Callback):
         self.notes: Path | None = None
         self.same_in_all: frozenset[str] = frozenset()
         self._printer: _Printer | None = None
+        self._lock: BaseFileLock | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"notes": self.notes, "same_in_all": self.same_in_all, "_printer": None}
+        return {"notes": self.notes, "same_in_all": self.same_in_all, "_printer": None, "_lock": None}
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: D102
         global _sweep
@@ -285,6 +302,8 @@ class SweepSummary(Callback):
             folder = Path(OmegaConf.select(config, "hydra.sweep.dir"))
             notes = (folder / NOTES / uuid.uuid4().hex[:12]).absolute()
             notes.mkdir(parents=True)
+            self._lock = FileLock(notes / _LOCK)
+            self._lock.acquire()
         except (ValueError, OSError) as error:  # here, since Hydra makes a warning of any error in a callback
             leave(error)
         _sweep = self
@@ -307,7 +326,9 @@ class SweepSummary(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: D102
         global _sweep
         _sweep = None
-        counts, jobs = self._told(OmegaConf.select(config, "hydra.sweep.dir"))
+        folder = OmegaConf.select(config, "hydra.sweep.dir")
+        counts, jobs = self._told(folder)
+        _forget_killed_sweeps(Path(folder))
         if counts["failed"]:
             sys.exit(f"{counts['failed']} of {jobs} failed; the same command repeats them")
 
@@ -405,11 +426,7 @@ class _Printer(threading.Thread):
         self.join()
         self._clear()
         self._print_new()
-        for path in [*self._outcomes, *self.notes.glob(f"*{BEGUN}"), self.notes / JOBS]:
-            path.unlink(missing_ok=True)
-        with suppress(OSError):  # jobs that go on without the launcher still write theirs
-            self.notes.rmdir()
-            self.notes.parent.rmdir()
+        _remove_notes(self.notes)
         return list(self._outcomes.values())
 
     def _print_new(self) -> bool:
