@@ -79,7 +79,7 @@ class ImageFolderDataModule(ImageDataModule):
     Mean and deviation are those of the training pictures, as scaled.
 
     Args:
-        root: the folder.
+        root: the folder, which holds a folder of pictures for each class, or ``train`` and ``test`` of such.
         size: pixels of a picture, H and W, or one number for both.
         grey: one channel in place of three.
         skip_bad: leave out files that are no pictures, with a warning that names them, rather than stop.
