@@ -263,6 +263,7 @@ def own(tmp_path):
 def test_a_users_own_choices_are_composed_and_listed(own, monkeypatch, capsys):
     config = compose(["data=mine", "experiments=my_study", "model=my_net"], own)
     assert (config["data"]["batch_size"], config["seed"]) == (7, 9)
+    monkeypatch.setenv("COLUMNS", "200")
     for words in (["--help", "--config-dir", str(own)], [f"--config-dir={own}", "-h"], ["-cd", str(own), "-h"]):
         monkeypatch.setattr(sys, "argv", ["tna_lightning", *words])
         front.main()

@@ -521,11 +521,23 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 
 def test_help_lists_every_choice_and_no_other(capsys, monkeypatch):
     from tna_lightning.__main__ import main
+    from tna_lightning.running.help import EXAMPLES
     from tna_lightning.running.home import GROUPS, home
 
     monkeypatch.setattr(sys, "argv", ["tna_lightning", "--help"])
+    monkeypatch.setenv("COLUMNS", "80")
     main()
     text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    commands = re.findall(r"^  python(?:.*\\\n)*.*", text, re.MULTILINE)
+    assert [command.replace("\\\n", "").split() for command in commands] == [
+        line.split() for line in EXAMPLES.splitlines() if line.startswith("python")
+    ]
+    monkeypatch.setenv("COLUMNS", "200")  # a line each
+    main()
+    text = capsys.readouterr().out
+    starts = {re.match(r"   [* ] \S+ +", line)[0] for line in text.splitlines() if re.match(r"   [* ] \S", line)}
+    assert len(set(map(len, starts))) == 1
     listed = {}
     for line in text.split("Examples:")[0].splitlines():
         if line.startswith("  ") and line[2] != " ":
