@@ -92,7 +92,7 @@ def test_each_extension_trains_through_the_command_line(command, command_line, w
         assert largest == [norms[0], max(norms)]
     else:
         assert record["choices"][group] == choice[group]
-    assert f"test/acc {record['results']['test/acc']!r} " in command_line(evaluate, str(folder), "--trust")
+    assert f"test/acc {record['results']['test/acc']:.2%} " in command_line(evaluate, str(folder), "--trust")
 
 
 def test_from_a_folder_of_recordings_to_the_class_of_one_in_the_five_commands_of_the_page(
@@ -132,7 +132,7 @@ def test_from_a_folder_of_recordings_to_the_class_of_one_in_the_five_commands_of
     about = {"train_samples": 14, "val_samples": 2, "test_samples": 4, "split": "random", "size": [24, 32]}
     assert record["data"] | about | {"sensor": [120, 160], "simulated": False} == record["data"]
     assert set(record["class_accuracy"]) == {"left", "right"}
-    recorded = f"test/acc {record['results']['test/acc']!r} (recorded: {record['results']['test/acc']!r})\n"
+    recorded = "test/acc {0:.2%} (recorded: {0:.2%})\n".format(record["results"]["test/acc"])
     assert recorded in command_line(evaluate, *testing[1:])
     judged = json.loads(Path("judged/evaluation.json").read_text())
     assert judged["confusion"] == [[2, 0], [0, 2]]  # a fifth of each class
