@@ -456,7 +456,7 @@ def test_a_twin_device_of_the_same_kind_changes_nothing_and_channels_last_hardly
     losses = [record["history"]["train/loss"][0] for record in (plain, layout)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)  # a spike here and there
     evaluated = call(tmp_path / "layout", module="tna_lightning.evaluate", check=True)
-    assert f"test/acc {layout['results']['test/acc']!r}" in evaluated.stdout
+    assert f"test/acc {layout['results']['test/acc']:.2%} (recorded: " in evaluated.stdout
     assert re.search(r"not on all samples +\S data\.train_subset=\d+ ", told)
     assert "trainer.limit_test_batches=2 " in told
 
