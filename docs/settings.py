@@ -6,6 +6,7 @@ import inspect
 import re
 import types
 import typing
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -94,7 +95,7 @@ def settings_page() -> str:
         parts.append(f"{HEAD}\n" + "\n".join(_rows(choices, meanings)))
         if group == "neuron":
             parts += ["### Surrogate gradients: names and width", _surrogates()]
-    return "\n\n".join(parts) + "\n"
+    return _told_apart("\n\n".join(parts) + "\n")
 
 
 def top_settings() -> dict[str, Setting]:
@@ -123,7 +124,8 @@ def _read(path: Path, package: str) -> dict[str, Setting]:
                 for key, setting in _entries(node, text.splitlines(), package):
                     before = found.get(key, setting)
                     meaning = setting.meaning or before.meaning
-                    found[key] = replace(setting, allowed=before.allowed, meaning=meaning)
+                    allowed = before.allowed or _types(node, key.removeprefix(package).strip("."))
+                    found[key] = replace(setting, allowed=allowed, meaning=meaning)
         elif re.match("/?(signatures|nodes)/", name):
             below = package if place == "_here_" else f"{package}.{place}".strip(".")
             found |= _read_signature(home() / "conf" / f"{name.strip('/')}.yaml", below)
@@ -143,6 +145,20 @@ def _read_signature(path: Path, package: str) -> dict[str, Setting]:
             if not setting.allowed and parameter.annotation is not parameter.empty:
                 found[key] = replace(setting, allowed=" or ".join(dict.fromkeys(_allowed(parameter.annotation))))
     return found
+
+
+def _types(node: yaml.Node, key: str) -> str:
+    """The types that the signature of somebody else's class gives a setting below its ``_target_``."""
+    entries = {name.value: value for name, value in node.value} if isinstance(node, yaml.MappingNode) else {}
+    name, _, rest = key.partition(".")
+    if rest:
+        return _types(entries[name], rest)
+    path = entries["_target_"].value if "_target_" in entries else "tna_lightning."
+    parameter = None if path.startswith("tna_lightning.") else inspect.signature(locate(path)).parameters.get(name)
+    if parameter is None or parameter.annotation is parameter.empty:
+        return ""
+    allowed = " or ".join(dict.fromkeys(word for word in _allowed(parameter.annotation) if word != "Tensor"))
+    return allowed.replace(" | Tensor", "")  # a number is what YAML can say
 
 
 def _entries(node: yaml.Node, lines: list[str], prefix: str) -> Iterator[tuple[str, Setting]]:
@@ -170,7 +186,7 @@ def _allowed(annotation: object) -> list[str]:
         return [str(value) for value in typing.get_args(annotation)]
     if annotation is types.NoneType:
         return ["null"]
-    return [inspect.formatannotation(annotation).rpartition(".")[2]]
+    return [re.sub(r"\w+\.", "", inspect.formatannotation(annotation))]
 
 
 def _rows(choices: dict[str, dict[str, Setting]], meanings: dict[str, str]) -> list[str]:
@@ -201,7 +217,20 @@ def _row(name: str, setting: Setting, *of: str) -> str:
     typed = f"{name}={setting.default}".replace("&", "&amp;").replace("<", "&lt;")
     typed = re.sub(r"(?<==)|(?<=\.)(?=[a-z])", "<wbr>", typed)
     allowed = f" (`{setting.allowed}`)" if setting.allowed else ""
-    return f"| {' | '.join((f'<code>{typed}</code>', _cell(setting.meaning) + allowed, *of))} |"
+    linked = f'<a id="{name}" href="#{name}"><code>{typed}</code></a>'
+    return f"| {' | '.join((linked, _cell(setting.meaning) + allowed, *of))} |"
+
+
+def _told_apart(page: str) -> str:
+    """Each row has an anchor of its own: the name, and a number where it stands in several."""
+    seen: Counter[str] = Counter()
+
+    def numbered(match: re.Match[str]) -> str:
+        seen[match[1]] += 1
+        name = match[1] if seen[match[1]] == 1 else f"{match[1]}-{seen[match[1]]}"
+        return f'<a id="{name}" href="#{name}">'
+
+    return re.sub(r'<a id="([^"]+)" href="[^"]+">', numbered, page)
 
 
 def _choices(group: str) -> list[str]:
@@ -230,7 +259,7 @@ def _surrogates() -> str:
     """The names that `neuron.surrogate` knows, with the parameters and formulas of each."""
     names: dict[type, list[str]] = {}
     for name, surrogate in SURROGATES.items():
-        names.setdefault(surrogate, []).append("the same" if name == surrogate.__name__ else f"`{name}`")
+        names.setdefault(surrogate, []).append("its class's" if name == surrogate.__name__ else f"`{name}`")
     rows = []
     for surrogate, known in names.items():
         parameters = ", ".join(f"{field.name}={field.default}" for field in fields(surrogate))
@@ -240,9 +269,10 @@ def _surrogates() -> str:
         "The derivative that stands in for that of the step, u = membrane - threshold. `neuron.surrogate=NAME` takes "
         "one with the parameters below. Others, such as its width or slope, are given with the class:\n"
         "`'neuron.surrogate={_target_: tna_lightning.models.surrogates.ATan, alpha: 4.0}'`.\n\n"
-        "| name | class, parameters | derivative |\n|---|---|---|\n" + "\n".join(rows)
+        "| `NAME` | class, parameters | derivative |\n|---|---|---|\n" + "\n".join(rows)
     )
 
 
 def _cell(text: str) -> str:
-    return re.sub(r"\bNone\b", "null", text).replace("``", "`").replace("|", "\\|").replace("<", "&lt;")
+    text = re.sub(r"\bNone\b", "null", text).replace("``", "`").replace("|", "\\|").replace("<", "&lt;")
+    return re.sub(r"\bdocs/(\w+)\.md", lambda match: f"see [{match[1].capitalize()}](../{match[1]}.md)", text)

@@ -92,7 +92,7 @@ def test_each_extension_trains_through_the_command_line(command, command_line, w
         assert largest == [norms[0], max(norms)]
     else:
         assert record["choices"][group] == choice[group]
-    assert f"test/acc {record['results']['test/acc']!r} " in command_line(evaluate, str(folder), "--trust")
+    assert f"test/acc {record['results']['test/acc']:.2%} " in command_line(evaluate, str(folder), "--trust")
 
 
 def test_from_a_folder_of_recordings_to_the_class_of_one_in_the_five_commands_of_the_page(
@@ -132,7 +132,7 @@ def test_from_a_folder_of_recordings_to_the_class_of_one_in_the_five_commands_of
     about = {"train_samples": 14, "val_samples": 2, "test_samples": 4, "split": "random", "size": [24, 32]}
     assert record["data"] | about | {"sensor": [120, 160], "simulated": False} == record["data"]
     assert set(record["class_accuracy"]) == {"left", "right"}
-    recorded = f"test/acc {record['results']['test/acc']!r} (recorded: {record['results']['test/acc']!r})\n"
+    recorded = "test/acc {0:.2%} (recorded: {0:.2%})\n".format(record["results"]["test/acc"])
     assert recorded in command_line(evaluate, *testing[1:])
     judged = json.loads(Path("judged/evaluation.json").read_text())
     assert judged["confusion"] == [[2, 0], [0, 2]]  # a fifth of each class
@@ -383,7 +383,9 @@ def test_every_page_is_in_the_navigation():
     named = set(
         re.findall(r"[\w/]+\.md", (ROOT / "mkdocs.yml").read_text().partition("nav:")[2].partition("plugins:")[0])
     )
-    assert {f"docs/{page}" for page in named} == set(PAGES) - {"README.md", "CONTRIBUTING.md"}
+    results = {str(path.relative_to(ROOT / "experiments")) for path in ROOT.glob("experiments/results/*/[A-Z]*.md")}
+    assert {page for page in named if page.startswith("results/")} == results
+    assert {f"docs/{page}" for page in named - results} == set(PAGES) - {"README.md", "CONTRIBUTING.md"}
 
 
 OTHERS = {
@@ -424,19 +426,23 @@ def settings_page(monkeypatch):
 
 def test_the_page_of_settings_says_what_each_is_and_whose(settings_page):
     assert {*settings_page.GROUPS, "experiments"} == set(GROUPS)
-    page = re.sub(r"<wbr>|</?code>", "", settings_page.settings_page())
+    page = re.sub(r"<wbr>|</?(code|a)\b[^>]*>", "", whole := settings_page.settings_page())
+    anchors = re.findall(r'<a id="([^"]+)"', whole)
+    assert len(anchors) == len(set(anchors)) == len(re.findall(r"^\| <a ", whole, re.MULTILINE))
     rows = [line[2:-2].split(" | ") for line in page.splitlines() if line.startswith("| ")]
     settings = {name: cells for name, *cells in rows if "=" in name}
     assert not [name for name, (meaning, *_) in settings.items() if not meaning.partition(" (`")[0]]
     assert settings["seed=0"] == ["of initial weights, splits, order and augmentation"]
     assert settings["optimizer.lr=0.1"][1] == "`sgd`"
+    assert settings["optimizer.betas=[0.9, 0.999]"][0].endswith("; each from 0 to below 1 (`tuple[float, float]`)")
+    assert "[Speed](../speed.md)" in settings["checkpoint_stages=false"][0]
     assert settings["companion.freeze=true"][1] == "`kd`, `kd_ann`, `tna_frozen_twin`"
     assert settings["quant.quantizer.bits=3"] == ["2 to 8 (`int`)", "`int3`"]
     assert settings["objective.feature_match=rates"][0].endswith("(`rates or steps`)")
     assert settings["model.time_steps=4"][1] == settings["trainer.max_time=null"][1] == "all"
     brought = next(row[1] for row in rows if row[0] == "`cifar100`")
     assert brought.endswith("; brings `augment=standard`, `optimizer=sgd`")
-    assert "`Rect(alpha=1.0)`" in [row[1] for row in rows if row[0] == "the same"]
+    assert "`Rect(alpha=1.0)`" in [row[1] for row in rows if row[0] == "its class's"]
     (width,) = re.findall(r"`'(neuron\.surrogate=\{.+\})'`", page)
     assert instantiate(compose([width])["neuron"])().surrogate == ATan(alpha=4.0)
 

@@ -367,7 +367,7 @@ def test_base_and_twin_of_a_checkpoint_answer_as_recorded_and_together(run, ask,
     assert (status, err) == (0, "")
     results = finished_record(run)["results"]
     for name in ("test/acc", "test/companion_acc"):
-        assert f"{name} {results[name]!r} (recorded: {results[name]!r})" in out
+        assert f"{name} {results[name]:.2%} (recorded: {results[name]:.2%})" in out
     assert results["test/acc"] != results["test/companion_acc"]
     with np.load(tmp_path / "kept.npz") as kept:
         accuracy = (kept["logits"].argmax(1) == kept["labels"]).mean()

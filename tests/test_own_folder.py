@@ -92,7 +92,7 @@ def test_a_block_with_attention_trains_with_a_twin_is_kept_and_taken_away(folder
         assert left.value.code == 2
         assert "names model._target_='my_attention.SpikingAttentionNet', which is no part" in capsys.readouterr().err
     call(evaluate, monkeypatch, str(run), "--trust")
-    assert f"test/acc {record['results']['test/acc']!r}" in capsys.readouterr().out
+    assert f"test/acc {record['results']['test/acc']:.2%} (" in capsys.readouterr().out
     call(export, monkeypatch, str(run), "--format", "packed", "--images", "20", "--trust")
     assert "checked on 20 images: 0 predictions" in capsys.readouterr().out
     with pytest.raises(SystemExit) as left:

@@ -222,15 +222,12 @@ def _save_logits(path: Path, answers: Answers, class_names: Sequence[str]) -> No
 
 
 def _print_results(record: Mapping[str, Any], results: Mapping[str, float], asked: _Asked | None = None) -> None:
-    """A line each, beside the recorded ones: in full where both must be equal, not at all where samples are others."""
+    """A line each, beside the recorded ones unless samples are others."""
+    words = "recorded" if asked is None or asked.is_recorded else "as trained"
     for name, value in results.items():
         recorded = record["results"].get(name)
-        if asked is None or asked.is_recorded:
-            print(f"{name} {value!r} (recorded: {recorded!r})")
-        elif asked.is_of_other_samples or recorded is None:
-            print(f"{name} {value:.2%}")
-        else:
-            print(f"{name} {value:.2%} (as trained: {recorded:.2%})")
+        is_alone = recorded is None or (asked is not None and asked.is_of_other_samples)
+        print(f"{name} {value:.2%}{'' if is_alone else f' ({words}: {recorded:.2%})'}")
 
 
 def _say_data(about: Mapping[str, Any] | None) -> None:

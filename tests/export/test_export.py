@@ -539,7 +539,7 @@ def test_a_run_as_c_is_a_folder_that_evaluates_as_the_network(run_folder, tmp_pa
     monkeypatch.setattr(sys, "argv", ["evaluate", str(run_folder), "--c", str(folder)])
     evaluate_door.main()
     _, result, measured = capsys.readouterr().out.splitlines()  # measured again, here and now
-    assert result == f"test/acc {accuracy!r} (recorded: {accuracy!r})"
+    assert result == f"test/acc {accuracy:.2%} (recorded: {accuracy:.2%})"
     assert re.fullmatch(r"measured: [\d.]+ ms an image .*; 1,234 AC, 56 MAC", measured)
 
     (folder / "mine.txt").write_text("mine")  # replaced as a whole

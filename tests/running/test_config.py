@@ -14,11 +14,12 @@ import torch
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.errors import ConfigCompositionException
 
 from tna_lightning import __main__ as front
 from tna_lightning.data import Inputs
 from tna_lightning.running.companions import pretraining_config
-from tna_lightning.running.config import check, companion_nodes, compose, explain, register_resolvers
+from tna_lightning.running.config import check, companion_nodes, compose, explain, leaves, nearest, register_resolvers
 from tna_lightning.running.factory import build
 from tna_lightning.running.home import GROUPS, home, options
 from tna_lightning.running.identity import folder_name
@@ -175,8 +176,12 @@ def test_every_choice_describes_itself():
     [
         ("model=nothing", r"model=nothing: allowed are convnet"),
         ("neuron=lf", r"neuron=lf: allowed are alif, .*; did you mean lif\?$"),
-        ("nothing=1", r"nothing: no such group or setting"),
-        ("model.nothing=1", r"model.nothing: no such setting here"),
+        ("nothing=1", r"nothing: no such group or setting; groups are data"),
+        ("model.T=1", r"model.T: no such setting here; there are pool, time_steps, width, norm; `--cfg job`"),
+        ("model.nothing.at.all=1", r"model.nothing.at.all: no such setting here; `--cfg job` prints all of them$"),
+        ("optimiser.lr=1", r"optimiser.lr: no such setting here; did you mean optimizer.lr\? `--cfg job`"),
+        ("optimizer.amsgrad=1", r"optimizer.amsgrad: no such setting here; \+optimizer.amsgrad=VALUE adds it"),
+        ("modle@companion.model=resnet8", r"did you mean model@companion.model\?$"),
         ("data.time_steps=3", r"data.time_steps: these are static images, .* model.time_steps"),
     ],
 )
@@ -193,16 +198,29 @@ def test_compose_names_what_is_wrong(override, message):
         (["output_dir=a#b"], "output_dir: a#b has characters that must be quoted"),
         (["epochs", "=", "3"], "^epochs: must be KEY=VALUE or GROUP=CHOICE, without blanks around the =$"),
         (["study='a"], "^study: 'a cannot be read: a quotation mark, bracket or brace in it has no partner$"),
-        (
-            ["data.camera=1"],
-            "data.camera: no such setting here; \\+data.camera=VALUE adds one that its YAML leaves out",
-        ),
+        (["data.camera=1"], "data.camera: no such setting here; there are batch_size, "),
     ],
 )
 def test_words_that_cannot_be_read_are_told_how_to_be_written(words, message):
     with pytest.raises(ValueError, match=message):
         compose(words)
     assert compose(["init_from='epoch=0.ckpt'"])["init_from"] == "epoch=0.ckpt"
+
+
+def test_a_setting_is_found_by_the_last_part_of_its_name():
+    known = [*(key for key in leaves(compose()) if not key.startswith("choices.")), *GROUPS]
+    assert {key: nearest(key, known) for key in MEANT} == MEANT
+    error = ConfigCompositionException("Could not override 'model.widths'.\nKey is not in struct")
+    told = explain(error, ["lr=0.1", "model=resnet8,vgg11", "model.widths=3"])  # a sweep, and one more that is none
+    assert told == "model.widths: no such setting here; did you mean model.width? `--cfg job` prints all of them"
+
+
+MEANT = {
+    **{"lr": ["optimizer.lr"], "learning_rate": ["optimizer.lr"], "batch_size": ["data.batch_size"]},
+    **{"time_steps": ["model.time_steps"], "device": ["companion.device", "trainer.devices"]},
+    **{"quantization": ["quant"], "epoch": ["epochs"], "quant.per": ["quant.quantizer.per"]},
+    **{"trainer.max_epoch": ["trainer.max_epochs"], "gadgets": []},
+}
 
 
 def hydras(*overrides):
@@ -245,6 +263,7 @@ def own(tmp_path):
 def test_a_users_own_choices_are_composed_and_listed(own, monkeypatch, capsys):
     config = compose(["data=mine", "experiments=my_study", "model=my_net"], own)
     assert (config["data"]["batch_size"], config["seed"]) == (7, 9)
+    monkeypatch.setenv("COLUMNS", "200")
     for words in (["--help", "--config-dir", str(own)], [f"--config-dir={own}", "-h"], ["-cd", str(own), "-h"]):
         monkeypatch.setattr(sys, "argv", ["tna_lightning", *words])
         front.main()

@@ -257,7 +257,7 @@ def test_a_teacher_of_another_shape_is_refused(done_run, tmp_path):
         (["quant.quantizer.threshold=low"], "error: quant.quantizer.threshold='low': must be a number"),
         (["objective.detach_companion=maybe"], "error: objective.detach_companion='maybe': must be true or false"),
         (["optimizer.lr=fast"], "error: optimizer"),
-        (["optimizer.lr=-1"], "error: optimizer: Invalid learning rate: -1"),
+        (["optimizer.lr=-1"], "error: optimizer.lr=-1: must be at least 0"),
         (["schedule.warmup_epochs=99"], "error: schedule.warmup_epochs=99: must be at least 0 and shorter"),
         (["cost.pj_per_mac=much"], "error: cost.pj_per_mac='much': must be a number"),
         (["trainer.max_epochs=some"], "error: trainer.max_epochs='some': must be a whole number or null"),
@@ -273,11 +273,11 @@ def test_a_teacher_of_another_shape_is_refused(done_run, tmp_path):
         (["companion.precision={bits: 8}"], "error: companion.precision={'bits': 8}: allowed are full, base and"),
         (
             ["+companion.frezee=true"],
-            "error: companion.frezee: nothing reads such a setting; did you mean freeze?",
+            "error: companion.frezee: nothing reads such a setting; did you mean companion.freeze?",
         ),
         (
             ["baseline=cohort", "+companions.third.prec=base"],
-            "did you mean precision?",
+            "did you mean companions.third.precision?",
         ),
         (["baseline=cohort", "companions.third.freeze=true"], "+companions.third.freeze=VALUE says it"),
         (
@@ -326,12 +326,18 @@ def test_a_teacher_of_another_shape_is_refused(done_run, tmp_path):
         (["trainer.twin_device=cpu"], "error: trainer.twin_device: is companion.device now"),
         (["+trainer.twin_stream=true"], "error: trainer.twin_stream: is gone"),
         (["quant.network=both"], "error: quant.network: is said by the companion now: companion.precision=base"),
-        (["trainer.max_epoch=3"], "error: trainer.max_epoch: no such setting here; did you mean max_epochs?"),
-        (["objective.match_weigth=1"], "objective.match_weigth: no such setting here; did you mean match_weight?"),
+        (["trainer.max_epoch=3"], "error: trainer.max_epoch: no such setting here; did you mean trainer.max_epochs?"),
+        (
+            ["objective.weight=1"],
+            "did you mean objective.rate_weight, objective.feature_weight or objective.match_weight?",
+        ),
+        (["optimizer=sgd", "optimizer.momentum=-1"], "error: optimizer.momentum=-1: must be at least 0"),
+        (["optimizer.betas=[1,2]"], "error: optimizer.betas=[1, 2]: must be at least 0 and below 1"),
+        (["data=image_folder"], "error: data.root: must be given: the folder, which holds a folder of pictures for"),
         (["augment=standard", "augment.crop=3"], "error: augment.crop=3: must be an operation"),
         (["neuron._partial_=false"], "error: neuron=tna_lightning.models.LIF: its YAML must say `_partial_: true`"),
         (["neuron._target_=my.nowhere"], "error: neuron._target_='my.nowhere': there is no such class or function"),
-        (["+bar=1"], "error: bar: nothing reads such a setting; there are seed, epochs"),
+        (["+cat=1"], "error: cat: nothing reads such a setting; there are seed, epochs"),
         (["+epoch=3"], "error: epoch: nothing reads such a setting; did you mean epochs?"),
         (["+signatures=LIF"], "error: signatures: nothing reads such a setting"),
         (["+trainer.callbacks=[]"], "error: trainer.callbacks: is not for you to set; they are a choice of their own"),
@@ -341,15 +347,27 @@ def test_a_teacher_of_another_shape_is_refused(done_run, tmp_path):
             "error: trainer.fast_dev_run: is not for you to set; debug=smoke runs one epoch",
         ),
         (["+trainer.enable_checkpointing=false"], "error: trainer.enable_checkpointing: is not for you to set"),
-        (["+trainer.max_epoch=3"], "error: trainer.max_epoch: nothing reads such a setting; did you mean max_epochs?"),
-        (["+neuron.betta=0.9"], "error: neuron.betta: nothing reads such a setting; did you mean beta?"),
-        (["+model.with=0.9"], "error: model.with: nothing reads such a setting; did you mean width?"),
-        (["+optimizer.learning_rate=0.9"], "error: optimizer.learning_rate: nothing reads such a setting; there are"),
+        (
+            ["+trainer.max_epoch=3"],
+            "error: trainer.max_epoch: nothing reads such a setting; did you mean trainer.max_epochs?",
+        ),
+        (["+neuron.betta=0.9"], "error: neuron.betta: nothing reads such a setting; did you mean neuron.beta?"),
+        (["+model.with=0.9"], "error: model.with: nothing reads such a setting; did you mean model.width?"),
+        (
+            ["+optimizer.learning_rate=0.9"],
+            "error: optimizer.learning_rate: nothing reads such a setting; did you mean",
+        ),
         (["+quant.quantizer.bits=2"], "error: quant.quantizer.bits: nothing reads such a setting; there are threshold"),
-        (["+companion.wieghts=x"], "error: companion.wieghts: nothing reads such a setting; did you mean weights?"),
+        (
+            ["+companion.wieghts=x"],
+            "error: companion.wieghts: nothing reads such a setting; did you mean companion.weights?",
+        ),
         (["+logger.project=mine"], "error: logger={'project': 'mine'}: logger=csv has no settings; choose wandb"),
         (["cost.pj_per_mac=[1]"], "error: cost.pj_per_mac=[1]: must be a number"),
-        (["+cost.pj=1"], "error: cost.pj: nothing reads such a setting; there are pj_per_mac, pj_per_ac"),
+        (
+            ["+cost.pj=1"],
+            "error: cost.pj: nothing reads such a setting; did you mean cost.pj_per_mac or cost.pj_per_ac?",
+        ),
         (["trainer.accelerator=tpu"], "error: trainer.accelerator='tpu': "),
         (["trainer.strategy=together"], "error: trainer.strategy='together': You selected an invalid strategy name"),
         (["trainer.val_check_interval=-1"], "error: trainer.val_check_interval=-1: You have passed invalid value -1"),
@@ -438,7 +456,7 @@ def test_a_twin_device_of_the_same_kind_changes_nothing_and_channels_last_hardly
     losses = [record["history"]["train/loss"][0] for record in (plain, layout)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)  # a spike here and there
     evaluated = call(tmp_path / "layout", module="tna_lightning.evaluate", check=True)
-    assert f"test/acc {layout['results']['test/acc']!r}" in evaluated.stdout
+    assert f"test/acc {layout['results']['test/acc']:.2%} (recorded: " in evaluated.stdout
     assert re.search(r"not on all samples +\S data\.train_subset=\d+ ", told)
     assert "trainer.limit_test_batches=2 " in told
 
@@ -503,11 +521,23 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 
 def test_help_lists_every_choice_and_no_other(capsys, monkeypatch):
     from tna_lightning.__main__ import main
+    from tna_lightning.running.help import EXAMPLES
     from tna_lightning.running.home import GROUPS, home
 
     monkeypatch.setattr(sys, "argv", ["tna_lightning", "--help"])
+    monkeypatch.setenv("COLUMNS", "80")
     main()
     text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    commands = re.findall(r"^  python(?:.*\\\n)*.*", text, re.MULTILINE)
+    assert [command.replace("\\\n", "").split() for command in commands] == [
+        line.split() for line in EXAMPLES.splitlines() if line.startswith("python")
+    ]
+    monkeypatch.setenv("COLUMNS", "200")  # a line each
+    main()
+    text = capsys.readouterr().out
+    starts = {re.match(r"   [* ] \S+ +", line)[0] for line in text.splitlines() if re.match(r"   [* ] \S", line)}
+    assert len(set(map(len, starts))) == 1
     listed = {}
     for line in text.split("Examples:")[0].splitlines():
         if line.startswith("  ") and line[2] != " ":

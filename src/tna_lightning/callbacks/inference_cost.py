@@ -20,7 +20,7 @@ class InferenceCost(lightning.Callback):
     Args:
         pj_per_mac: energy of a multiply-accumulate in picojoule (45 nm, Horowitz 2014).
         pj_per_ac: energy of an accumulate in picojoule.
-        memory: energies of memory, a `tna_lightning.cost.MemoryModel`; null is the one of conf/signatures.
+        memory: energies of memory, a `tna_lightning.cost.MemoryModel`; null: that with its own defaults.
 
     Raises:
         ValueError: an energy below 0; at setup, a base that cannot be counted (scripted or traced).

@@ -41,7 +41,7 @@ class ArraysDataModule(ImageDataModule):
     labels are whole numbers ``[N]`` or ``[N, 1]`` from 0. Others, as MedMNIST's ``val_images``, are left out.
 
     Args:
-        file: the ``.npz``.
+        file: the ``.npz``, with x_train, y_train, x_test, y_test, or images and labels.
         classes: names of the classes in the order of the labels; None: the labels' numbers.
         **settings: see :class:`~tna_lightning.data.ImageDataModule`.
 

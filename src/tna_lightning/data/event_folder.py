@@ -26,7 +26,8 @@ class EventFolderDataModule(EventDataModule):
     N-MNIST).
 
     Args:
-        root: the folder; frames are cached in its folder ``.frames``.
+        root: the folder, which holds a folder of recordings for each class, or ``train`` and ``test`` of such; frames
+            are cached in its folder ``.frames``.
         sensor: pixels of the camera, H and W, or one number for both; None: as the first recording says it, which
             ``.aedat4``, ``.aedat`` of AEDAT 2.0 and most ``.dat`` do.
         time_unit: of t in ``.npz`` and ``.npy``: ``us``, ``ms``, ``s`` or ``ns``.

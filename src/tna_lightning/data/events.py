@@ -47,7 +47,7 @@ class EventDataModule(BatchedDataModule):
             and, if wanted, ``val``; used instead of ``test_fraction`` and ``split_seed``. Others are left out.
         val_fraction: share of the rest set aside for validation, stratified, by ``seed``; 0 for none.
         skip_bad: leave out recordings that cannot be used, with a warning that names them, rather than stop.
-        build_workers: processes that build frames; 0 for one per core.
+        build_workers: processes that build frames, once; 0 for one per core. Training has no ``num_workers``.
         **settings: see :class:`~tna_lightning.data.BatchedDataModule`.
     """
 

@@ -79,11 +79,11 @@ class ImageFolderDataModule(ImageDataModule):
     Mean and deviation are those of the training pictures, as scaled.
 
     Args:
-        root: the folder.
+        root: the folder, which holds a folder of pictures for each class, or ``train`` and ``test`` of such.
         size: pixels of a picture, H and W, or one number for both.
         grey: one channel in place of three.
         skip_bad: leave out files that are no pictures, with a warning that names them, rather than stop.
-        build_workers: processes that read; 0 for one per core.
+        build_workers: processes that read pictures, once; 0 for one per core. Training has no ``num_workers``.
         cache_root: folder of the memory-mapped file, where ``root`` cannot be written.
         **settings: see :class:`~tna_lightning.data.ImageDataModule`.
 

@@ -22,7 +22,8 @@ class ImageDataModule(BatchedDataModule):
     Args:
         val_fraction: share of the training images set aside for validation, stratified, by ``seed``; 0 for none,
             which wants a trainer with ``limit_val_batches=0``.
-        device_resident: keep the whole uint8 set on the trainer's device, so that batches are gathered there.
+        device_resident: keep the whole uint8 set on the trainer's device, so that batches are gathered there; else they
+            are gathered on the CPU. Neither way needs loader workers (``num_workers``).
         encode: direct: a pixel is a current, the same at every step; rate: a spike at each step with the pixel as its
             probability; latency: one spike, the earlier the brighter. The last two give a network frames of 0 and 1.
         encode_steps: T of rate and latency, which model.time_steps must say too.

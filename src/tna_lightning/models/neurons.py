@@ -67,7 +67,7 @@ class LIF(SpikingNeuron):
         beta: decay of the membrane per time step, in [0, 1]; a tensor must broadcast against one time step `[B, ...]`,
             such as `[C, 1, 1]` for one value per channel.
         threshold: firing threshold, above 0; may be a tensor likewise.
-        reset: zero (hard), subtract (soft) or none.
+        reset: after a spike: zero (hard reset), subtract (soft reset) or none.
         surrogate: a name such as `atan`, `fast_sigmoid`, `sigmoid`, `Rect` or `PiecewiseQuadratic`
             (`surrogates.SURROGATES`), or a `Surrogate` object such as `ATan(alpha=4.0)`.
         learn_beta: train `beta` (a parametric LIF).

@@ -38,7 +38,8 @@ class WeightQuantization(lightning.Callback):
         network: ``base``, ``companion`` (a twin or peer that trains along; a frozen one is refused), ``both``, or names
             of networks.
         companion_quantizer: the companions' own scheme, or one each by name; by default ``quantizer``.
-        skip: names of modules left at full precision with all they contain, such as ``[stem, classifier]``.
+        skip: layers that are not quantised, by names of modules, with all they contain: ``[stem, classifier]`` leaves
+            the first layer and the last layer at full precision.
         layer_quantizers: names of modules with a scheme of their own, in every network that is quantised.
         start_epoch: training sees full-precision weights before this epoch, counted from 0.
         growth_epochs: from ``start_epoch`` on, the share of each layer's weights that training sees quantised grows

@@ -8,13 +8,15 @@ import math
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from pydoc import ErrorDuringImport, locate
 from typing import Any
 
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -65,6 +67,7 @@ _LEAST_OF_TRAINER: dict[str, float] = {
     "reload_dataloaders_every_n_epochs": 0,
 }
 _ABOVE_0_OF_TRAINER = ("limit_train_batches", "limit_test_batches", "gradient_clip_val")
+_AT_LEAST_0_OF_OPTIMIZER = ("lr", "weight_decay", "momentum", "eps")  # of torch.optim
 
 _SLURM_TASKS = (
     "Lightning needs SLURM_NTASKS_PER_NODE beside it: --ntasks-per-node=N in place of --ntasks=N; for one process "
@@ -196,7 +199,7 @@ def compose(overrides: Sequence[str] = (), own: Path | str | None = None) -> dic
         with initialize_config_dir(str(home() / "conf"), version_base="1.3", job_name="tna_lightning"):
             return resolved(hydra_compose("config", overrides=list(overrides), return_hydra_config=True))
     except HydraException as error:
-        raise ValueError(explain(error)) from error
+        raise ValueError(explain(error, overrides)) from error
 
 
 def check(config: Mapping[str, Any]) -> None:
@@ -206,7 +209,8 @@ def check(config: Mapping[str, Any]) -> None:
         ValueError: ``key=value: what is allowed``.
     """
     for key in config:
-        refuse_unknown("", key, [*SETTINGS, *BY_THE_PROGRAM])
+        read = {name: node for name, node in config.items() if name in SETTINGS}
+        refuse_unknown("", key, [*SETTINGS, *BY_THE_PROGRAM], leaves(read))
     _refuse_missing("", config, SETTINGS)
     for key in (*NODES, *NODES_OR_NOTHING, *(key for key in BY_THE_PROGRAM if key in config)):
         if not isinstance(config[key], Mapping) and not (config[key] is None and key in NODES_OR_NOTHING):
@@ -220,6 +224,7 @@ def check(config: Mapping[str, Any]) -> None:
     for key in ("optimizer", "schedule"):
         if config[key].get("_partial_") is not True:
             raise ValueError(f"{key}={config[key].get('_target_')}: its YAML must say `_partial_: true`")
+    _check_optimizer(config["optimizer"])
     _check_trainer(config)
     if "augment" in config["data"]:
         raise ValueError(f"data.augment: {MOVED['data.augment']}")
@@ -267,6 +272,21 @@ def _check_plain_settings(config: Mapping[str, Any]) -> None:
             raise ValueError(f"{key}={config[key]!r}: must be {what}")
     if config["extend"] is not None and config["ckpt_path"] not in (None, "last"):
         raise ValueError(f"ckpt_path={config['ckpt_path']!r}: must be left out with extend, which names the checkpoint")
+
+
+def _check_optimizer(optimizer: Mapping[str, Any]) -> None:
+    """What torch's own optimizers refuse without the setting's name; those of others have their own bounds."""
+    if not str(optimizer.get("_target_")).startswith("torch.optim."):
+        return
+    for key, value in optimizer.items():
+        if key in _AT_LEAST_0_OF_OPTIMIZER and isinstance(value, int | float) and not value >= 0:
+            raise ValueError(f"optimizer.{key}={value!r}: must be at least 0")
+        shares = value if key == "betas" and isinstance(value, list) else [value] if key == "alpha" else []
+        if any(isinstance(share, int | float) and not 0 <= share < 1 for share in shares):
+            raise ValueError(f"optimizer.{key}={value!r}: must be at least 0 and below 1")
+    has_momentum = optimizer.get("momentum", 0) and not optimizer.get("dampening", 0)
+    if optimizer.get("_target_") == "torch.optim.SGD" and optimizer.get("nesterov") is True and not has_momentum:
+        raise ValueError("optimizer.nesterov=True: needs optimizer.momentum above 0 and no optimizer.dampening")
 
 
 def _check_trainer(config: Mapping[str, Any]) -> None:
@@ -391,20 +411,69 @@ def _check_companion(prefix: str, node: Mapping[str, Any], config: Mapping[str, 
         raise ValueError(f"{prefix}device={node['device']!r}: needs trainer.devices=1; ddp keeps all networks on each")
 
 
-def refuse_unknown(key: str, name: str, known: Sequence[str]) -> None:
+def refuse_unknown(key: str, name: str, known: Sequence[str], elsewhere: Iterable[str] = ()) -> None:
     """Refuse a setting that nothing reads, with where it has moved to, or the nearest one that is read.
 
+    Args:
+        key: the node; empty at the top.
+        name: the setting.
+        known: the settings of the node.
+        elsewhere: dotted keys of other settings, which may be the ones that are meant.
+
     Raises:
-        ValueError: ``name`` is not among ``known``, the settings of the node ``key``.
+        ValueError: ``name`` is not among ``known``.
     """
     if name in known:
         return
     path = f"{key}.{name}" if key else name
     if path in MOVED:
         raise ValueError(f"{path}: {MOVED[path]}")
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
-    raise ValueError(f"{path}: nothing reads such a setting; {hint}")
+    meant = nearest(path, [*(f"{key}.{each}" if key else each for each in known), *elsewhere])
+    raise ValueError(f"{path}: nothing reads such a setting; {_did_you_mean(meant) or 'there are ' + ', '.join(known)}")
+
+
+def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted keys of all settings of a config, without Hydra's own (``_target_``)."""
+    for name, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{name}.")
+        elif not str(name).startswith("_"):
+            yield f"{prefix}{name}"
+
+
+def nearest(key: str, known: Iterable[str]) -> list[str]:
+    """Those of the known dotted keys, at most three, that are likely meant by one that is not known, best first.
+
+    Their last parts are compared first, then where they stand: ``lr`` is ``optimizer.lr``, and ``objective.weight`` is
+    ``objective.match_weight`` rather than ``optimizer.weight_decay``.
+    """
+    place, _, name = key.rpartition(".")
+    likeness: dict[str, float] = {}
+    for each in known:
+        there, _, last = each.rpartition(".")
+        by_name = _likeness(name, last)
+        is_below = f"{there}.".startswith(f"{place}.")
+        by_place = 0.3 * (is_below or difflib.SequenceMatcher(None, place, there).ratio()) if place else 0.0
+        if by_name >= 0.6 and by_name + by_place >= 0.75:
+            likeness[each] = by_name + by_place
+    ranked = sorted(likeness, key=lambda each: -likeness[each])
+    return [each for each in ranked if likeness[each] >= likeness[ranked[0]] - 0.1][:3]
+
+
+def _likeness(name: str, other: str) -> float:
+    """From 0 to 1: by letters; 0.8 and more for words of the other, its beginning or its initials (``lr``)."""
+    name, other = sorted((name.lower(), other.lower()), key=len)
+    if name == other:
+        return 1.0
+    words, others = name.split("_"), other.split("_")
+    is_part = set(words) <= set(others) or (len(name) > 2 and other.startswith(name))
+    is_initials = len(name) > 1 and name == "".join(word[:1] for word in others)
+    alike = difflib.SequenceMatcher(None, name, other).ratio()
+    return max(alike, 0.8) if is_part or is_initials else alike
+
+
+def _did_you_mean(meant: Sequence[str]) -> str:
+    return f"did you mean {', '.join(meant[:-1])}{' or ' if meant[1:] else ''}{meant[-1]}?" if meant else ""
 
 
 def _is_int(value: Any) -> bool:
@@ -458,8 +527,13 @@ def _is_plain(config: Any) -> bool:
     return True
 
 
-def explain(error: BaseException) -> str | None:
-    """The one line that tells a user what was wrong with the input; None for an error that is ours."""
+def explain(error: BaseException, overrides: Sequence[str] | None = None) -> str | None:
+    """The one line that tells a user what was wrong with the input; None for an error that is ours.
+
+    Args:
+        error: what went wrong.
+        overrides: what was composed, if it was not the command line.
+    """
     if isinstance(error, MissingConfigException):
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         allowed = error.options or (options(group) if group in GROUPS else None)  # none for one of several choices
@@ -471,8 +545,9 @@ def explain(error: BaseException) -> str | None:
         return _unreadable(error.override)
     if isinstance(error, ConfigCompositionException):
         line = _first_line(error)
-        if match := re.match(r"Could not override '(.+?)'", line):
-            return _unknown_key(match[1])
+        no_group = r"Override (.+?)=.* looks like a config group override"
+        if match := re.match(r"Could not override '(.+?)'", line) or re.match(no_group, line):
+            return _unknown_key(match[1], sys.argv[1:] if overrides is None else overrides)
         if match := re.match(r"Ambiguous value for argument '(.+?)'", line):
             return f"{match[1]}: several values make a sweep; put -m before the settings"
         if "only supported from the primary config" in line:
@@ -513,36 +588,63 @@ def _unreadable(override: str) -> str:
     return f"{key}: {value} has characters that must be quoted, twice because of the shell: '{key}=\"{value}\"'"
 
 
-def _unknown_key(key: str) -> str:
+def _unknown_key(key: str, words: Sequence[str]) -> str:
+    """What to write instead of a key that a config has not, for the words of the command line that it is one of."""
     if key in MOVED:
         return f"{key}: {MOVED[key]}"
     if key.removeprefix("trainer.") in NOT_FOR_TRAINER and key.startswith("trainer."):
         return f"{key}: is not for you to set; {NOT_FOR_TRAINER[key.removeprefix('trainer.')]}"
     if key in GROUPS:
         return f"{key}: takes the name of a choice; its settings are given one by one, {key}.NAME=VALUE"
-    if "." not in key.removeprefix("+") and "@" not in key:
-        close = difflib.get_close_matches(key, [*GROUPS, *SETTINGS], n=1)
-        hint = f"did you mean {close[0]}?" if close else f"groups are {', '.join(GROUPS)}"
-        return f"{key}: no such group or setting; {hint}"
+    group, at, place = key.partition("@")
+    if at:
+        meant = [f"{each}@{place}" for each in nearest(group, GROUPS)]
+        return f"{key}: no such group; {_did_you_mean(meant) or 'groups are ' + ', '.join(GROUPS)}"
     if key.startswith("companions."):
         return f"{key}: not said there yet, so that it is as in companion; +{key}=VALUE says it"
     if key.startswith("hydra."):
         return f"{key}: no such setting of Hydra's; `--cfg hydra` prints all of them"
     if key == "data.time_steps":
         return f"{key}: these are static images, shown for as many steps as model.time_steps says; set that"
-    hint = _near(key) or f"+{key}=VALUE adds one that its YAML leaves out; "
+    config = _with_choices(words)
+    path, _, name = key.rpartition(".")
+    node: Any = config
+    for part in path.split(".") if path else ():
+        node = node.get(part) if isinstance(node, Mapping) else None
+    if path and isinstance(node, Mapping) and _is_left_out(name, node):
+        return f"{key}: no such setting here; +{key}=VALUE adds it, which the YAML leaves out"
+    meant = nearest(key, [*leaves({each: config[each] for each in config if each in SETTINGS}), *GROUPS])
+    if not path:
+        return f"{key}: no such group or setting; {_did_you_mean(meant) or 'groups are ' + ', '.join(GROUPS)}"
+    others = [str(each) for each in node or () if not str(each).startswith("_")]
+    hint = f"{_did_you_mean(meant)} " if meant else f"there are {', '.join(others)}; " if others else ""
     return f"{key}: no such setting here; {hint}`--cfg job` prints all of them"
 
 
-def _near(key: str) -> str:
-    """A hint at the setting that stands in the same node by nearly the same name, in the config of this command."""
-    path, _, name = key.lstrip("+~").rpartition(".")
-    others = [word for word in sys.argv[1:] if "=" in word and not word.startswith(("-", "hydra")) and key not in word]
+def _with_choices(words: Sequence[str]) -> Mapping[str, Any]:
+    """The config with the choices of a command alone, which say what settings there are; of a sweep the first ones."""
+    choices = []
+    for word in words:
+        if word.partition("=")[0].partition("@")[0] in GROUPS:
+            (override,) = OverridesParser.create().parse_overrides([word])
+            first = next(override.sweep_string_iterator()) if override.is_sweep_override() else None
+            choices.append(word if first is None else f"{word.partition('=')[0]}={first}")
     try:
-        node: Any = compose(others, own_folder(sys.argv[1:]))
-        for part in path.split("."):
-            node = node[part]
-        close = difflib.get_close_matches(name, node, n=1)
-    except (ValueError, KeyError, TypeError):  # more than one thing is wrong, or it is a sweep
-        return ""
-    return f"did you mean {close[0]}? " if close else ""
+        return compose(choices, own_folder(words))
+    except ValueError:  # more than one thing is wrong
+        return compose()
+
+
+def _is_left_out(name: str, node: Mapping[str, Any]) -> bool:
+    """Whether what a node builds takes a setting that its YAML leaves out; of our own all stand there."""
+    path = str(node.get("_target_", "tna_lightning"))
+    if path.startswith(("tna_lightning.", "lightning.")):
+        return False
+    from tna_lightning.models.settings import parameters_of  # here, because of torch, which the target imports too
+
+    try:
+        target = locate(path)
+        names, takes_any = parameters_of(target) if callable(target) else ([], False)
+    except (ErrorDuringImport, ValueError):  # a module of one's own that fails; what has no signature
+        return False
+    return takes_any or name in names

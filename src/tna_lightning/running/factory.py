@@ -31,6 +31,7 @@ from tna_lightning.packages import MissingPackage
 from tna_lightning.quantization.packing import INPUTS
 from tna_lightning.running.config import refuse_unknown
 from tna_lightning.running.own import with_data_at
+from tna_lightning.running.signatures import meanings_in
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +105,8 @@ def _check_settings(key: str, node: Mapping[str, Any]) -> None:
         if not takes_any:
             refuse_unknown(key, name, known)
         if value == "???":  # OmegaConf's mark of what a config leaves open
-            raise ValueError(f"{key}.{name}: must be given")
+            meaning = meanings_in(target).get(name)
+            raise ValueError(f"{key}.{name}: must be given{f': {meaning}' if meaning else ''}")
         if isinstance(value, Mapping) and "_target_" in value:
             _check_settings(f"{key}.{name}", value)
         elif name in hints and "_target_" not in str(value):

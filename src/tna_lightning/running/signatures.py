@@ -147,7 +147,11 @@ def meanings_of(source: Source) -> dict[str, str]:
     """What the arguments mean, by name, as docstrings say it."""
     if source.told_in is not None:
         return arguments_in(inspect.getdoc(importlib.import_module(source.told_in)) or "")
-    target = locate(source.path)
+    return meanings_in(locate(source.path))
+
+
+def meanings_in(target: Any) -> dict[str, str]:
+    """What the arguments of a class and its bases, or of a function and what it hands its own to, mean, by name."""
     meanings: dict[str, str] = {}
     for owner in target.__mro__ if isinstance(target, type) else (target, getattr(target, "builder", None)):
         meanings = arguments_in(inspect.getdoc(owner) or "") | meanings
