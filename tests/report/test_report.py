@@ -761,6 +761,29 @@ def test_plots_show_the_rows(tmp_path):
     assert min(y for x, y in band if x == 2) == pytest.approx(middle - deviation)
 
 
+def test_curves_go_through_the_epochs_that_were_validated():
+    def with_history(baseline, seed=0, **history):
+        return record(baseline, seed=seed, history={"epoch": [*range(30)], **history})
+
+    gaps = [0.5 + 0.01 * epoch if epoch % 10 == 9 else None for epoch in range(30)]
+    more = [None if value is None else value + 0.02 for value in gaps]
+    late = [*gaps[:29], None]  # cut short: its last epoch has no value
+    trained = {"train/acc": [0.6] * 30, "train/match": [0.2 if epoch % 2 else None for epoch in range(30)]}
+    made = [with_history("plain", seed, **{"val/acc": each}) for seed, each in enumerate((gaps, more, late))]
+    made += [with_history("tna", **{"val/acc": [None] * 30}, **trained)]  # without validation
+    plots = {name: figure for name, _, figure in figures(rows(made))}
+    drawn = {axes.get_ylabel(): axes for axes in plots["curves"].axes}
+    assert drawn.keys() == {"validation accuracy (%)", "training accuracy (%)"}
+    axes = drawn["validation accuracy (%)"]
+    (line,), (band,) = axes.lines, axes.collections
+    assert ([*line.get_xdata()], line.get_marker()) == ([10, 20], "o")
+    assert [*line.get_ydata()] == pytest.approx([59 + 2 / 3, 69 + 2 / 3])
+    assert {x for x, _ in band.get_paths()[0].vertices} == {10, 20}
+    assert axes.get_ylim()[0] < 60 < 69 < axes.get_ylim()[1]
+    (line,) = plots["match_term"].axes[0].lines
+    assert [*line.get_xdata()] == [*range(2, 31, 2)]
+
+
 def test_a_penalty_on_firing_is_a_line_over_energy(tmp_path):
     for weight, energy, accuracy in ((0.0, 3.0, 0.9), (1.0, 1.0, 0.8), (0.1, 2.0, 0.88)):
         content = record("plain", accuracy=accuracy, cost={"firing_rate": 0.1, "energy_uj": energy})

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tna_lightning.report.names import named
 from tna_lightning.report.statistics import Record, Row
+from tna_lightning.running.pictures import FEW_POINTS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,9 +47,9 @@ def figures(table: Sequence[Row], width: float = PAGE) -> Iterator[tuple[str, st
     plots: list[tuple[str, str, Callable[[], Figure | None]]] = [
         (
             "curves",
-            "Validation accuracy of the base over epochs: mean over seeds; thick, where there are many epochs, its "
-            "running mean over a twentieth of them, on an axis that begins after the first quarter. A band is one "
-            "standard deviation, where a panel has at most three lines.",
+            "Validation accuracy of the base over epochs, those that were validated: mean over seeds, marked where "
+            "epochs are few; thick, where they are many, its running mean over a twentieth of them, on an axis that "
+            "begins after the first quarter. A band is one standard deviation, where a panel has at most three lines.",
             partial(learning_curves, table, width),
         ),
         (
@@ -93,20 +94,23 @@ def figures(table: Sequence[Row], width: float = PAGE) -> Iterator[tuple[str, st
 
 
 def learning_curves(table: Sequence[Row], width: float = PAGE) -> Figure | None:
-    """A panel for each data set, model, neuron and precision; a line for each baseline and its settings."""
-    panels: dict[tuple[str, str], list[Row]] = {}
+    """A panel for each data set, model, neuron and precision; a line for each baseline and its settings.
+
+    Runs without validation have panels of their own, of training accuracy.
+    """
+    panels: dict[tuple[str, str, str], list[Row]] = {}
     for row in table:
-        if any(len(record["history"].get("epoch", ())) > 1 for record in row.records):
-            panels.setdefault((f"{_setting(row, table)}, {named('precision', row.precision)}", row.data), []).append(
-                row
-            )
+        part = "validation" if all(map(_is_validated, row.records)) else "training"
+        if len(_curve(row, partial(_accuracies, part=part))[0]) > 1:
+            title = f"{_setting(row, table)}, {named('precision', row.precision)}"
+            panels.setdefault((title, row.data, part), []).append(row)
     if not panels:
         return None
     figure, grid = _panels(len(panels), width)
-    for axes, ((title, _), rows) in zip(grid, panels.items(), strict=True):
-        _draw_curves(axes, rows, _accuracies)
-        axes.set(title=title, xlabel="epoch", ylabel="validation accuracy (%)")
-    _share([(data, axes) for (_, data), axes in zip(panels, grid, strict=True)], "x", "y")
+    for axes, ((title, _, part), rows) in zip(grid, panels.items(), strict=True):
+        _draw_curves(axes, rows, partial(_accuracies, part=part))
+        axes.set(title=title, xlabel="epoch", ylabel=f"{part} accuracy (%)")
+    _share([(f"{data} {part}", axes) for (_, data, part), axes in zip(panels, grid, strict=True)], "x", "y")
     _key(figure, grid)
     return figure
 
@@ -144,22 +148,22 @@ def _kind_of_match(row: Row) -> str:
 def _draw_curves(axes: Axes, rows: Sequence[Row], read: Callable[[Record], list[float]]) -> None:
     """A line for each row, smoothed where it has many epochs, with its band where there are few lines."""
     late: list[float] = []
+    is_long = False
     for row, style in zip(rows, _styles(rows), strict=True):
         epochs, mean, deviation = _curve(row, read)
         smooth = _running_mean(mean)
-        axes.plot(epochs, smooth, label=row.label, **style)
+        marker = "o" if len(epochs) <= FEW_POINTS else ""
+        axes.plot(epochs, smooth, label=row.label, marker=marker, markersize=2.5, **style)
         if smooth != mean:
             axes.plot(epochs, mean, color=style["color"], linewidth=0.5, alpha=0.35)
         if len(rows) <= 3:
             low = [value - spread for value, spread in zip(mean, deviation, strict=True)]
             high = [value + spread for value, spread in zip(mean, deviation, strict=True)]
             axes.fill_between(epochs, low, high, color=style["color"], alpha=0.15, linewidth=0)
-        late += [value for value in mean[len(mean) // 4 if len(mean) > 20 else 0 :] if not math.isnan(value)]
-    if (
-        late
-        and axes.get_yscale() == "linear"
-        and any(len(record["history"]["epoch"]) > 20 for record in rows[0].records)
-    ):
+        last = epochs[-1]
+        is_long |= last > 20
+        late += [value for epoch, value in zip(epochs, mean, strict=True) if last <= 20 or epoch > last / 4]
+    if is_long and axes.get_yscale() == "linear":
         margin = 0.05 * (max(late) - min(late)) or 1.0
         axes.set_ylim(min(late) - margin, max(late) + margin)
     axes.locator_params(axis="x", integer=True)
@@ -343,23 +347,29 @@ def _styles(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return styles
 
 
-def _accuracies(record: Record) -> list[float]:
-    """Over the epochs in percent: on validation images, where there are any."""
-    accuracies = record["history"].get("val/acc") or record["history"].get("train/acc") or []
+def _is_validated(record: Record) -> bool:
+    return any(value is not None for value in record["history"].get("val/acc", ()))
+
+
+def _accuracies(record: Record, part: str) -> list[float]:
+    """Over the epochs in percent, on ``training`` or ``validation`` images."""
+    accuracies = record["history"].get("val/acc" if part == "validation" else "train/acc", ())
     return [math.nan if value is None else 100 * value for value in accuracies]
 
 
 def _curve(row: Row, read: Callable[[Record], list[float]]) -> tuple[list[int], list[float], list[float]]:
-    """Epochs from 1, and mean and standard deviation over seeds; over the epochs that all seeds have."""
+    """Epochs from 1, and mean and standard deviation over seeds; over the epochs in which all seeds have a value."""
     curves = [read(record) for record in row.records]
-    length = min(map(len, curves))
-    mean, deviation = [], []
-    for values in zip(*(curve[:length] for curve in curves), strict=True):
+    epochs, mean, deviation = [], [], []
+    for epoch, values in enumerate(zip(*curves, strict=False), start=1):
+        if not all(map(math.isfinite, values)):  # as between validations that are not of every epoch
+            continue
         average = math.fsum(values) / len(values)
+        epochs.append(epoch)
         mean.append(average)
         squares = math.fsum((value - average) ** 2 for value in values)
         deviation.append(math.sqrt(squares / (len(values) - 1)) if len(values) > 1 else 0.0)
-    return list(range(1, length + 1)), mean, deviation
+    return epochs, mean, deviation
 
 
 def _panels(number: int, width: float) -> tuple[Figure, list[Axes]]:
