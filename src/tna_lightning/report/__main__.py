@@ -21,7 +21,7 @@ from tna_lightning.report.references import Published, is_of_whole_set, publishe
 from tna_lightning.report.statistics import Row, Unmet, data_names, missing, rows
 from tna_lightning.report.tables import as_csv, as_markdown, legend, plain_words
 from tna_lightning.running.archive import RECORDS, SUFFIX, keep_records
-from tna_lightning.running.doors import Parser, enter
+from tna_lightning.running.doors import Parser, door
 from tna_lightning.running.record import RECORD, limits_words
 
 if TYPE_CHECKING:
@@ -262,9 +262,9 @@ def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",")]
 
 
+@door
 def main() -> None:
     """The command line."""
-    enter()
     parser = Parser("report", __doc__)
     parser.add_argument(
         "studies",
