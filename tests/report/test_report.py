@@ -504,7 +504,7 @@ def test_bold_are_all_of_a_tie_or_none_and_only_of_the_same_test_samples():
     firsts = [with_data("tna", "mine", "1", 0.9, split=split) for split in ("first", "random")]
     table = rows([*firsts, with_data("plain", "mine", "1", 0.8, split="first")])
     assert [(row.baseline, row.variant) for row in best(table)] == [("tna", "split=first")]
-    assert "of all rows, of the same test samples." in as_latex(table, columns=["accuracy"])
+    assert "of all rows, of the same data settings." in as_latex(table, columns=["accuracy"])
 
 
 def test_ones_own_code_is_part_of_the_choice_that_brings_it():
@@ -855,6 +855,47 @@ def test_an_answer_says_which_is_better_only_if_the_interval_leaves_out_0(gain, 
     (text,) = answers(rows(made[:1] + made[3:4]))
     assert text.endswith("(1 pair) points against plain training: one seed tells nothing of chance.")
     assert answers(rows(made[:3])) == []
+
+
+def with_subset(baseline, train_subset, accuracy, seed=0):
+    """A run on a part of the training images."""
+    made = record(baseline, seed=seed, accuracy=accuracy)
+    made["config"]["data"] |= {"train_subset": train_subset}
+    return made | {"identity": identity(made["config"]), "name": folder_name(made["config"])}
+
+
+def swept():
+    """A study that sweeps the size of the training set."""
+    sizes = {600: (0.70, 0.72), 2000: (0.80, 0.81), 6000: (0.87, 0.86)}
+    return [
+        with_subset(baseline, size, accuracy + 0.01 * seed, seed)
+        for size, accuracies in sizes.items()
+        for baseline, accuracy in zip(("plain", "tna"), accuracies, strict=True)
+        for seed in (0, 1)
+    ]
+
+
+def test_every_swept_setting_has_its_answer_and_its_best():
+    table = rows(swept())
+    assert [text.partition(" points")[0] for text in answers(table)] == [
+        "TNA train_subset=600 72.50 \u00b1 0.71 %, +2.00 [+2.00, +2.00]",
+        "TNA train_subset=2000 81.50 \u00b1 0.71 %, +1.00 [+1.00, +1.00]",
+        "TNA train_subset=6000 86.50 \u00b1 0.71 %, -1.00 [-1.00, -1.00]",
+    ]
+    assert sorted((row.label for row in best(table)), key=str.lower) == [
+        "plain train_subset=6000",
+        "TNA train_subset=2000",
+        "TNA train_subset=600",
+    ]
+    weights = rows([record("plain"), *(record(match_weight=weight) for weight in (0.001, 0.05))])
+    assert [text.partition(" 90")[0] for text in answers(weights)] == [
+        "TNA match_weight=0.001",
+        "TNA match_weight=0.05",
+    ]
+    others = [record("plain"), record("kd", accuracy=0.8), record("mutual", accuracy=0.7)]
+    assert [text.partition(" 8")[0] for text in answers(rows(others))] == ["KD (of 2 the best by validation accuracy)"]
+    others[1]["results"].pop("val/acc")
+    assert [text.partition(" ")[0] for text in answers(rows(others))] == ["KD", "DML"]
 
 
 def test_a_study_is_watched_until_nothing_runs(tmp_path, monkeypatch, capsys):

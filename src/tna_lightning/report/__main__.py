@@ -223,7 +223,7 @@ def _markdown(
         parts.append(
             "Test accuracy of the kept network: mean \N{PLUS-MINUS SIGN} standard deviation over n seeds. Differences "
             "in percentage points over paired seeds, with the 95 % interval (Student t). Bold: the highest mean of its "
-            "data, model, neuron and precision. "
+            "data, model, neuron and precision, never across data settings such as the size of the training set. "
             f"{plain_words(legend(table))}\n"
         )
     not_done = [f"{run.state}: {run.name} {run.detail}".rstrip() for run in collection.unfinished]

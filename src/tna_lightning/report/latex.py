@@ -225,8 +225,8 @@ def _caption(table: Sequence[Row], wanted: Sequence[str], keys: Sequence[str], a
         groups.setdefault((column, *_block(row, wanted)), []).append(row)
     if any(map(highest, groups.values())):
         where = ("its column" if is_pivot else "all rows") + (" in its block" if wanted[:-1] else "")
-        mixed = any(len({row.samples for row in group}) > 1 for group in groups.values())
-        words.append(f"Bold: the highest mean of {where}{', of the same test samples' if mixed else ''}.")
+        mixed = any(len({row.task for row in group}) > 1 for group in groups.values())
+        words.append(f"Bold: the highest mean of {where}{', of the same data settings' if mixed else ''}.")
     if is_pivot and any(_is_told_apart(row, reference) for row in table):
         words.append(
             f"$*$: the 95\\,\\% interval of the paired difference to {_tex(compared)} (Student's t) leaves out 0."

@@ -32,9 +32,11 @@ SETS = {
 _SEEDS = re.compile(r"seed|data\.seed|companion\.seed|companions\.\w+\.seed")
 _CODE, _OWN_DATA = "own.code.", "own.data."  # digests of the user's own modules and data
 _DIGITS = 8  # of a digest, as those that end the name of a run's folder
-# settings that say of which samples a test accuracy is, beside the choice of the data
-_OF_SAMPLES = re.compile(
-    r"own\.data\..*|data\.(_target_|name|camera\..*|split|split_seed|test_fraction|test_subset)|trainer\.limit_test_batches"
+# settings that say of which task a test accuracy is, beside the choice of the data: of which samples, and learned from
+# which; not those of how to train (as 0.1.0 named them, augmentation among them)
+_OF_TASK = re.compile(
+    r"own\.data\..*|trainer\.(limit_(train|test)_batches|overfit_batches)|data\.(?!(seed|batch_size|eval_batch_size|"
+    r"build_workers|device_resident|crop_padding|flip|auto_augment|cutout|augment|cutmix)$).*"
 )
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?(?:e-?\d+)?)")
 _ENTRIES = "callbacks."  # settings of what only some runs have
@@ -94,10 +96,10 @@ class Row:
         return [record["seed"] for record in self.records]
 
     @property
-    def samples(self) -> str:
-        """The same for rows whose accuracies are of the same test samples, and hence can be compared."""
+    def task(self) -> str:
+        """The same for rows that learned from as much of the same data, and are tested on the same samples."""
         settings = as_before(identity_config(self.records[0]["config"]), {})
-        return json.dumps([self.data, {key: settings[key] for key in sorted(settings) if _OF_SAMPLES.fullmatch(key)}])
+        return json.dumps([self.data, {key: settings[key] for key in sorted(settings) if _OF_TASK.fullmatch(key)}])
 
     @property
     def label(self) -> str:
@@ -232,13 +234,13 @@ def _accuracy(record: Record) -> float:
 
 
 def highest(alike: Sequence[Row]) -> list[Row]:
-    """The rows of the highest mean among those of the same test samples; none where all of them are equal.
+    """The rows of the highest mean among those of the same task; none where all of them are equal.
 
     Means are equal that a table shows so.
     """
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in alike:
-        groups[row.samples].append(row)
+        groups[row.task].append(row)
     found = []
     for members in groups.values():
         means = [f"{row.mean:.2f}" for row in members]

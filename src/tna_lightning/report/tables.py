@@ -113,43 +113,56 @@ def against_name(against: str) -> str:
 
 
 def answers(table: Sequence[Row], against: str = "") -> list[str]:
-    """The study's question in a sentence for each data set, model, neuron and precision.
+    """The study's question in a sentence for each data set, model, neuron and precision, and each other setting.
 
-    It is whether TNA (without it the row of the best validation accuracy) gains over plain training, or over what
-    ``against`` says.
+    It is whether TNA (without it the row of the best validation accuracy, or each where that is not known) gains over
+    plain training, or over what ``against`` says.
     """
     settings: dict[tuple[str, ...], list[Row]] = {}
     for row in table:
         settings.setdefault((row.data, row.model, row.neuron, row.precision), []).append(row)
-    reference = AGAINST if against else "plain"
+    several = [group for group in range(4) if len({each[group] for each in settings}) > 1]
     sentences = []
     for key, alike in settings.items():
-        compared = [row for row in alike if reference in row.differences]
-        if not compared:
-            continue
-        subjects = [row for row in compared if row.baseline == "tna" and not against] or compared
-        row = max(subjects, key=lambda row: row.average("results", "val/acc") or 0.0)
-        value = row.differences[reference]
-        other = against_name(against) if against else "plain training"
-        several = [group for group in range(4) if len({each[group] for each in settings}) > 1]
+        compared = [row for row in alike if (AGAINST if against else "plain") in row.differences]
+        by_variant: dict[str, list[Row]] = {}
+        for row in [row for row in compared if row.baseline == "tna" and not against] or compared:
+            by_variant.setdefault(row.variant, []).append(row)
         where = ", ".join(named(CHOICES[group], key[group]) for group in several)
-        text = f"{where}: " if where else ""
-        name = " ".join([row.label, *([named("precision", row.precision)] if against and 3 not in several else [])])
-        interval = " (95 % interval)" if value.half_width is not None else ""
-        gain = f"{difference(row, reference)} points{interval}"
-        text += f"{name} {spread(row.mean, row.deviation)} %, {gain} against {other}: "
-        if value.half_width is None:
-            text += "one seed tells nothing of chance"
-        elif abs(value.mean) <= value.half_width:
-            text += "no difference is shown"
-        else:
-            text += "better" if value.mean > 0 else "worse"
-        sentences.append(f"{text}.")
+        of_precision = named("precision", key[3]) if against and 3 not in several else ""
+        for rivals in by_variant.values():
+            validated = [row.average("results", "val/acc") for row in rivals]
+            if len(rivals) == 1 or None in validated:
+                sentences += [_answer(row, against, where, of_precision) for row in rivals]
+            else:
+                row = max(rivals, key=lambda row: row.average("results", "val/acc") or 0.0)
+                chosen = f"(of {len(rivals)} the best by validation accuracy)"
+                sentences.append(_answer(row, against, where, f"{of_precision} {chosen}".strip()))
     return sentences
 
 
+def _answer(row: Row, against: str, where: str, what: str) -> str:
+    """The sentence on a row; ``where`` stands before its name and ``what`` after it."""
+    reference = AGAINST if against else "plain"
+    value = row.differences[reference]
+    other = against_name(against) if against else "plain training"
+    name = " ".join(filter(None, [row.label, what]))
+    interval = " (95 % interval)" if value.half_width is not None else ""
+    text = f"{where}: " if where else ""
+    text += (
+        f"{name} {spread(row.mean, row.deviation)} %, {difference(row, reference)} points{interval} against {other}: "
+    )
+    if value.half_width is None:
+        text += "one seed tells nothing of chance"
+    elif abs(value.mean) <= value.half_width:
+        text += "no difference is shown"
+    else:
+        text += "better" if value.mean > 0 else "worse"
+    return f"{text}."
+
+
 def best(table: Sequence[Row]) -> list[Row]:
-    """The rows of the highest mean for each data set, model, neuron and precision of several rows."""
+    """The rows of the highest mean for each data set and its settings, model, neuron and precision."""
     settings: dict[tuple[str, ...], list[Row]] = {}
     for row in table:
         settings.setdefault((row.data, row.model, row.neuron, row.precision), []).append(row)
