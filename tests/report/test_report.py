@@ -381,6 +381,8 @@ def test_tables_fit_a_column_of_a_paper(study, tmp_path):
     tables += [as_latex(compared, against="baseline=plain_twice"), as_latex(compared, columns=["all"])]
     tables.append(as_latex(compared, ["precision", "baseline"], ["bits", "accuracy", "energy"]))
     tables.append(as_latex(compared, ["precision"], ["baseline"]))
+    images = rows(collect([RESULTS / "fashion_mnist" / "images" / RECORDS]).done)
+    tables += [as_latex(images, columns=["all"]), as_latex(images, columns=["memory", "few_bit_ann", "energy"])]
     text = "\\clearpage\n".join(tables)
     head = "\\documentclass[twocolumn]{article}\\usepackage{booktabs}\\pagestyle{empty}\\begin{document}\n"
     (tmp_path / "paper.tex").write_text(head + text + "\\end{document}\n")
@@ -415,11 +417,32 @@ def test_rows_and_columns_of_the_paper_are_chosen_or_refused(study):
     quantities = as_latex(table, ["precision", "baseline"], ["bits", "accuracy"])
     assert "\\emph{ternary}} \\\\\nKD & $2.00$ & $80.00$ \\\\" in quantities
     assert "\\begin{table*}" in as_latex(table, columns=["all"])
+    blocks = as_latex(table, ["precision", "baseline"])  # of what no row stands for there is nothing: quantities
+    assert "accuracy\\\\(\\%)" in blocks
+    assert "\\emph{ternary}} \\\\\nKD & $80.00$ &" in blocks
+    sizes = as_latex(rows(swept()))
+    weights = as_latex(rows([record(match_weight=weight, accuracy=0.9 + weight) for weight in (0.001, 0.05)]))
+    assert "LIF, full, TNA), one seed. Bold: the highest mean of all rows." in weights
+    assert "match\\_weight=0.05 & $\\mathbf{95.00}$ \\\\\n" in weights
+    assert "\\toprule\ntrain\\_subset & 600 & 2000 & 6000 \\\\\n\\midrule\nplain & $70.50" in sizes
+    assert sizes.count("\\begin{tabular}") == 1
+    assert sizes.count("\\mathbf") == 3
+    two = [with_subset(name, 600, 0.9, seed) for name in ("plain", "tna") for seed in (0, 1)]
+    for each in two:
+        each["config"] |= {"optimizer": {"lr": 0.1 + each["seed"]}}
+        each["config"]["data"] |= {"train_subset": 600 + each["seed"]}
+    assert " & \\begin{tabular}[b]{@{}c@{}}train\\_subset=600\\\\lr=0.1\\end{tabular} & " in as_latex(
+        rows(two), columns=["settings"]
+    )
+    assert "{\\emph{train\\_subset=600 lr=0.1}} \\\\\nplain & $90.00$ \\\\\nTNA &" in as_latex(
+        rows(two), ["settings", "baseline"], ["accuracy"]
+    )
     for arguments, message in (
         ((["nothing"], []), "rows='nothing': must be one of data, model"),
         ((["precision"], ["data"]), "rows=precision: several runs fall into one cell, they differ in baseline; add it"),
         (([], ["accuracy", "precision"]), "columns=accuracy,precision: must be one of data, model"),
         (([], ["against"]), "against needs --against"),
+        ((["precision", "baseline"], ["precision"]), "rows=precision,baseline: precision is a column already"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             as_latex(table, *arguments)
@@ -605,6 +628,17 @@ def test_energy_of_memory_and_what_is_not_counted_where_records_have_them(tmp_pa
     plain, tna = csv.DictReader(io.StringIO(as_csv(table)))
     assert (tna["energy_memory_uj"], tna["quantized_ann_bits"], plain["energy_memory_uj"]) == ("1.5", "3.0", "")
     assert as_latex(table, columns=["energy"]).count("$2.00$ ($40885$) \\\\") == 2
+    for columns, words in (
+        (
+            ["energy"],
+            "4.6 pJ a multiply-accumulate, 0.9 pJ an accumulate (45 nm, Horowitz 2014); in brackets that of the",
+        ),
+        (["mac"], "MAC: multiply-accumulates; in brackets"),
+        (["memory", "few_bit_ann"], "no part of the other energy. Few-bit ANN: energy of the same weights"),
+        (["all"], "ceil(log2(T + 1)) bits, each layer once; in brackets that of moving them."),
+    ):
+        assert words in as_latex(table, columns=columns).partition("\\label")[0], columns
+    assert "pJ" not in as_latex(table, columns=["accuracy", "bits"])
     report([tmp_path], tmp_path / "out", PAGE_ALONE)
     for name in ("table.md", "index.html"):
         text = (tmp_path / "out" / name).read_text()

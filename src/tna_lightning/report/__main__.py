@@ -19,7 +19,7 @@ from tna_lightning.report.page import page
 from tna_lightning.report.plots import COLUMN, STYLE, figures
 from tna_lightning.report.references import Published, is_of_whole_set, published
 from tna_lightning.report.statistics import Row, Unmet, data_names, missing, rows
-from tna_lightning.report.tables import as_csv, as_markdown, legend, plain_words
+from tna_lightning.report.tables import as_csv, as_markdown, energy_of_an_operation, legend, plain_words
 from tna_lightning.running.archive import RECORDS, SUFFIX, keep_records
 from tna_lightning.running.doors import Parser, door
 from tna_lightning.running.record import RECORD, limits_words
@@ -176,7 +176,7 @@ def how(records: Sequence[dict[str, Any]]) -> list[str]:
         ("device", {str(record["device"]) for record in records if "device" in record}),
         ("versions", {_versions(record) for record in records}),
         ("commit", {_commit(record) for record in records}),
-        ("energy of an operation", {_energy(record) for record in records}),
+        ("energy of an operation", {energy_of_an_operation(record) for record in records}),
         ("energy of memory", {_memory(record) for record in records}),
     ):
         if values - {""}:
@@ -192,13 +192,6 @@ def _versions(record: dict[str, Any]) -> str:
 def _commit(record: dict[str, Any]) -> str:
     git = (record.get("environment") or {}).get("git")
     return "" if not git else git["commit"][:10] + (" with changes" if git["dirty"] else "")
-
-
-def _energy(record: dict[str, Any]) -> str:
-    cost = record["cost"]
-    if cost.get("pj_per_mac") is None:
-        return ""
-    return f"{cost['pj_per_mac']} pJ a multiply-accumulate, {cost['pj_per_ac']} pJ an accumulate (45 nm, Horowitz 2014)"
 
 
 def _memory(record: dict[str, Any]) -> str:
@@ -289,7 +282,7 @@ def main() -> None:
         type=_words,
         default=(),
         metavar="NAMES",
-        help="of table.tex: a choice (precision, data, ...), or quantities (accuracy,bits,energy), or all",
+        help="of table.tex: a choice (precision, data, settings, ...), or quantities (accuracy,bits,energy), or all",
     )
     parser.add_argument(
         "--rows", type=_words, default=(), metavar="CHOICES", help="of table.tex: precision,baseline for blocks of rows"

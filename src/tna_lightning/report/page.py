@@ -140,8 +140,9 @@ def page(
         parts += ["<h2>Results</h2>", _filters(rows), _results(rows, against, collection, output)]
         parts.append(
             '<p class="note">Test accuracy of the kept network: mean &plusmn; standard deviation over n seeds; bold is '
-            "the highest mean of a data set, model, neuron and precision, never across data settings such as the size of "
-            "the training set. Differences in percentage points over paired seeds, with the 95 % interval (Student t); one that holds 0 shows no difference. "
+            "the highest mean of a data set, model, neuron and precision, never across data settings such as the size "
+            "of the training set. Differences in percentage points over paired seeds, with the 95 % interval (Student "
+            "t); one that holds 0 shows no difference. "
             f"{escape(legend(rows))} A click on a heading sorts.</p>"
         )
     if plots:
