@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -24,11 +25,11 @@ from tna_lightning.report import __main__ as door
 from tna_lightning.report.__main__ import Wishes, report
 from tna_lightning.report.collect import collect
 from tna_lightning.report.latex import as_latex
-from tna_lightning.report.page import page
+from tna_lightning.report.page import _unbroken, page
 from tna_lightning.report.plots import figures, learning_curves
 from tna_lightning.report.references import is_of_whole_set, published
 from tna_lightning.report.repeat import command
-from tna_lightning.report.statistics import missing, paired_difference, rows
+from tna_lightning.report.statistics import apart, missing, paired_difference, rows
 from tna_lightning.report.tables import (
     answers,
     as_csv,
@@ -281,13 +282,49 @@ def test_what_is_not_done_is_listed(study):
     (study / "ready" / "config.yaml").write_text("seed: 0\n")
     with Run(study / running["name"], running["config"]).claimed():
         write(study, running | {"status": "running"})
-        unfinished = {run.name: (run.state, run.detail) for run in collect([study]).unfinished}
+        collection = collect([study])
+        unfinished = {run.name: (run.state, run.detail) for run in collection.unfinished}
     assert unfinished == {
         failed["name"]: ("failed", "NonFiniteLoss: the loss is not finite"),
         cut_off["name"]: ("cut off", "since yesterday"),
         running["name"]: ("running", "since unknown"),
         "ready": ("not started", ""),
     }
+    assert {run.name: run.settings for run in collection.unfinished} == {
+        **{each["name"]: f"baseline=mutual quant=none seed={each['seed']}" for each in (failed, cut_off, running)},
+        "ready": "",
+    }
+
+
+def test_what_failed_says_its_settings_and_where_its_log_is(study, capsys, monkeypatch):
+    failed = with_subset("mutual", 600, 0.5, seed=1) | {"status": "failed", "error": "ValueError: a <b>"}
+    write(study, failed)
+    (study / failed["name"] / "output.log").write_text("many lines")
+    monkeypatch.setattr(sys, "argv", ["report", str(study), "--output", str(study.parent / "out")])
+    monkeypatch.setattr(door, "figures", lambda *_: iter(()))
+    door.main()
+    words = f"failed: {failed['name']} (baseline=mutual quant=none data.train_subset=600 seed=1) ValueError: a <b>"
+    printed = capsys.readouterr()
+    assert printed.err == f"{words}; see {study / failed['name'] / 'output.log'}\n"
+    assert printed.out == f"7 finished runs: {study.parent / 'out' / 'index.html'}\n"
+    assert f"- {plain_words(words)}\n" in (study.parent / "out" / "table.md").read_text()
+    text = (study.parent / "out" / "index.html").read_text()
+    assert '<td class="free">baseline=mutual quant=none data.train_subset=600 seed=1</td>' in text
+    assert f'<td><a href="../study/{failed["name"]}/output.log">output.log</a></td>' in text
+    (alone,) = apart([record("tna", seed=3)])
+    assert alone == "data=digits model=convnet neuron=lif baseline=tna quant=none seed=3"
+    lr = [record() | {"config": record()["config"] | {"optimizer": {"lr": rate}}} for rate in (0.1, 3.0)]
+    assert apart(lr) == ["optimizer.lr=0.1 seed=0", "optimizer.lr=3 seed=0"]
+
+
+def test_moments_are_told_by_the_clock_on_the_wall(tmp_path):
+    now = datetime.now(UTC)
+    moments = (now, now - timedelta(days=3))
+    for seed, moment in enumerate(moments):
+        write(tmp_path, record(seed=seed) | {"status": "running", "started": moment.isoformat()})
+    here = [moment.astimezone() for moment in moments]
+    told = {run.settings: run.detail for run in collect([tmp_path]).unfinished}
+    assert told == {"seed=0": f"since {here[0]:%H:%M}", "seed=1": f"since {here[1]:%Y-%m-%d %H:%M}"}
 
 
 def test_the_gaps_of_the_grid_are_named(study):
@@ -863,6 +900,14 @@ def test_page_loads_nothing_from_elsewhere(written):
     assert all(source.startswith("../study/digits-convnet-lif-") for source in inner), inner  # the runs' folders
     assert len(inner) == 10
     assert text.count("<figure") == 4
+    assert text.count('<picture><source media="(max-width: 40rem)" srcset="data:image/svg+xml;base64,') == 4
+    (folded,) = re.findall(
+        r"<details><summary>missing: runs of (\d) rows</summary><ul>(.*?)</ul></details>", text, re.DOTALL
+    )
+    assert int(folded[0]) == folded[1].count("<li>")
+    assert '<thead><tr><th class="key">baseline</th>' in text
+    assert "+1.00\N{NO-BREAK SPACE}[" in _unbroken("+1.00 [-3.00,")
+    assert _unbroken("+1.00 [-3.00, +5.00] (2 pairs)").count(" ") == 2
 
 
 def test_page_answers_the_question_first_and_has_each_rows_runs_behind_it(study, tmp_path):
@@ -1173,7 +1218,10 @@ def test_a_study_in_which_nothing_is_finished_lists_why(tmp_path):
     assert [run.state for run in collection.unfinished] == ["failed"]
     text = (tmp_path / "report" / "table.md").read_text()
     assert "No run is finished yet." in text
-    assert f"- failed: {record()['name']} ValueError: neuron.beta=1.5" in text
+    assert (
+        f"- failed: {record()['name']} (data=digits model=convnet neuron=lif baseline=tna quant=none seed=0) " in text
+    )
+    assert " ValueError: neuron.beta=1.5" in text
     assert "| data |" not in text
     html = (tmp_path / "report" / "index.html").read_text()
     assert "0 finished runs in 0 rows" in html

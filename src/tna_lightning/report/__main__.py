@@ -15,6 +15,7 @@ from tna_lightning.files import write_bytes
 from tna_lightning.packages import MissingPackage, require
 from tna_lightning.report.collect import Collection, collect
 from tna_lightning.report.latex import as_latex
+from tna_lightning.report.names import counted
 from tna_lightning.report.page import page
 from tna_lightning.report.plots import COLUMN, STYLE, figures
 from tna_lightning.report.references import Published, is_of_whole_set, published
@@ -126,14 +127,17 @@ def _files(studies: Sequence[Path | str], folder: Path, collection: Collection, 
     title = "Report on " + ", ".join(named or [_name(Path(study)) for study in studies])
 
     files: dict[str, bytes] = {}
+    narrow: dict[str, bytes] = {}
+    if not wishes.page_alone:
+        for name, _, figure in figures(table, COLUMN):
+            narrow[name] = _image(figure, "svg")
+            files[f"{name}_column.pdf"] = _image(figure, "pdf")
     plots = []
     for name, caption, figure in figures(table):
-        plots.append((caption, _image(figure, "svg")))
+        plots.append((caption, _image(figure, "svg"), narrow.get(name, b"")))
         if not wishes.page_alone:
             files[f"{name}.svg"] = plots[-1][1]
             files |= {f"{name}.{kind}": _image(figure, kind) for kind in ("pdf", "png")}
-    if not wishes.page_alone:
-        files |= {f"{name}_column.pdf": _image(figure, "pdf") for name, _, figure in figures(table, COLUMN)}
     texts = {
         "table.md": _markdown(title, table, collection, absent, notes, known, wishes.against),
         "table.csv": as_csv(table),
@@ -219,8 +223,8 @@ def _markdown(
             "data, model, neuron and precision, never across data settings such as the size of the training set. "
             f"{plain_words(legend(table))}\n"
         )
-    not_done = [f"{run.state}: {run.name} {run.detail}".rstrip() for run in collection.unfinished]
-    not_done += [f"not begun: {collection.to_come} jobs of the sweep"] * (collection.to_come > 0)
+    not_done = [str(run) for run in collection.unfinished]
+    not_done += [f"not begun: {counted(collection.to_come, 'job')} of the sweep"] * (collection.to_come > 0)
     not_done += [f"missing: {line}" for line in absent]
     for heading, lines in (
         ("Not done", not_done),
@@ -309,7 +313,7 @@ def main() -> None:
             number, unreadable = keep_records(arguments.studies, arguments.records)
             for line in unreadable:
                 print(f"not kept: {line}", file=sys.stderr)
-            print(f"{number} records: {arguments.records}")
+            print(f"{counted(number, 'record')}: {arguments.records}")
         wishes = Wishes(arguments.references, arguments.against, arguments.rows, arguments.columns)
         if arguments.watch:
             watch(arguments.studies, output, wishes)
@@ -317,8 +321,8 @@ def main() -> None:
         for line in collection.left_out:
             print(f"left out: {line}", file=sys.stderr)
         for run in collection.unfinished:
-            print(f"{run.state}: {run.name} {run.detail}".rstrip(), file=sys.stderr)
-        print(f"{len(collection.done)} finished runs: {output / 'index.html'}")
+            print(f"{run}; see {run.log}" if run.log else run, file=sys.stderr)
+        print(f"{counted(len(collection.done), 'finished run')}: {output / 'index.html'}")
         if arguments.wandb:
             from tna_lightning.report.dashboard import publish
 

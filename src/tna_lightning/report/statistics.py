@@ -29,6 +29,7 @@ SETS = {
     "baseline": ("objective", "companion", "companions", "trainer.max_epochs"),
     **{group: (group,) for group in ("quant", "model", "neuron", "augment", "optimizer")},
 }
+QUESTION = ("data", "model", "neuron", "baseline", "quant", "augment")  # a study may have set another one of each
 _SEEDS = re.compile(r"seed|data\.seed|companion\.seed|companions\.\w+\.seed")
 _CODE, _OWN_DATA = "own.code.", "own.data."  # digests of the user's own modules and data
 _DIGITS = 8  # of a digest, as those that end the name of a run's folder
@@ -227,6 +228,43 @@ def missing(table: Sequence[Row], unfinished: Sequence[str] = ()) -> list[str]:
                         words = " ".join(word for word in (data, model, neuron, baseline, precision, variant) if word)
                         lacking.append(f"{words}: seed {', '.join(absent)}")
     return lacking
+
+
+def apart(records: Sequence[Record]) -> list[str]:
+    """Of each record, finished or not, what not all share, as a command has it: ``baseline=tna optimizer.lr=1 seed=1``.
+
+    All choices of a record that stands alone; the seed in any case. What a choice sets is compared among those of it.
+    """
+    chosen = [record["config"].get("choices") or {} for record in records]
+    groups = [group for group in QUESTION if len({choices.get(group) for choices in chosen}) > 1 or len(records) == 1]
+    nodes = [node for group in groups for node in SETS.get(group, (group,))]
+    flat = [_with_names(record["config"]) for record in records]
+    every = sorted(
+        {key for config in flat for key in config if not _SEEDS.fullmatch(key) and not key.startswith("own.")}
+    )
+    flat = [with_neutral(config, every) for config in flat]
+
+    def differing(configs: Sequence[Mapping[str, Any]], is_set: bool) -> set[str]:
+        """The keys, set by a choice that differs or not, of which these configs have several values."""
+        return {
+            key
+            for key in every
+            if any(key == node or key.startswith(f"{node}.") for node in nodes) == is_set
+            and len({repr(config.get(key)) for config in configs if key in config or not key.startswith(_ENTRIES)}) > 1
+        }
+
+    among_all = differing(flat, False)
+    members: dict[str, list[int]] = defaultdict(list)
+    for number, choices in enumerate(chosen):
+        members[json.dumps([choices.get(group) for group in groups])].append(number)
+    found = [""] * len(records)
+    for numbers in members.values():
+        keys = sorted(among_all | differing([flat[number] for number in numbers], True))
+        for number in numbers:
+            words = [f"{group}={chosen[number][group]}" for group in groups if chosen[number].get(group)]
+            words += [f"{key}={_word(key, flat[number][key])}" for key in keys if key in flat[number]]
+            found[number] = " ".join([*words, f"seed={flat[number].get('seed')}"])
+    return found
 
 
 def _accuracy(record: Record) -> float:
