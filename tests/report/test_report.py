@@ -825,6 +825,16 @@ def test_plots_show_the_rows(tmp_path):
     points = {(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines if line.get_marker() in ("o", "s")}
     assert sorted(points) == [(pytest.approx(x), pytest.approx(y)) for x, y in ((1.1, 91.0), (2.0, 81.0), (2.0, 95.0))]
 
+    (axes,) = plots["accuracy_bytes"].axes  # two rows of 4 kB, drawn beside each other around it
+    assert axes.get_xlabel().endswith("\n(points of one value side by side)")
+    drawn = [line for line in axes.lines if line.get_marker() in ("o", "s")]
+    places = [line.get_transform().transform(line.get_xydata())[0, 0] for line in drawn]
+    true = [axes.transData.transform(line.get_xydata())[0, 0] for line in drawn]
+    shifts = [72 / axes.figure.dpi * (place - at) for place, at in zip(places, true, strict=True)]
+    assert shifts == pytest.approx([-2.25, 2.25, 0.0])
+    assert [line.get_xdata()[0] for line in drawn] == [4.0, 4.0, 0.25]
+    assert 78 < axes.get_ylim()[0] < 81 < 95 < axes.get_ylim()[1] < 98
+
     panels = {axes.get_title(): axes for axes in plots["curves"].axes}
     band = panels["digits, ternary"].collections[0].get_paths()[0].vertices  # around 80 % and 82 % at the end
     middle, deviation = 80.0, math.sqrt(2.0)
@@ -907,7 +917,10 @@ def test_page_loads_nothing_from_elsewhere(written):
     assert int(folded[0]) == folded[1].count("<li>")
     assert '<thead><tr><th class="key">baseline</th>' in text
     assert "+1.00\N{NO-BREAK SPACE}[" in _unbroken("+1.00 [-3.00,")
-    assert _unbroken("+1.00 [-3.00, +5.00] (2 pairs)").count(" ") == 2
+    assert _unbroken("+1.00 [-3.00, +5.00] (2 pairs) KD (ANN)").split(" ")[1:] == [
+        "(2\N{NO-BREAK SPACE}pairs)",
+        "KD\N{NO-BREAK SPACE}(ANN)",
+    ]
 
 
 def test_page_answers_the_question_first_and_has_each_rows_runs_behind_it(study, tmp_path):

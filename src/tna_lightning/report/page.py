@@ -44,12 +44,13 @@ table { border-collapse: separate; border-spacing: 0; font-size: .8rem; font-var
 th, td { padding: .28rem .45rem; text-align: left; }
 td { border-top: 1px solid var(--line); } tr:last-child td { border-bottom: 1px solid var(--line); }
 td { white-space: nowrap; } td.free { white-space: normal; min-width: 16rem; overflow-wrap: anywhere; }
-td.words { white-space: normal; min-width: 9rem; } td.wrap { white-space: normal; min-width: 7.6rem; }
+td.words { white-space: normal; min-width: 9rem; }
+td.wrap { white-space: normal; min-width: 7.6rem; }
 th { cursor: pointer; user-select: none; vertical-align: bottom; }
 th.number, td.number, th.wrap, td.wrap { text-align: right; }
-th:not(:empty)::after { content: " \\2195"; opacity: .4; }
-th[aria-sort=ascending]::after { content: " \\2191"; opacity: 1; }
-th[aria-sort=descending]::after { content: " \\2193"; opacity: 1; }
+th:not(:empty)::after { content: "\\a0\\2195"; opacity: .4; }
+th[aria-sort=ascending]::after { content: "\\a0\\2191"; opacity: 1; }
+th[aria-sort=descending]::after { content: "\\a0\\2193"; opacity: 1; }
 th:hover, th:focus { color: var(--accent); }
 tbody tr:hover td { background: var(--card); } tr.simulated td:first-child { font-style: italic; }
 tr.best td.accuracy { font-weight: 650; }
@@ -230,8 +231,13 @@ def _filters(rows: Sequence[Row]) -> str:
 def _results(rows: Sequence[Row], against: str, collection: Collection, output: Path) -> str:
     """The main table without the columns that say nothing; each row's runs behind a button."""
     columns, heads, firsts = shown(rows), headings(against), best(rows)
+    if len(rows) == 1:  # what the line above the table says
+        columns = [key for key in columns if key not in _MAY_BE_ONE]
     marks = {key: "" if key in CHOICES else ' class="number"' for key in HEADINGS} | {
-        **{"quantised": ' class="words"', "accuracy": ' class="number accuracy"'},
+        **{
+            "quantised": ' class="words"' if any(len(row.quantized) > 20 for row in rows) else "",
+            "accuracy": ' class="number accuracy"',
+        },
         **dict.fromkeys(("to_plain", "to_distillation", AGAINST, "companion"), ' class="wrap"'),
     }
     name = next((key for key in ("baseline", *CHOICES) if key in columns), "")
@@ -254,7 +260,7 @@ def _results(rows: Sequence[Row], against: str, collection: Collection, output: 
 
 def _unbroken(text: str) -> str:
     """A difference may break before what it is to, or how many pairs it is of, and nowhere else."""
-    return re.sub(r"(?<=[],\d]) (?=[\[+-])| (?=\(ANN)", "\N{NO-BREAK SPACE}", text)
+    return re.sub(r"(?<=[],\d]) (?=[\[+-])| (?=\(ANN|pairs?\))", "\N{NO-BREAK SPACE}", text)
 
 
 def _runs(row: Row, collection: Collection, output: Path) -> str:

@@ -24,6 +24,7 @@ COLORS = {
 FURTHER_COLORS = ("#0072B2", "#CC79A7", "#882255", "#999933", "#332288", "#CC6677", "#44AA99", "#661100")
 MARKERS = "osD^vP*X<>"
 LINES = ("-", "--", ":", "-.")
+BESIDE = 4.5  # points of 1/72 inch between two of one value, in a figure as wide as a page
 
 COLUMN, PAGE = 3.35, 7.0  # inches: the width of one column of a paper, and of its text
 STYLE: Any = {
@@ -79,7 +80,10 @@ def figures(table: Sequence[Row], width: float = PAGE) -> Iterator[tuple[str, st
             lambda row: row.average("cost", "energy_memory_uj"),
         ),
     ):
-        caption = f"Test accuracy against {what} ({explained}): {seeds}."
+        caption = (
+            f"Test accuracy against {what} ({explained}): {seeds}. Points of one value stand side by side, around "
+        )
+        caption += "a thin line at it."
         plots.append((f"accuracy_{name}", caption, partial(accuracy_against, table, value, what, width)))
     text = f"Test accuracy against the weight of the match term: {seeds}."
     text += " Dashed is plain training, where it was run."
@@ -160,9 +164,9 @@ def _draw_curves(axes: Axes, rows: Sequence[Row], read: Callable[[Record], list[
             low = [value - spread for value, spread in zip(mean, deviation, strict=True)]
             high = [value + spread for value, spread in zip(mean, deviation, strict=True)]
             axes.fill_between(epochs, low, high, color=style["color"], alpha=0.15, linewidth=0)
-        last = epochs[-1]
-        is_long |= last > 20
-        late += [value for epoch, value in zip(epochs, mean, strict=True) if last <= 20 or epoch > last / 4]
+        has_many = len(epochs) > 20
+        is_long |= has_many
+        late += mean[len(mean) // 4 if has_many else 0 :]
     if is_long and axes.get_yscale() == "linear":
         margin = 0.05 * (max(late) - min(late)) or 1.0
         axes.set_ylim(min(late) - margin, max(late) + margin)
@@ -208,7 +212,8 @@ def accuracy_against(
 ) -> Figure | None:
     """A panel for each data set, model and neuron; colours are baselines, markers precisions.
 
-    None where all values lie within a tenth of each other.
+    Points of one value would hide each other: they stand side by side around a line at it, and the axis says so. None
+    where all values lie within a tenth of each other.
     """
     panels: dict[str, list[Row]] = {}
     for row in table:
@@ -221,10 +226,22 @@ def accuracy_against(
     precisions = list(dict.fromkeys(row.precision for row in table))
     is_logarithmic = max(found) > 4 * min(found)
     for axes, (title, rows) in zip(grid, panels.items(), strict=True):
+        alike: dict[str, list[Row]] = {}
+        for row in rows:
+            alike.setdefault(f"{value(row):.4g}", []).append(row)
+        many = [each for each in alike.values() if len(each) > 1]
         for row, style in zip(rows, _styles(rows), strict=True):
             marker = MARKERS[precisions.index(row.precision) % len(MARKERS)]
-            _point(axes, value(row) or 0.0, row, style["color"], marker)
-        axes.set(title=title, xlabel=what, ylabel="test accuracy (%)")
+            beside = alike[f"{value(row):.4g}"]
+            points = (beside.index(row) - (len(beside) - 1) / 2) * BESIDE * width / PAGE
+            _point(axes, value(row) or 0.0, row, style["color"], marker, points=points)
+        for each in many:
+            axes.axvline(value(each[0]) or 0.0, color="#888888", linewidth=0.4, alpha=0.5)
+        axes.set(
+            title=title,
+            xlabel=f"{what}\n(points of one value side by side)" if many else what,
+            ylabel="test accuracy (%)",
+        )
         if is_logarithmic:
             axes.set_xscale("log")
             axes.margins(x=0.1)
@@ -238,11 +255,17 @@ def accuracy_against(
     return figure
 
 
-def _point(axes: Axes, at: float, row: Row, color: str, marker: str, label: str = "") -> None:
-    axes.errorbar(
+def _point(axes: Axes, at: float, row: Row, color: str, marker: str, label: str = "", points: float = 0.0) -> None:
+    """A row's mean and deviation at this value, drawn so many points of 1/72 inch beside it."""
+    from matplotlib.transforms import ScaledTranslation
+
+    drawn = axes.errorbar(
         [at], [row.mean], yerr=[row.deviation or 0.0], color=color, marker=marker, markersize=5, capsize=2.5,
         elinewidth=0.9, markerfacecolor="none", markeredgewidth=1.2, linestyle="none", label=label or None,
     )  # fmt: skip
+    figure: Any = axes.figure
+    for artist in drawn.get_children():  # afterwards: the axes' limits are of the values themselves
+        artist.set_transform(axes.transData + ScaledTranslation(points / 72, 0, figure.dpi_scale_trans))
 
 
 def match_weights(table: Sequence[Row], width: float = PAGE) -> Figure | None:
@@ -414,6 +437,8 @@ def _key(figure: Figure, grid: Sequence[Axes], table: Sequence[Row] = (), precis
     labels = [label.rstrip("\0") for label in handles]
     room = 9 * figure.get_figwidth() * 1.7  # letters
     columns = max(1, min(len(labels), int(room / (max(map(len, labels)) + 6))))
+    lines = math.ceil(len(labels) / columns)
+    figure.set_figheight(figure.get_figheight() + 0.16 * max(0, lines - 2))  # room for two is there
     figure.legend(handles.values(), labels, loc="outside lower center", ncols=columns, frameon=False)
 
 
