@@ -135,7 +135,7 @@ def page(
     parts = [f"<h1>{escape(title)}</h1>", f'<p class="note">{escape(summary)}.</p>']
     if told := answers(rows, against):
         more = [f"... and {len(told) - _MOST_ANSWERS} more, in the table."] if len(told) > _MOST_ANSWERS else []
-        lines = "".join(f"<p>{escape(text)}</p>" for text in [*told[:_MOST_ANSWERS], *more])
+        lines = "".join(f"<p>{_unbroken(escape(text))}</p>" for text in [*told[:_MOST_ANSWERS], *more])
         parts.append(f'<div class="answers">{lines}</div>')
     parts += _progress(collection, output)
     if rows:
