@@ -6,15 +6,15 @@ import sys
 
 from tna_lightning.packages import quick_imports
 from tna_lightning.running.console import errors_from_hydra, leave
-from tna_lightning.running.doors import enter, refuse_unknown_flags
+from tna_lightning.running.doors import door, refuse_unknown_flags
 from tna_lightning.running.processes import Terminated, interrupts_later
 
 
+@door
 def main() -> None:
     """Run what the command line says; leave with 0 (done), 1 (a run failed), 2 (bad input), or as ``leave`` says."""
     from tna_lightning.running.home import home, own_folder, refuse_hidden, searched_folders
 
-    enter()
     words = sys.argv[1:]
     try:
         if (own := own_folder(words)) is not None:

@@ -28,7 +28,7 @@ from tna_lightning.export.c.timing import time_c
 from tna_lightning.files import replacing, write_text
 from tna_lightning.packages import require
 from tna_lightning.running.console import leave, print_measured, title, warn_of_changes
-from tna_lightning.running.doors import Parser, enter
+from tna_lightning.running.doors import Parser, door
 from tna_lightning.running.record import environment, finished_record, reading
 from tna_lightning.running.trust import rebuilt, refuse_foreign
 
@@ -393,9 +393,9 @@ def _images_of(case: _Case) -> tuple[Tensor, Tensor, Any]:
     return test.inputs.cpu()[test.subset], test.targets.cpu()[test.subset], data.prepare
 
 
+@door
 def main() -> None:
     """The command line: status 1 where the same machine and versions give other results than the recorded ones."""
-    enter()
     parser = Parser("evaluate", __doc__)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a finished run's folder; several answer as an ensemble")
     parser.add_argument(

@@ -25,7 +25,7 @@ from tna_lightning.data.formats import TIME_UNITS
 from tna_lightning.packages import MissingPackage
 from tna_lightning.quantization.inputs import Prediction, answers, raw_levels
 from tna_lightning.quantization.packing import load_packed, read_packed
-from tna_lightning.running.doors import Parser, enter
+from tna_lightning.running.doors import Parser, door
 
 NETWORK = "network.safetensors"  # in the folder of a run
 SOURCE = "network.c"  # in that of a C export
@@ -212,9 +212,9 @@ def _table(rows: Sequence[tuple[str, Prediction]]) -> str:
     return "\n".join(f"{row[0]:<{first}}  {row[1]:<{second}}  {row[2]:>11}" for row in cells)
 
 
+@door
 def main() -> None:
     """The command line: status 2 where an input, or the network, cannot be used; the other inputs are answered."""
-    enter()
     parser = Parser("predict", __doc__)
     parser.add_argument("network", metavar="RUN|FILE", help="a run's folder, a packed file, or a folder of C")
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help="pictures, arrays, event recordings, or folders")

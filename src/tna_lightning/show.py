@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tna_lightning.data.batch import Batch
 from tna_lightning.packages import require
+from tna_lightning.running.doors import Parser, door
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -229,12 +230,11 @@ def _as_colors(image: Tensor) -> np.ndarray:
     return image_colors(levels)
 
 
+@door
 def main() -> None:
     """The command line."""
     from tna_lightning.running.console import leave
-    from tna_lightning.running.doors import Parser, enter
 
-    enter()
     parser = Parser("show", __doc__)
     parser.add_argument(
         "words",

@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -24,11 +25,11 @@ from tna_lightning.report import __main__ as door
 from tna_lightning.report.__main__ import Wishes, report
 from tna_lightning.report.collect import collect
 from tna_lightning.report.latex import as_latex
-from tna_lightning.report.page import page
+from tna_lightning.report.page import _unbroken, page
 from tna_lightning.report.plots import figures, learning_curves
 from tna_lightning.report.references import is_of_whole_set, published
 from tna_lightning.report.repeat import command
-from tna_lightning.report.statistics import missing, paired_difference, rows
+from tna_lightning.report.statistics import apart, missing, paired_difference, rows
 from tna_lightning.report.tables import (
     answers,
     as_csv,
@@ -281,13 +282,49 @@ def test_what_is_not_done_is_listed(study):
     (study / "ready" / "config.yaml").write_text("seed: 0\n")
     with Run(study / running["name"], running["config"]).claimed():
         write(study, running | {"status": "running"})
-        unfinished = {run.name: (run.state, run.detail) for run in collect([study]).unfinished}
+        collection = collect([study])
+        unfinished = {run.name: (run.state, run.detail) for run in collection.unfinished}
     assert unfinished == {
         failed["name"]: ("failed", "NonFiniteLoss: the loss is not finite"),
         cut_off["name"]: ("cut off", "since yesterday"),
         running["name"]: ("running", "since unknown"),
         "ready": ("not started", ""),
     }
+    assert {run.name: run.settings for run in collection.unfinished} == {
+        **{each["name"]: f"baseline=mutual quant=none seed={each['seed']}" for each in (failed, cut_off, running)},
+        "ready": "",
+    }
+
+
+def test_what_failed_says_its_settings_and_where_its_log_is(study, capsys, monkeypatch):
+    failed = with_subset("mutual", 600, 0.5, seed=1) | {"status": "failed", "error": "ValueError: a <b>"}
+    write(study, failed)
+    (study / failed["name"] / "output.log").write_text("many lines")
+    monkeypatch.setattr(sys, "argv", ["report", str(study), "--output", str(study.parent / "out")])
+    monkeypatch.setattr(door, "figures", lambda *_: iter(()))
+    door.main()
+    words = f"failed: {failed['name']} (baseline=mutual quant=none data.train_subset=600 seed=1) ValueError: a <b>"
+    printed = capsys.readouterr()
+    assert printed.err == f"{words}; see {study / failed['name'] / 'output.log'}\n"
+    assert printed.out == f"7 finished runs: {study.parent / 'out' / 'index.html'}\n"
+    assert f"- {plain_words(words)}\n" in (study.parent / "out" / "table.md").read_text()
+    text = (study.parent / "out" / "index.html").read_text()
+    assert '<td class="free">baseline=mutual quant=none data.train_subset=600 seed=1</td>' in text
+    assert f'<td><a href="../study/{failed["name"]}/output.log">output.log</a></td>' in text
+    (alone,) = apart([record("tna", seed=3)])
+    assert alone == "data=digits model=convnet neuron=lif baseline=tna quant=none seed=3"
+    lr = [record() | {"config": record()["config"] | {"optimizer": {"lr": rate}}} for rate in (0.1, 3.0)]
+    assert apart(lr) == ["optimizer.lr=0.1 seed=0", "optimizer.lr=3 seed=0"]
+
+
+def test_moments_are_told_by_the_clock_on_the_wall(tmp_path):
+    now = datetime.now(UTC)
+    moments = (now, now - timedelta(days=3))
+    for seed, moment in enumerate(moments):
+        write(tmp_path, record(seed=seed) | {"status": "running", "started": moment.isoformat()})
+    here = [moment.astimezone() for moment in moments]
+    told = {run.settings: run.detail for run in collect([tmp_path]).unfinished}
+    assert told == {"seed=0": f"since {here[0]:%H:%M}", "seed=1": f"since {here[1]:%Y-%m-%d %H:%M}"}
 
 
 def test_the_gaps_of_the_grid_are_named(study):
@@ -381,6 +418,8 @@ def test_tables_fit_a_column_of_a_paper(study, tmp_path):
     tables += [as_latex(compared, against="baseline=plain_twice"), as_latex(compared, columns=["all"])]
     tables.append(as_latex(compared, ["precision", "baseline"], ["bits", "accuracy", "energy"]))
     tables.append(as_latex(compared, ["precision"], ["baseline"]))
+    images = rows(collect([RESULTS / "fashion_mnist" / "images" / RECORDS]).done)
+    tables += [as_latex(images, columns=["all"]), as_latex(images, columns=["memory", "few_bit_ann", "energy"])]
     text = "\\clearpage\n".join(tables)
     head = "\\documentclass[twocolumn]{article}\\usepackage{booktabs}\\pagestyle{empty}\\begin{document}\n"
     (tmp_path / "paper.tex").write_text(head + text + "\\end{document}\n")
@@ -415,11 +454,32 @@ def test_rows_and_columns_of_the_paper_are_chosen_or_refused(study):
     quantities = as_latex(table, ["precision", "baseline"], ["bits", "accuracy"])
     assert "\\emph{ternary}} \\\\\nKD & $2.00$ & $80.00$ \\\\" in quantities
     assert "\\begin{table*}" in as_latex(table, columns=["all"])
+    blocks = as_latex(table, ["precision", "baseline"])  # of what no row stands for there is nothing: quantities
+    assert "accuracy\\\\(\\%)" in blocks
+    assert "\\emph{ternary}} \\\\\nKD & $80.00$ &" in blocks
+    sizes = as_latex(rows(swept()))
+    weights = as_latex(rows([record(match_weight=weight, accuracy=0.9 + weight) for weight in (0.001, 0.05)]))
+    assert "LIF, full, TNA), one seed. Bold: the highest mean of all rows." in weights
+    assert "match\\_weight=0.05 & $\\mathbf{95.00}$ \\\\\n" in weights
+    assert "\\toprule\ntrain\\_subset & 600 & 2000 & 6000 \\\\\n\\midrule\nplain & $70.50" in sizes
+    assert sizes.count("\\begin{tabular}") == 1
+    assert sizes.count("\\mathbf") == 3
+    two = [with_subset(name, 600, 0.9, seed) for name in ("plain", "tna") for seed in (0, 1)]
+    for each in two:
+        each["config"] |= {"optimizer": {"lr": 0.1 + each["seed"]}}
+        each["config"]["data"] |= {"train_subset": 600 + each["seed"]}
+    assert " & \\begin{tabular}[b]{@{}c@{}}train\\_subset=600\\\\lr=0.1\\end{tabular} & " in as_latex(
+        rows(two), columns=["settings"]
+    )
+    assert "{\\emph{train\\_subset=600 lr=0.1}} \\\\\nplain & $90.00$ \\\\\nTNA &" in as_latex(
+        rows(two), ["settings", "baseline"], ["accuracy"]
+    )
     for arguments, message in (
         ((["nothing"], []), "rows='nothing': must be one of data, model"),
         ((["precision"], ["data"]), "rows=precision: several runs fall into one cell, they differ in baseline; add it"),
         (([], ["accuracy", "precision"]), "columns=accuracy,precision: must be one of data, model"),
         (([], ["against"]), "against needs --against"),
+        ((["precision", "baseline"], ["precision"]), "rows=precision,baseline: precision is a column already"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             as_latex(table, *arguments)
@@ -504,7 +564,7 @@ def test_bold_are_all_of_a_tie_or_none_and_only_of_the_same_test_samples():
     firsts = [with_data("tna", "mine", "1", 0.9, split=split) for split in ("first", "random")]
     table = rows([*firsts, with_data("plain", "mine", "1", 0.8, split="first")])
     assert [(row.baseline, row.variant) for row in best(table)] == [("tna", "split=first")]
-    assert "of all rows, of the same test samples." in as_latex(table, columns=["accuracy"])
+    assert "of all rows, of the same data settings." in as_latex(table, columns=["accuracy"])
 
 
 def test_ones_own_code_is_part_of_the_choice_that_brings_it():
@@ -605,6 +665,17 @@ def test_energy_of_memory_and_what_is_not_counted_where_records_have_them(tmp_pa
     plain, tna = csv.DictReader(io.StringIO(as_csv(table)))
     assert (tna["energy_memory_uj"], tna["quantized_ann_bits"], plain["energy_memory_uj"]) == ("1.5", "3.0", "")
     assert as_latex(table, columns=["energy"]).count("$2.00$ ($40885$) \\\\") == 2
+    for columns, words in (
+        (
+            ["energy"],
+            "4.6 pJ a multiply-accumulate, 0.9 pJ an accumulate (45 nm, Horowitz 2014); in brackets that of the",
+        ),
+        (["mac"], "MAC: multiply-accumulates; in brackets"),
+        (["memory", "few_bit_ann"], "no part of the other energy. Few-bit ANN: energy of the same weights"),
+        (["all"], "ceil(log2(T + 1)) bits, each layer once; in brackets that of moving them."),
+    ):
+        assert words in as_latex(table, columns=columns).partition("\\label")[0], columns
+    assert "pJ" not in as_latex(table, columns=["accuracy", "bits"])
     report([tmp_path], tmp_path / "out", PAGE_ALONE)
     for name in ("table.md", "index.html"):
         text = (tmp_path / "out" / name).read_text()
@@ -754,11 +825,44 @@ def test_plots_show_the_rows(tmp_path):
     points = {(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines if line.get_marker() in ("o", "s")}
     assert sorted(points) == [(pytest.approx(x), pytest.approx(y)) for x, y in ((1.1, 91.0), (2.0, 81.0), (2.0, 95.0))]
 
+    (axes,) = plots["accuracy_bytes"].axes  # two rows of 4 kB, drawn beside each other around it
+    assert axes.get_xlabel().endswith("\n(points of one value side by side)")
+    drawn = [line for line in axes.lines if line.get_marker() in ("o", "s")]
+    places = [line.get_transform().transform(line.get_xydata())[0, 0] for line in drawn]
+    true = [axes.transData.transform(line.get_xydata())[0, 0] for line in drawn]
+    shifts = [72 / axes.figure.dpi * (place - at) for place, at in zip(places, true, strict=True)]
+    assert shifts == pytest.approx([-2.25, 2.25, 0.0])
+    assert [line.get_xdata()[0] for line in drawn] == [4.0, 4.0, 0.25]
+    assert 78 < axes.get_ylim()[0] < 81 < 95 < axes.get_ylim()[1] < 98
+
     panels = {axes.get_title(): axes for axes in plots["curves"].axes}
     band = panels["digits, ternary"].collections[0].get_paths()[0].vertices  # around 80 % and 82 % at the end
     middle, deviation = 80.0, math.sqrt(2.0)
     assert max(y for x, y in band if x == 2) == pytest.approx(middle + deviation)
     assert min(y for x, y in band if x == 2) == pytest.approx(middle - deviation)
+
+
+def test_curves_go_through_the_epochs_that_were_validated():
+    def with_history(baseline, seed=0, **history):
+        return record(baseline, seed=seed, history={"epoch": [*range(30)], **history})
+
+    gaps = [0.5 + 0.01 * epoch if epoch % 10 == 9 else None for epoch in range(30)]
+    more = [None if value is None else value + 0.02 for value in gaps]
+    late = [*gaps[:29], None]  # cut short: its last epoch has no value
+    trained = {"train/acc": [0.6] * 30, "train/match": [0.2 if epoch % 2 else None for epoch in range(30)]}
+    made = [with_history("plain", seed, **{"val/acc": each}) for seed, each in enumerate((gaps, more, late))]
+    made += [with_history("tna", **{"val/acc": [None] * 30}, **trained)]  # without validation
+    plots = {name: figure for name, _, figure in figures(rows(made))}
+    drawn = {axes.get_ylabel(): axes for axes in plots["curves"].axes}
+    assert drawn.keys() == {"validation accuracy (%)", "training accuracy (%)"}
+    axes = drawn["validation accuracy (%)"]
+    (line,), (band,) = axes.lines, axes.collections
+    assert ([*line.get_xdata()], line.get_marker()) == ([10, 20], "o")
+    assert [*line.get_ydata()] == pytest.approx([59 + 2 / 3, 69 + 2 / 3])
+    assert {x for x, _ in band.get_paths()[0].vertices} == {10, 20}
+    assert axes.get_ylim()[0] < 60 < 69 < axes.get_ylim()[1]
+    (line,) = plots["match_term"].axes[0].lines
+    assert [*line.get_xdata()] == [*range(2, 31, 2)]
 
 
 def test_a_penalty_on_firing_is_a_line_over_energy(tmp_path):
@@ -806,6 +910,17 @@ def test_page_loads_nothing_from_elsewhere(written):
     assert all(source.startswith("../study/digits-convnet-lif-") for source in inner), inner  # the runs' folders
     assert len(inner) == 10
     assert text.count("<figure") == 4
+    assert text.count('<picture><source media="(max-width: 40rem)" srcset="data:image/svg+xml;base64,') == 4
+    (folded,) = re.findall(
+        r"<details><summary>missing: runs of (\d) rows</summary><ul>(.*?)</ul></details>", text, re.DOTALL
+    )
+    assert int(folded[0]) == folded[1].count("<li>")
+    assert '<thead><tr><th class="key">baseline</th>' in text
+    assert "+1.00\N{NO-BREAK SPACE}[" in _unbroken("+1.00 [-3.00,")
+    assert _unbroken("+1.00 [-3.00, +5.00] (2 pairs) KD (ANN)").split(" ")[1:] == [
+        "(2\N{NO-BREAK SPACE}pairs)",
+        "KD\N{NO-BREAK SPACE}(ANN)",
+    ]
 
 
 def test_page_answers_the_question_first_and_has_each_rows_runs_behind_it(study, tmp_path):
@@ -815,7 +930,7 @@ def test_page_answers_the_question_first_and_has_each_rows_runs_behind_it(study,
     text = (tmp_path / "out" / "index.html").read_text()
     answer = "full: TNA 94.00 \u00b1 2.00 %, +2.00 [-0.48, +4.48] points (95 % interval) against plain training: "
     answer += "no difference is shown."
-    assert text.index(answer) < text.index("<h2>Results")
+    assert text.index(_unbroken(answer)) < text.index("<h2>Results")
     assert f'<a href="../study/{name}/curves.png">curves.png</a>' in text
     assert "python -m tna_lightning -m baseline=plain quant=none" in text
     assert '<select name="precision"><option value="">all</option><option>full</option>' in text
@@ -832,6 +947,47 @@ def test_an_answer_says_which_is_better_only_if_the_interval_leaves_out_0(gain, 
     (text,) = answers(rows(made[:1] + made[3:4]))
     assert text.endswith("(1 pair) points against plain training: one seed tells nothing of chance.")
     assert answers(rows(made[:3])) == []
+
+
+def with_subset(baseline, train_subset, accuracy, seed=0):
+    """A run on a part of the training images."""
+    made = record(baseline, seed=seed, accuracy=accuracy)
+    made["config"]["data"] |= {"train_subset": train_subset}
+    return made | {"identity": identity(made["config"]), "name": folder_name(made["config"])}
+
+
+def swept():
+    """A study that sweeps the size of the training set."""
+    sizes = {600: (0.70, 0.72), 2000: (0.80, 0.81), 6000: (0.87, 0.86)}
+    return [
+        with_subset(baseline, size, accuracy + 0.01 * seed, seed)
+        for size, accuracies in sizes.items()
+        for baseline, accuracy in zip(("plain", "tna"), accuracies, strict=True)
+        for seed in (0, 1)
+    ]
+
+
+def test_every_swept_setting_has_its_answer_and_its_best():
+    table = rows(swept())
+    assert [text.partition(" points")[0] for text in answers(table)] == [
+        "TNA train_subset=600 72.50 \u00b1 0.71 %, +2.00 [+2.00, +2.00]",
+        "TNA train_subset=2000 81.50 \u00b1 0.71 %, +1.00 [+1.00, +1.00]",
+        "TNA train_subset=6000 86.50 \u00b1 0.71 %, -1.00 [-1.00, -1.00]",
+    ]
+    assert sorted((row.label for row in best(table)), key=str.lower) == [
+        "plain train_subset=6000",
+        "TNA train_subset=2000",
+        "TNA train_subset=600",
+    ]
+    weights = rows([record("plain"), *(record(match_weight=weight) for weight in (0.001, 0.05))])
+    assert [text.partition(" 90")[0] for text in answers(weights)] == [
+        "TNA match_weight=0.001",
+        "TNA match_weight=0.05",
+    ]
+    others = [record("plain"), record("kd", accuracy=0.8), record("mutual", accuracy=0.7)]
+    assert [text.partition(" 8")[0] for text in answers(rows(others))] == ["KD (of 2 the best by validation accuracy)"]
+    others[1]["results"].pop("val/acc")
+    assert [text.partition(" ")[0] for text in answers(rows(others))] == ["KD", "DML"]
 
 
 def test_a_study_is_watched_until_nothing_runs(tmp_path, monkeypatch, capsys):
@@ -1075,7 +1231,10 @@ def test_a_study_in_which_nothing_is_finished_lists_why(tmp_path):
     assert [run.state for run in collection.unfinished] == ["failed"]
     text = (tmp_path / "report" / "table.md").read_text()
     assert "No run is finished yet." in text
-    assert f"- failed: {record()['name']} ValueError: neuron.beta=1.5" in text
+    assert (
+        f"- failed: {record()['name']} (data=digits model=convnet neuron=lif baseline=tna quant=none seed=0) " in text
+    )
+    assert " ValueError: neuron.beta=1.5" in text
     assert "| data |" not in text
     html = (tmp_path / "report" / "index.html").read_text()
     assert "0 finished runs in 0 rows" in html

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from tna_lightning.callbacks.progress import EpochBar
 from tna_lightning.running import console
 from tna_lightning.running.config import explain
-from tna_lightning.running.doors import Lines, enter
+from tna_lightning.running.doors import Lines, Parser, enter
 from tna_lightning.running.home import home
 from tna_lightning.running.sweep import SweepSummary
 
@@ -48,6 +48,24 @@ def test_the_bar_counts_epochs_from_1(monkeypatch):
     bar = EpochBar()
     bar._trainer = SimpleNamespace(max_epochs=30)
     assert [bar._get_train_description(epoch) for epoch in (0, 29)] == ["Epoch 1/30", "Epoch 30/30"]
+
+
+@pytest.mark.parametrize("name", ["__main__", "evaluate", "export.__main__", "predict", "report.__main__", "show"])
+def test_every_door_ends_by_ctrl_c_with_one_line(name, capsys, monkeypatch):
+    main = import_module(f"tna_lightning.{name}").main
+    errors = [KeyboardInterrupt(), SystemExit(1), SystemExit(3)]
+    errors[1].__context__ = KeyboardInterrupt()  # as Lightning's trainer ends by it
+
+    def end(*_):
+        raise errors[0]
+
+    monkeypatch.setattr(Parser, "parse_args", end)
+    monkeypatch.setattr("tna_lightning.running.home.own_folder", end)  # of the front door, which has Hydra's parser
+    for status in (130, 130, 3):
+        with pytest.raises(SystemExit) as left:
+            main()
+        assert (left.value.code, capsys.readouterr().err) == (status, "\ninterrupted\n" if status == 130 else "")
+        errors.pop(0)
 
 
 def test_a_warning_is_one_line_by_whichever_way_it_comes(capsys, monkeypatch):

@@ -41,6 +41,13 @@ def test_each_network_has_its_curves_in_a_colour_of_its_own(tmp_path, drawn):
     plot_curves(history, tmp_path / "curves.png")  # without a companion there is no such panel
     assert len(drawn[1].axes) == 2
     assert [line.get_ydata()[0] for line in drawn[0].axes[0].lines[::2]] == pytest.approx([0, 10, 20])
+    gaps = {"epoch": [0, 1, 2, 3], "train/acc": [0.1] * 4, "train/cross_entropy": [1.0] * 4, "train/match": [1.0] * 4}
+    gaps |= {"val/acc": [None, 0.5, None, 0.7], "val/cross_entropy": [None] * 4}  # validated every second epoch, or not
+    plot_curves(gaps, tmp_path / "curves.png")
+    validation, training = drawn[2].axes[0].lines
+    assert ([*validation.get_xdata()], [*validation.get_ydata()]) == ([2, 4], pytest.approx([50, 70]))
+    assert (validation.get_marker(), [*training.get_xdata()]) == ("o", [1, 2, 3, 4])
+    assert [line.get_label() for line in drawn[2].axes[1].lines] == ["base, training"]
 
 
 @pytest.mark.parametrize("quantizer", [Binary(), Ternary(), Uniform(3), Uniform(4), None])

@@ -8,14 +8,14 @@ import tna_lightning.export
 from tna_lightning.export.checking import ExportMismatch
 from tna_lightning.export.run import NAMES, export
 from tna_lightning.running.console import leave, print_measured, warn_of_changes
-from tna_lightning.running.doors import Parser, enter
+from tna_lightning.running.doors import Parser, door
 from tna_lightning.running.record import finished_record, measured_words
 from tna_lightning.running.trust import refuse_foreign
 
 
+@door
 def main() -> None:
     """The command line."""
-    enter()
     parser = Parser("export", tna_lightning.export.__doc__)
     parser.add_argument("run", help="a finished run's folder")
     parser.add_argument("--format", required=True, choices=NAMES)

@@ -15,13 +15,14 @@ from tna_lightning.files import write_bytes
 from tna_lightning.packages import MissingPackage, require
 from tna_lightning.report.collect import Collection, collect
 from tna_lightning.report.latex import as_latex
+from tna_lightning.report.names import counted
 from tna_lightning.report.page import page
 from tna_lightning.report.plots import COLUMN, STYLE, figures
 from tna_lightning.report.references import Published, is_of_whole_set, published
 from tna_lightning.report.statistics import Row, Unmet, data_names, missing, rows
-from tna_lightning.report.tables import as_csv, as_markdown, legend, plain_words
+from tna_lightning.report.tables import as_csv, as_markdown, energy_of_an_operation, legend, plain_words
 from tna_lightning.running.archive import RECORDS, SUFFIX, keep_records
-from tna_lightning.running.doors import Parser, enter
+from tna_lightning.running.doors import Parser, door
 from tna_lightning.running.record import RECORD, limits_words
 
 if TYPE_CHECKING:
@@ -126,14 +127,17 @@ def _files(studies: Sequence[Path | str], folder: Path, collection: Collection, 
     title = "Report on " + ", ".join(named or [_name(Path(study)) for study in studies])
 
     files: dict[str, bytes] = {}
+    narrow: dict[str, bytes] = {}
+    if not wishes.page_alone:
+        for name, _, figure in figures(table, COLUMN):
+            narrow[name] = _image(figure, "svg")
+            files[f"{name}_column.pdf"] = _image(figure, "pdf")
     plots = []
     for name, caption, figure in figures(table):
-        plots.append((caption, _image(figure, "svg")))
+        plots.append((caption, _image(figure, "svg"), narrow.get(name, b"")))
         if not wishes.page_alone:
             files[f"{name}.svg"] = plots[-1][1]
             files |= {f"{name}.{kind}": _image(figure, kind) for kind in ("pdf", "png")}
-    if not wishes.page_alone:
-        files |= {f"{name}_column.pdf": _image(figure, "pdf") for name, _, figure in figures(table, COLUMN)}
     texts = {
         "table.md": _markdown(title, table, collection, absent, notes, known, wishes.against),
         "table.csv": as_csv(table),
@@ -176,7 +180,7 @@ def how(records: Sequence[dict[str, Any]]) -> list[str]:
         ("device", {str(record["device"]) for record in records if "device" in record}),
         ("versions", {_versions(record) for record in records}),
         ("commit", {_commit(record) for record in records}),
-        ("energy of an operation", {_energy(record) for record in records}),
+        ("energy of an operation", {energy_of_an_operation(record) for record in records}),
         ("energy of memory", {_memory(record) for record in records}),
     ):
         if values - {""}:
@@ -192,13 +196,6 @@ def _versions(record: dict[str, Any]) -> str:
 def _commit(record: dict[str, Any]) -> str:
     git = (record.get("environment") or {}).get("git")
     return "" if not git else git["commit"][:10] + (" with changes" if git["dirty"] else "")
-
-
-def _energy(record: dict[str, Any]) -> str:
-    cost = record["cost"]
-    if cost.get("pj_per_mac") is None:
-        return ""
-    return f"{cost['pj_per_mac']} pJ a multiply-accumulate, {cost['pj_per_ac']} pJ an accumulate (45 nm, Horowitz 2014)"
 
 
 def _memory(record: dict[str, Any]) -> str:
@@ -223,11 +220,11 @@ def _markdown(
         parts.append(
             "Test accuracy of the kept network: mean \N{PLUS-MINUS SIGN} standard deviation over n seeds. Differences "
             "in percentage points over paired seeds, with the 95 % interval (Student t). Bold: the highest mean of its "
-            "data, model, neuron and precision. "
+            "data, model, neuron and precision, never across data settings such as the size of the training set. "
             f"{plain_words(legend(table))}\n"
         )
-    not_done = [f"{run.state}: {run.name} {run.detail}".rstrip() for run in collection.unfinished]
-    not_done += [f"not begun: {collection.to_come} jobs of the sweep"] * (collection.to_come > 0)
+    not_done = [str(run) for run in collection.unfinished]
+    not_done += [f"not begun: {counted(collection.to_come, 'job')} of the sweep"] * (collection.to_come > 0)
     not_done += [f"missing: {line}" for line in absent]
     for heading, lines in (
         ("Not done", not_done),
@@ -262,9 +259,9 @@ def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",")]
 
 
+@door
 def main() -> None:
     """The command line."""
-    enter()
     parser = Parser("report", __doc__)
     parser.add_argument(
         "studies",
@@ -289,7 +286,7 @@ def main() -> None:
         type=_words,
         default=(),
         metavar="NAMES",
-        help="of table.tex: a choice (precision, data, ...), or quantities (accuracy,bits,energy), or all",
+        help="of table.tex: a choice (precision, data, settings, ...), or quantities (accuracy,bits,energy), or all",
     )
     parser.add_argument(
         "--rows", type=_words, default=(), metavar="CHOICES", help="of table.tex: precision,baseline for blocks of rows"
@@ -316,7 +313,7 @@ def main() -> None:
             number, unreadable = keep_records(arguments.studies, arguments.records)
             for line in unreadable:
                 print(f"not kept: {line}", file=sys.stderr)
-            print(f"{number} records: {arguments.records}")
+            print(f"{counted(number, 'record')}: {arguments.records}")
         wishes = Wishes(arguments.references, arguments.against, arguments.rows, arguments.columns)
         if arguments.watch:
             watch(arguments.studies, output, wishes)
@@ -324,8 +321,8 @@ def main() -> None:
         for line in collection.left_out:
             print(f"left out: {line}", file=sys.stderr)
         for run in collection.unfinished:
-            print(f"{run.state}: {run.name} {run.detail}".rstrip(), file=sys.stderr)
-        print(f"{len(collection.done)} finished runs: {output / 'index.html'}")
+            print(f"{run}; see {run.log}" if run.log else run, file=sys.stderr)
+        print(f"{counted(len(collection.done), 'finished run')}: {output / 'index.html'}")
         if arguments.wandb:
             from tna_lightning.report.dashboard import publish
 

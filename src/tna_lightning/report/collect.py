@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from tna_lightning.report.statistics import apart
 from tna_lightning.running.archive import RECORDS, find_records
-from tna_lightning.running.progress import jobs_to_come, progress
+from tna_lightning.running.progress import LOG, jobs_to_come, progress
 from tna_lightning.running.record import CONFIG, RECORD, as_record, is_active, refuse_damaged_record
 
 
@@ -21,11 +23,26 @@ class Unfinished:
         name: of its folder.
         state: ``failed``, ``running``, ``cut off`` (nobody works on it any more), or ``not started``.
         detail: the error, or how far it is and when it began.
+        settings: what it does not share with all other runs, ``baseline=tna seed=1``; empty where it has no record.
+        folder: where it lies; None where a file of records has it.
     """
 
     name: str
     state: str
     detail: str = ""
+    settings: str = ""
+    folder: Path | None = dataclasses.field(default=None, compare=False)
+
+    def __str__(self) -> str:
+        """``failed: NAME (baseline=tna seed=1) ValueError: ...``."""
+        settings = f"({self.settings})" if self.settings else ""
+        return " ".join(filter(None, [f"{self.state}: {self.name}", settings, self.detail]))
+
+    @property
+    def log(self) -> Path | None:
+        """What it printed, where that was kept."""
+        log = None if self.folder is None else self.folder / LOG
+        return log if log is not None and log.exists() else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,12 +88,14 @@ def collect(studies: Sequence[Path | str]) -> Collection:
                 found[record["identity"]].append((folder, record))
         for folder in _without_record(study):
             if (folder / CONFIG).exists():
-                unfinished.append(Unfinished(folder.name, "running" if is_active(folder) else "not started"))
+                state = "running" if is_active(folder) else "not started"
+                unfinished.append(Unfinished(folder.name, state, folder=folder))
             else:
                 left_out.append(f"run={str(folder)!r}: no run folder, it has no {RECORD}")
 
     done: list[dict[str, Any]] = []
     folders: dict[str, Path] = {}
+    not_done: list[tuple[Path, dict[str, Any]]] = []
     for copies in found.values():
         # the one that is done, and of these the one that still has its own name
         folder, record = min(
@@ -94,7 +113,10 @@ def collect(studies: Sequence[Path | str]) -> Collection:
             if folder.is_dir():
                 folders[record["identity"]] = folder
         else:
-            unfinished.append(_unfinished(folder, record))
+            not_done.append((folder, record))
+    settings = apart([*(record for _, record in not_done), *done]) if not_done else []
+    for (folder, record), words in zip(not_done, settings, strict=False):
+        unfinished.append(_unfinished(folder, record, words))
     to_come = sum(jobs_to_come(study) for study in map(Path, studies) if study.is_dir())
     return Collection(done, sorted(unfinished, key=lambda run: (run.state, run.name)), left_out, folders, to_come)
 
@@ -107,11 +129,22 @@ def _without_record(study: Path) -> Iterator[Path]:
             yield folder
 
 
-def _unfinished(folder: Path, record: dict[str, Any]) -> Unfinished:
-    if record["status"] == "failed":
-        return Unfinished(folder.name, "failed", str(record.get("error", "")).partition("\n")[0])
+def _unfinished(folder: Path, record: dict[str, Any], settings: str) -> Unfinished:
     is_running = record["status"] == "running" and is_active(folder)
-    since = f"since {record.get('started', 'unknown')}"
-    if is_running and "started" in record and (far := progress(folder, record)) is not None:
-        return Unfinished(folder.name, "running", f"{far}, {since}")
-    return Unfinished(folder.name, "running" if is_running else "cut off", since)
+    state = "failed" if record["status"] == "failed" else "running" if is_running else "cut off"
+    if state == "failed":
+        detail = str(record.get("error", "")).partition("\n")[0]
+    else:
+        detail = f"since {_clock(str(record.get('started', 'unknown')))}"
+        if is_running and "started" in record and (far := progress(folder, record)) is not None:
+            detail = f"{far}, {detail}"
+    return Unfinished(folder.name, state, detail, settings, folder if folder.is_dir() else None)
+
+
+def _clock(moment: str) -> str:
+    """``11:49``, as this machine's clock has it, with the date where that is not today's."""
+    try:
+        here = datetime.fromisoformat(moment).astimezone()
+    except ValueError:
+        return moment
+    return f"{here:%H:%M}" if here.date() == datetime.now().astimezone().date() else f"{here:%Y-%m-%d %H:%M}"

@@ -8,7 +8,17 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from tna_lightning.report.names import BASELINES, MEANINGS, named
 from tna_lightning.report.statistics import AGAINST, Row, Unmet, highest
-from tna_lightning.report.tables import CHOICES, HEADINGS, against_name, cells, headings, in_all_rows, shown
+from tna_lightning.report.tables import (
+    CHOICES,
+    HEADINGS,
+    against_name,
+    alike_in_all,
+    cells,
+    clauses,
+    headings,
+    in_all_rows,
+    shown,
+)
 
 COLUMN, PAGE = 229.0, 468.0  # points: a column of `article` in two columns is the narrowest of the usual ones; its text
 MARKS = ("\\dagger", "\\ddagger", "\\S", "\\P")
@@ -37,9 +47,9 @@ def as_latex(
         table: from :func:`~tna_lightning.report.statistics.rows`.
         rows: the choices that the rows differ in; the last one names a row, those before it the blocks of rows. What
             differs and is not a column, if not given.
-        columns: a choice, so that the accuracy has a column for each (that of precision, data, ... which differs
-            first, if not given); or quantities, such as ``accuracy``, ``bits`` and ``energy``; ``all`` for the long
-            form, over the whole width of a page.
+        columns: a choice, so that the accuracy has a column for each (if not given, the first of precision, data,
+            model and neuron that differs and is no row, else settings that all baselines have); or quantities,
+            such as ``accuracy``, ``bits`` and ``energy``; ``all`` for the long form, over the whole width of a page.
         against: what ``statistics.rows`` was told to compare with: the differences to it follow the accuracies.
         name: ends the label, ``tab:name``.
 
@@ -49,13 +59,17 @@ def as_latex(
     if not table:
         return "% no run is finished yet\n"
     differing = [key for key in CHOICES if len({_choice(row, key) for row in table}) > 1 and key != "settings"]
-    keys = _columns(table, columns, differing, against)
+    keys = _columns(table, rows, columns, differing, against)
     wanted = list(rows) or [key for key in CHOICES[:-1] if key in differing and key not in keys]
     for key in wanted:
         if key not in CHOICES:
             raise Unmet(f"rows={key!r}: must be one of {', '.join(CHOICES)}")
-    if "baseline" not in keys and not rows:
+    if not wanted and "baseline" not in differing and len({row.variant for row in table}) > 1 and keys != ["settings"]:
+        wanted = ["settings"]
+    elif "baseline" not in keys and not rows:
         wanted = [*(key for key in wanted if key != "baseline"), "baseline"]
+    if both := [key for key in wanted if key in keys]:
+        raise Unmet(f"rows={','.join(wanted)}: {both[0]} is a column already, and a choice stands in one place")
     lost = sorted({*differing} - {*wanted, *keys})
     if lost:
         raise Unmet(
@@ -74,18 +88,23 @@ def as_latex(
     )
 
 
-def _columns(table: Sequence[Row], columns: Sequence[str], differing: Sequence[str], against: str) -> list[str]:
-    """The one choice that is pivoted, or the quantities."""
+def _columns(
+    table: Sequence[Row], rows: Sequence[str], columns: Sequence[str], differing: Sequence[str], against: str
+) -> list[str]:
+    """The one choice that is pivoted and that no row stands for, or the quantities."""
     if list(columns) == ["all"]:
         return [key for key in shown(table) if key in QUANTITIES]
     if columns:
-        unknown = [key for key in columns if key not in HEADINGS or key == "settings"]
+        unknown = [key for key in columns if key not in HEADINGS]
         choices = [key for key in columns if key in CHOICES]
         if unknown or (choices and len(columns) > 1) or (AGAINST in columns and not against):
-            allowed = f"one of {', '.join(CHOICES[:-1])}, or some of {', '.join(QUANTITIES)}, or all"
+            allowed = f"one of {', '.join(CHOICES)}, or some of {', '.join(QUANTITIES)}, or all"
             raise Unmet(f"columns={','.join(columns)}: must be {allowed}; {AGAINST} needs --against")
         return list(columns)
-    pivots = [key for key in ("precision", "data", "model", "neuron") if key in differing]
+    pivots = [key for key in ("precision", "data", "model", "neuron") if key in differing and key not in rows]
+    settings = {row.variant for row in table}
+    if len(settings) > 1 and "" not in settings and "baseline" in differing and not pivots and "settings" not in rows:
+        pivots = ["settings"]
     if pivots:
         return pivots[:1]
     compared = [AGAINST] if against else ["to_plain"] if any("plain" in row.differences for row in table) else []
@@ -101,9 +120,9 @@ def _pivot(table: Sequence[Row], wanted: Sequence[str], column: str, against: st
     blocks: dict[tuple[str, ...], dict[str, dict[str, Row]]] = {}
     for row in table:
         block = tuple(_choice(row, key) for key in wanted[:-1])
-        line = blocks.setdefault(block, {}).setdefault(_row_name(row, wanted[-1]), {})
+        line = blocks.setdefault(block, {}).setdefault(_row_name(row, wanted, column), {})
         if _choice(row, column) in line:
-            raise Unmet(f"columns={column}: several runs fall into one cell of {_row_name(row, wanted[-1])!r}")
+            raise Unmet(f"columns={column}: several runs fall into one cell of {_row_name(row, wanted, column)!r}")
         line[_choice(row, column)] = row
     firsts = _firsts(blocks, choices)
 
@@ -143,32 +162,49 @@ def _pivot(table: Sequence[Row], wanted: Sequence[str], column: str, against: st
                 for name, line in members.items()
                 if any(AGAINST in row.differences for row in line.values())
             ]
-    head = {choice: _Cell(_tex(choice), _width(choice)) for choice in choices}
-    return _stacked(lines, head, max(map(_width, names)), width)
+    shared = _shared_setting(choices) if column == "settings" else ""
+    head = {
+        choice: _stacked_words(choice.removeprefix(shared).split(" ") if column == "settings" else [choice])
+        for choice in choices
+    }
+    corner = shared.rstrip("=")
+    return _stacked(lines, head, max(map(_width, [*names, corner])), width, corner)
+
+
+def _shared_setting(variants: Sequence[str]) -> str:
+    """``train_subset=`` where the rows differ in that setting alone."""
+    names = {variant.partition("=")[0] for variant in variants}
+    return f"{names.pop()}=" if len(names) == 1 and not any(" " in variant for variant in variants) else ""
+
+
+def _stacked_words(words: Sequence[str]) -> _Cell:
+    """A heading with a line for each of these."""
+    if len(words) == 1:
+        return _Cell(_tex(words[0]), _width(words[0]))
+    lines = "\\\\".join(map(_tex, words))
+    return _Cell(f"\\begin{{tabular}}[b]{{@{{}}c@{{}}}}{lines}\\end{{tabular}}", max(map(_width, words)))
 
 
 def _lines(table: Sequence[Row], wanted: Sequence[str], keys: Sequence[str], against: str, width: float) -> list[str]:
     """A line for each row with these quantities; stacked where they are too wide beside each other."""
     names = headings(against)
     lines: list[tuple[str, dict[str, _Cell]]] = []
-    before: tuple[str, ...] = ()
     blocks: dict[tuple[str, ...], list[Row]] = {}
     for row in table:
         blocks.setdefault(_block(row, wanted), []).append(row)
-    firsts = [row for block in blocks.values() for row in highest(block)]
-    for row in table:
-        block = _block(row, wanted)
-        if block and block != before:
+    for block, members in blocks.items():
+        if block:
             lines.append((f"\\emph{{{_tex(', '.join(filter(None, block)))}}}", {}))
-        before = block
-        texts = cells(row)
-        line = {key: _Cell(_numbers(texts[key]), 1.08 * _width(texts[key])) for key in keys}
-        if "accuracy" in line and row in firsts:
-            mean, _, rest = texts["accuracy"].partition(" ")
-            line["accuracy"] = _Cell(_numbers(f"\\mathbf{{{mean}}} {rest}".strip()), line["accuracy"].width + 3)
-        lines.append((_tex(_row_name(row, wanted[-1])), line))
+        firsts = highest(members)
+        for row in members:
+            texts = cells(row)
+            line = {key: _Cell(_numbers(texts[key]), 1.08 * _width(texts[key])) for key in keys}
+            if "accuracy" in line and row in firsts:
+                mean, _, rest = texts["accuracy"].partition(" ")
+                line["accuracy"] = _Cell(_numbers(f"\\mathbf{{{mean}}} {rest}".strip()), line["accuracy"].width + 3)
+            lines.append((_tex(_row_name(row, wanted)), line))
     head = {key: _two_lines(names[key].replace("test accuracy", "accuracy")) for key in keys}
-    return _stacked(lines, head, max(_width(_row_name(row, wanted[-1])) for row in table), width)
+    return _stacked(lines, head, max(_width(_row_name(row, wanted)) for row in table), width)
 
 
 def _block(row: Row, wanted: Sequence[str]) -> tuple[str, ...]:
@@ -176,9 +212,16 @@ def _block(row: Row, wanted: Sequence[str]) -> tuple[str, ...]:
 
 
 def _stacked(
-    lines: Sequence[tuple[str, Mapping[str, _Cell]]], head: Mapping[str, _Cell], names: float, width: float
+    lines: Sequence[tuple[str, Mapping[str, _Cell]]],
+    head: Mapping[str, _Cell],
+    names: float,
+    width: float,
+    corner: str = "",
 ) -> list[str]:
-    """One ``tabular`` with these columns, or several where they are too wide for one; each repeats the rows' names."""
+    """One ``tabular`` with these columns, or several where they are too wide for one; each repeats the rows' names.
+
+    The corner stands above the names, and says what the headings are values of.
+    """
     parts: list[list[str]] = [[]]
     names, room = min(names, width / 2), 0.0
     for key, cell in head.items():
@@ -189,12 +232,14 @@ def _stacked(
             room = width - names - needed
         parts[-1].append(key)
     first = f"p{{{names:.0f}pt}}" if any(_width(name) > width / 2 for name, line in lines if line) else "l"
-    return [_tabular(lines, {key: head[key] for key in part}, first) for part in parts if part]
+    return [_tabular(lines, {key: head[key] for key in part}, first, corner) for part in parts if part]
 
 
-def _tabular(lines: Sequence[tuple[str, Mapping[str, _Cell]]], head: Mapping[str, _Cell], first: str) -> str:
+def _tabular(
+    lines: Sequence[tuple[str, Mapping[str, _Cell]]], head: Mapping[str, _Cell], first: str, corner: str
+) -> str:
     text = [f"\\begin{{tabular}}{{@{{}}{first}{'c' * len(head)}@{{}}}}", "\\toprule"]
-    text += [" & ".join(["", *(cell.text for cell in head.values())]) + " \\\\", "\\midrule"]
+    text += [" & ".join([_tex(corner), *(cell.text for cell in head.values())]) + " \\\\", "\\midrule"]
     for number, (name, line) in enumerate(lines):
         if not line:  # the heading of a block
             text += ["\\midrule"] * (number > 0)
@@ -206,7 +251,7 @@ def _tabular(lines: Sequence[tuple[str, Mapping[str, _Cell]]], head: Mapping[str
 
 def _caption(table: Sequence[Row], wanted: Sequence[str], keys: Sequence[str], against: str, is_pivot: bool) -> str:
     """What the numbers are, of what, and the rules of what is bold and marked."""
-    fixed = [cells(table[0])[key] for key in ("data", "model", "neuron", "precision") if key not in (*wanted, *keys)]
+    fixed = [cells(table[0])[key] for key in CHOICES[:-1] if key not in (*wanted, *keys)]
     counts = _marks(table) if is_pivot else {}
     common = "$n$" if "n" in keys else _common(table) if is_pivot or not _marks(table) else "several"
     seeds = f"{common} seeds" if common != "1" else "one seed"
@@ -225,8 +270,8 @@ def _caption(table: Sequence[Row], wanted: Sequence[str], keys: Sequence[str], a
         groups.setdefault((column, *_block(row, wanted)), []).append(row)
     if any(map(highest, groups.values())):
         where = ("its column" if is_pivot else "all rows") + (" in its block" if wanted[:-1] else "")
-        mixed = any(len({row.samples for row in group}) > 1 for group in groups.values())
-        words.append(f"Bold: the highest mean of {where}{', of the same test samples' if mixed else ''}.")
+        mixed = any(len({row.task for row in group}) > 1 for group in groups.values())
+        words.append(f"Bold: the highest mean of {where}{', of the same data settings' if mixed else ''}.")
     if is_pivot and any(_is_told_apart(row, reference) for row in table):
         words.append(
             f"$*$: the 95\\,\\% interval of the paired difference to {_tex(compared)} (Student's t) leaves out 0."
@@ -240,8 +285,10 @@ def _caption(table: Sequence[Row], wanted: Sequence[str], keys: Sequence[str], a
     names = [f"{BASELINES[name]}: {MEANINGS[name]}" for name in MEANINGS if any(row.baseline == name for row in table)]
     if names:
         words.append(f"{_tex('; '.join(names))}.")
-    if not is_pivot and (more := in_all_rows(table)) and "energy" in keys:
-        words.append(_tex(more))
+    if not is_pivot:
+        is_long = {key for key in shown(table) if key in QUANTITIES} <= {*keys}
+        alike = [in_all_rows(table)] if is_long and alike_in_all(table) else []
+        words += map(_tex, [*alike, *clauses(table, [*keys, *(alike_in_all(table) if is_long else [])])])
     return " ".join(words)
 
 
@@ -249,9 +296,9 @@ def _choice(row: Row, key: str) -> str:
     return row.variant if key == "settings" else named(key, getattr(row, key))
 
 
-def _row_name(row: Row, key: str) -> str:
-    """A choice with the settings in which it differs from others of its name."""
-    return " ".join(filter(None, (_choice(row, key), row.variant if key != "settings" else "")))
+def _row_name(row: Row, wanted: Sequence[str], column: str = "") -> str:
+    """A choice with the settings in which it differs from others of its name, unless these stand elsewhere."""
+    return " ".join(filter(None, (_choice(row, wanted[-1]), "" if "settings" in (*wanted, column) else row.variant)))
 
 
 def _firsts(blocks: Mapping[tuple[str, ...], Mapping[str, Mapping[str, Row]]], choices: Iterable[str]) -> list[Row]:

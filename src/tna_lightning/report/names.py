@@ -39,6 +39,11 @@ _NAMES = {
 }
 
 
+def counted(number: int, thing: str) -> str:
+    """``1 run``, ``2 runs``."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
 def named(group: str, choice: str) -> str:
     """A choice by its name, with what stands after it in brackets, as of data that are simulated."""
     word, bracket, rest = choice.partition(" (")

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from tna_lightning.report.collect import Collection
-from tna_lightning.report.names import named
+from tna_lightning.report.names import counted, named
 from tna_lightning.report.references import Published
 from tna_lightning.report.repeat import command
 from tna_lightning.report.statistics import AGAINST, Row
@@ -44,10 +44,13 @@ table { border-collapse: separate; border-spacing: 0; font-size: .8rem; font-var
 th, td { padding: .28rem .45rem; text-align: left; }
 td { border-top: 1px solid var(--line); } tr:last-child td { border-bottom: 1px solid var(--line); }
 td { white-space: nowrap; } td.free { white-space: normal; min-width: 16rem; overflow-wrap: anywhere; }
-td.words { white-space: normal; min-width: 9rem; } td.wrap { white-space: normal; min-width: 7.6rem; }
+td.words { white-space: normal; min-width: 9rem; }
+td.wrap { white-space: normal; min-width: 7.6rem; }
 th { cursor: pointer; user-select: none; vertical-align: bottom; }
 th.number, td.number, th.wrap, td.wrap { text-align: right; }
-th[aria-sort=ascending]::after { content: " \\2191"; } th[aria-sort=descending]::after { content: " \\2193"; }
+th:not(:empty)::after { content: "\\a0\\2195"; opacity: .4; }
+th[aria-sort=ascending]::after { content: "\\a0\\2191"; opacity: 1; }
+th[aria-sort=descending]::after { content: "\\a0\\2193"; opacity: 1; }
 th:hover, th:focus { color: var(--accent); }
 tbody tr:hover td { background: var(--card); } tr.simulated td:first-child { font-style: italic; }
 tr.best td.accuracy { font-weight: 650; }
@@ -102,7 +105,7 @@ def page(
     rows: Sequence[Row],
     collection: Collection,
     missing: Sequence[str],
-    plots: Sequence[tuple[str, bytes]],
+    plots: Sequence[tuple[str, bytes, bytes]],
     notes: Sequence[str],
     references: Sequence[Published],
     against: str = "",
@@ -116,38 +119,38 @@ def page(
         rows: of the main table.
         collection: for the runs without a result and what was left out.
         missing: what the grid lacks, a line each.
-        plots: caption and SVG of each.
+        plots: caption and SVG of each, and its SVG for a narrow screen, which may be empty.
         notes: lines on how the numbers came about.
         references: published accuracies; may be empty.
         against: what the differences asked for are to.
         output: the report's folder, from which links to the runs' folders go.
         refresh: after how many seconds a browser shall read the page again; it is written again meanwhile.
     """
-    count, names = len(collection.done), ("run" if len(collection.done) == 1 else "runs")
     same = [
         f"{name} {named(name, values.pop())}"
         for name in _MAY_BE_ONE
         if len(values := {getattr(row, name) for row in rows}) == 1
     ]
-    summary = "; ".join([f"{count} finished {names} in {len(rows)} {'row' if len(rows) == 1 else 'rows'}", *same])
+    summary = "; ".join([f"{counted(len(collection.done), 'finished run')} in {counted(len(rows), 'row')}", *same])
     parts = [f"<h1>{escape(title)}</h1>", f'<p class="note">{escape(summary)}.</p>']
     if told := answers(rows, against):
         more = [f"... and {len(told) - _MOST_ANSWERS} more, in the table."] if len(told) > _MOST_ANSWERS else []
-        lines = "".join(f"<p>{escape(text)}</p>" for text in [*told[:_MOST_ANSWERS], *more])
+        lines = "".join(f"<p>{_unbroken(escape(text))}</p>" for text in [*told[:_MOST_ANSWERS], *more])
         parts.append(f'<div class="answers">{lines}</div>')
-    parts += _progress(collection)
+    parts += _progress(collection, output)
     if rows:
         parts += ["<h2>Results</h2>", _filters(rows), _results(rows, against, collection, output)]
         parts.append(
             '<p class="note">Test accuracy of the kept network: mean &plusmn; standard deviation over n seeds; bold is '
-            "the highest mean of a data set, model, neuron and precision. Differences in percentage points over paired "
-            "seeds, with the 95 % interval (Student t); one that holds 0 shows no difference. "
+            "the highest mean of a data set, model, neuron and precision, never across data settings such as the size "
+            "of the training set. Differences in percentage points over paired seeds, with the 95 % interval (Student "
+            "t); one that holds 0 shows no difference. "
             f"{escape(legend(rows))} A click on a heading sorts.</p>"
         )
     if plots:
-        parts += ["<h2>Plots</h2>", '<div class="plots">', *(_figure(caption, svg) for caption, svg in plots), "</div>"]
+        parts += ["<h2>Plots</h2>", '<div class="plots">', *(_figure(*plot) for plot in plots), "</div>"]
     if missing:
-        parts += ["<h2>Not done</h2>", _list([f"missing: {line}" for line in missing])]
+        parts += ["<h2>Not done</h2>", _folded(f"missing: runs of {counted(len(missing), 'row')}", missing)]
     if references:
         parts.append("<h2>Published, for orientation</h2>")
         parts.append('<p class="note">Other networks, recipes and splits: where the field stands, not a baseline.</p>')
@@ -182,7 +185,7 @@ def page(
     )
 
 
-def _progress(collection: Collection) -> list[str]:
+def _progress(collection: Collection, output: Path) -> list[str]:
     """How far the study is, where runs are not done: a bar, and what runs or failed."""
     counts = {
         "done": len(collection.done),
@@ -198,10 +201,18 @@ def _progress(collection: Collection) -> list[str]:
         f'<span class="{name}" style="width: {100 * counts[name] / jobs:.2f}%"></span>'
         for name in ("done", "running", "failed")
     )
-    words = f"{jobs} runs: " + ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    words = f"{counted(jobs, 'run')}: " + ", ".join(f"{count} {name}" for name, count in counts.items() if count)
     parts = ["<h2>Progress</h2>", f'<div class="bar">{bar}</div>', f'<p class="note">{words}.</p>']
-    rows = [(run.name, run.state, run.detail) for run in collection.unfinished]
-    return [*parts, _table(("run", "state", "detail"), rows)]
+    lines = []
+    for run in collection.unfinished:
+        name, log = escape(run.name), ""
+        if run.folder is not None:
+            name = f'<a href="{_address(run.folder, output)}/">{name}</a>'
+            log = f'<a href="{_address(run.folder, output)}/{LOG}">{LOG}</a>' if run.log else ""
+        texts = "".join(f'<td class="free">{escape(text)}</td>' for text in (run.settings, run.detail))
+        lines.append(f"<tr><td>{name}</td><td>{run.state}</td>{texts}<td>{log}</td></tr>")
+    head = "".join(f"<th>{name}</th>" for name in ("run", "state", "settings", "detail", "log"))
+    return [*parts, _frame(head, lines)] if lines else parts
 
 
 def _filters(rows: Sequence[Row]) -> str:
@@ -220,12 +231,18 @@ def _filters(rows: Sequence[Row]) -> str:
 def _results(rows: Sequence[Row], against: str, collection: Collection, output: Path) -> str:
     """The main table without the columns that say nothing; each row's runs behind a button."""
     columns, heads, firsts = shown(rows), headings(against), best(rows)
+    if len(rows) == 1:  # what the line above the table says
+        columns = [key for key in columns if key not in _MAY_BE_ONE]
     marks = {key: "" if key in CHOICES else ' class="number"' for key in HEADINGS} | {
-        **{"quantised": ' class="words"', "accuracy": ' class="number accuracy"'},
+        **{
+            "quantised": ' class="words"' if any(len(row.quantized) > 20 for row in rows) else "",
+            "accuracy": ' class="number accuracy"',
+        },
         **dict.fromkeys(("to_plain", "to_distillation", AGAINST, "companion"), ' class="wrap"'),
     }
     name = next((key for key in ("baseline", *CHOICES) if key in columns), "")
     marks |= {name: ' class="key"'} if name else {}
+    columns.sort(key=lambda key: key != name)  # first, where it stays as the others are scrolled
     head = "".join(f"<th{marks[key]}>{escape(heads[key])}</th>" for key in columns) + "<th>runs</th>"
     lines, popovers = [], []
     for number, row in enumerate(rows):
@@ -235,15 +252,15 @@ def _results(rows: Sequence[Row], against: str, collection: Collection, output: 
         mark += "".join(f' data-{group}="{escape(line[group])}"' for group in CHOICES)
         tds = "".join(f"<td{marks[key]}>{_unbroken(escape(line[key]))}</td>" for key in columns)
         count = len(row.records)
-        button = f'<button popovertarget="runs{number}">{count} {"run" if count == 1 else "runs"}</button>'
+        button = f'<button popovertarget="runs{number}">{counted(count, "run")}</button>'
         lines.append(f"<tr{mark}>{tds}<td>{button}</td></tr>")
         popovers.append(f'<div popover id="runs{number}">{_runs(row, collection, output)}</div>')
     return f'<div class="results">{_frame(head, lines)}</div>\n' + "\n".join(popovers)
 
 
 def _unbroken(text: str) -> str:
-    """A difference may break before its interval, and nowhere else."""
-    return re.sub(r"(?<=[],\d]) (?=[+(-])| (?=\(ANN)", "\N{NO-BREAK SPACE}", text)
+    """A difference may break before what it is to, or how many pairs it is of, and nowhere else."""
+    return re.sub(r"(?<=[],\d]) (?=[\[+-])| (?=\(ANN|pairs?\))", "\N{NO-BREAK SPACE}", text)
 
 
 def _runs(row: Row, collection: Collection, output: Path) -> str:
@@ -256,7 +273,7 @@ def _runs(row: Row, collection: Collection, output: Path) -> str:
         where = escape(str(record["name"]))
         links = ""
         if folder is not None:
-            address = quote(os.path.relpath(folder.absolute(), output.absolute()).replace(os.sep, "/"))
+            address = _address(folder, output)
             where = f'<a href="{address}/">{where}</a>'
             there = [name for name in ("curves.png", "weights.png", LOG) if (folder / name).exists()]
             links = " ".join(f'<a href="{address}/{name}">{name}</a>' for name in there)
@@ -269,10 +286,16 @@ def _runs(row: Row, collection: Collection, output: Path) -> str:
     return "\n".join([*parts, _frame(head, lines), picture])
 
 
-def _figure(caption: str, svg: bytes) -> str:
-    source = f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+def _address(folder: Path, output: Path) -> str:
+    return quote(os.path.relpath(folder.absolute(), output.absolute()).replace(os.sep, "/"))
+
+
+def _figure(caption: str, svg: bytes, narrow: bytes) -> str:
+    sources = [f"data:image/svg+xml;base64,{base64.b64encode(each).decode()}" for each in (svg, narrow) if each]
     text = escape(caption)
-    return f'<figure><img src="{source}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+    others = "".join(f'<source media="(max-width: 40rem)" srcset="{source}">' for source in sources[1:])
+    image = f'<picture>{others}<img src="{sources[0]}" alt="{text}"></picture>'
+    return f"<figure>{image}<figcaption>{text}</figcaption></figure>"
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -289,6 +312,11 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _frame(head: str, lines: Sequence[str]) -> str:
     body = "\n".join(lines)
     return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
+
+
+def _folded(first: str, lines: Sequence[str]) -> str:
+    """Many lines behind their first words."""
+    return f"<details><summary>{escape(first)}</summary>{_list(lines)}</details>"
 
 
 def _list(lines: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tna_lightning.report.names import named
 from tna_lightning.report.statistics import Record, Row
+from tna_lightning.running.pictures import FEW_POINTS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,6 +24,7 @@ COLORS = {
 FURTHER_COLORS = ("#0072B2", "#CC79A7", "#882255", "#999933", "#332288", "#CC6677", "#44AA99", "#661100")
 MARKERS = "osD^vP*X<>"
 LINES = ("-", "--", ":", "-.")
+BESIDE = 4.5  # points of 1/72 inch between two of one value, in a figure as wide as a page
 
 COLUMN, PAGE = 3.35, 7.0  # inches: the width of one column of a paper, and of its text
 STYLE: Any = {
@@ -46,9 +48,9 @@ def figures(table: Sequence[Row], width: float = PAGE) -> Iterator[tuple[str, st
     plots: list[tuple[str, str, Callable[[], Figure | None]]] = [
         (
             "curves",
-            "Validation accuracy of the base over epochs: mean over seeds; thick, where there are many epochs, its "
-            "running mean over a twentieth of them, on an axis that begins after the first quarter. A band is one "
-            "standard deviation, where a panel has at most three lines.",
+            "Validation accuracy of the base over epochs, those that were validated: mean over seeds, marked where "
+            "epochs are few; thick, where they are many, its running mean over a twentieth of them, on an axis that "
+            "begins after the first quarter. A band is one standard deviation, where a panel has at most three lines.",
             partial(learning_curves, table, width),
         ),
         (
@@ -78,7 +80,10 @@ def figures(table: Sequence[Row], width: float = PAGE) -> Iterator[tuple[str, st
             lambda row: row.average("cost", "energy_memory_uj"),
         ),
     ):
-        caption = f"Test accuracy against {what} ({explained}): {seeds}."
+        caption = (
+            f"Test accuracy against {what} ({explained}): {seeds}. Points of one value stand side by side, around "
+        )
+        caption += "a thin line at it."
         plots.append((f"accuracy_{name}", caption, partial(accuracy_against, table, value, what, width)))
     text = f"Test accuracy against the weight of the match term: {seeds}."
     text += " Dashed is plain training, where it was run."
@@ -93,20 +98,23 @@ def figures(table: Sequence[Row], width: float = PAGE) -> Iterator[tuple[str, st
 
 
 def learning_curves(table: Sequence[Row], width: float = PAGE) -> Figure | None:
-    """A panel for each data set, model, neuron and precision; a line for each baseline and its settings."""
-    panels: dict[tuple[str, str], list[Row]] = {}
+    """A panel for each data set, model, neuron and precision; a line for each baseline and its settings.
+
+    Runs without validation have panels of their own, of training accuracy.
+    """
+    panels: dict[tuple[str, str, str], list[Row]] = {}
     for row in table:
-        if any(len(record["history"].get("epoch", ())) > 1 for record in row.records):
-            panels.setdefault((f"{_setting(row, table)}, {named('precision', row.precision)}", row.data), []).append(
-                row
-            )
+        part = "validation" if all(map(_is_validated, row.records)) else "training"
+        if len(_curve(row, partial(_accuracies, part=part))[0]) > 1:
+            title = f"{_setting(row, table)}, {named('precision', row.precision)}"
+            panels.setdefault((title, row.data, part), []).append(row)
     if not panels:
         return None
     figure, grid = _panels(len(panels), width)
-    for axes, ((title, _), rows) in zip(grid, panels.items(), strict=True):
-        _draw_curves(axes, rows, _accuracies)
-        axes.set(title=title, xlabel="epoch", ylabel="validation accuracy (%)")
-    _share([(data, axes) for (_, data), axes in zip(panels, grid, strict=True)], "x", "y")
+    for axes, ((title, _, part), rows) in zip(grid, panels.items(), strict=True):
+        _draw_curves(axes, rows, partial(_accuracies, part=part))
+        axes.set(title=title, xlabel="epoch", ylabel=f"{part} accuracy (%)")
+    _share([(f"{data} {part}", axes) for (_, data, part), axes in zip(panels, grid, strict=True)], "x", "y")
     _key(figure, grid)
     return figure
 
@@ -144,22 +152,22 @@ def _kind_of_match(row: Row) -> str:
 def _draw_curves(axes: Axes, rows: Sequence[Row], read: Callable[[Record], list[float]]) -> None:
     """A line for each row, smoothed where it has many epochs, with its band where there are few lines."""
     late: list[float] = []
+    is_long = False
     for row, style in zip(rows, _styles(rows), strict=True):
         epochs, mean, deviation = _curve(row, read)
         smooth = _running_mean(mean)
-        axes.plot(epochs, smooth, label=row.label, **style)
+        marker = "o" if len(epochs) <= FEW_POINTS else ""
+        axes.plot(epochs, smooth, label=row.label, marker=marker, markersize=2.5, **style)
         if smooth != mean:
             axes.plot(epochs, mean, color=style["color"], linewidth=0.5, alpha=0.35)
         if len(rows) <= 3:
             low = [value - spread for value, spread in zip(mean, deviation, strict=True)]
             high = [value + spread for value, spread in zip(mean, deviation, strict=True)]
             axes.fill_between(epochs, low, high, color=style["color"], alpha=0.15, linewidth=0)
-        late += [value for value in mean[len(mean) // 4 if len(mean) > 20 else 0 :] if not math.isnan(value)]
-    if (
-        late
-        and axes.get_yscale() == "linear"
-        and any(len(record["history"]["epoch"]) > 20 for record in rows[0].records)
-    ):
+        has_many = len(epochs) > 20
+        is_long |= has_many
+        late += mean[len(mean) // 4 if has_many else 0 :]
+    if is_long and axes.get_yscale() == "linear":
         margin = 0.05 * (max(late) - min(late)) or 1.0
         axes.set_ylim(min(late) - margin, max(late) + margin)
     axes.locator_params(axis="x", integer=True)
@@ -204,7 +212,8 @@ def accuracy_against(
 ) -> Figure | None:
     """A panel for each data set, model and neuron; colours are baselines, markers precisions.
 
-    None where all values lie within a tenth of each other.
+    Points of one value would hide each other: they stand side by side around a line at it, and the axis says so. None
+    where all values lie within a tenth of each other.
     """
     panels: dict[str, list[Row]] = {}
     for row in table:
@@ -217,10 +226,22 @@ def accuracy_against(
     precisions = list(dict.fromkeys(row.precision for row in table))
     is_logarithmic = max(found) > 4 * min(found)
     for axes, (title, rows) in zip(grid, panels.items(), strict=True):
+        alike: dict[str, list[Row]] = {}
+        for row in rows:
+            alike.setdefault(f"{value(row):.4g}", []).append(row)
+        many = [each for each in alike.values() if len(each) > 1]
         for row, style in zip(rows, _styles(rows), strict=True):
             marker = MARKERS[precisions.index(row.precision) % len(MARKERS)]
-            _point(axes, value(row) or 0.0, row, style["color"], marker)
-        axes.set(title=title, xlabel=what, ylabel="test accuracy (%)")
+            beside = alike[f"{value(row):.4g}"]
+            points = (beside.index(row) - (len(beside) - 1) / 2) * BESIDE * width / PAGE
+            _point(axes, value(row) or 0.0, row, style["color"], marker, points=points)
+        for each in many:
+            axes.axvline(value(each[0]) or 0.0, color="#888888", linewidth=0.4, alpha=0.5)
+        axes.set(
+            title=title,
+            xlabel=f"{what}\n(points of one value side by side)" if many else what,
+            ylabel="test accuracy (%)",
+        )
         if is_logarithmic:
             axes.set_xscale("log")
             axes.margins(x=0.1)
@@ -234,11 +255,17 @@ def accuracy_against(
     return figure
 
 
-def _point(axes: Axes, at: float, row: Row, color: str, marker: str, label: str = "") -> None:
-    axes.errorbar(
+def _point(axes: Axes, at: float, row: Row, color: str, marker: str, label: str = "", points: float = 0.0) -> None:
+    """A row's mean and deviation at this value, drawn so many points of 1/72 inch beside it."""
+    from matplotlib.transforms import ScaledTranslation
+
+    drawn = axes.errorbar(
         [at], [row.mean], yerr=[row.deviation or 0.0], color=color, marker=marker, markersize=5, capsize=2.5,
         elinewidth=0.9, markerfacecolor="none", markeredgewidth=1.2, linestyle="none", label=label or None,
     )  # fmt: skip
+    figure: Any = axes.figure
+    for artist in drawn.get_children():  # afterwards: the axes' limits are of the values themselves
+        artist.set_transform(axes.transData + ScaledTranslation(points / 72, 0, figure.dpi_scale_trans))
 
 
 def match_weights(table: Sequence[Row], width: float = PAGE) -> Figure | None:
@@ -343,23 +370,29 @@ def _styles(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return styles
 
 
-def _accuracies(record: Record) -> list[float]:
-    """Over the epochs in percent: on validation images, where there are any."""
-    accuracies = record["history"].get("val/acc") or record["history"].get("train/acc") or []
+def _is_validated(record: Record) -> bool:
+    return any(value is not None for value in record["history"].get("val/acc", ()))
+
+
+def _accuracies(record: Record, part: str) -> list[float]:
+    """Over the epochs in percent, on ``training`` or ``validation`` images."""
+    accuracies = record["history"].get("val/acc" if part == "validation" else "train/acc", ())
     return [math.nan if value is None else 100 * value for value in accuracies]
 
 
 def _curve(row: Row, read: Callable[[Record], list[float]]) -> tuple[list[int], list[float], list[float]]:
-    """Epochs from 1, and mean and standard deviation over seeds; over the epochs that all seeds have."""
+    """Epochs from 1, and mean and standard deviation over seeds; over the epochs in which all seeds have a value."""
     curves = [read(record) for record in row.records]
-    length = min(map(len, curves))
-    mean, deviation = [], []
-    for values in zip(*(curve[:length] for curve in curves), strict=True):
+    epochs, mean, deviation = [], [], []
+    for epoch, values in enumerate(zip(*curves, strict=False), start=1):
+        if not all(map(math.isfinite, values)):  # as between validations that are not of every epoch
+            continue
         average = math.fsum(values) / len(values)
+        epochs.append(epoch)
         mean.append(average)
         squares = math.fsum((value - average) ** 2 for value in values)
         deviation.append(math.sqrt(squares / (len(values) - 1)) if len(values) > 1 else 0.0)
-    return list(range(1, length + 1)), mean, deviation
+    return epochs, mean, deviation
 
 
 def _panels(number: int, width: float) -> tuple[Figure, list[Axes]]:
@@ -404,6 +437,8 @@ def _key(figure: Figure, grid: Sequence[Axes], table: Sequence[Row] = (), precis
     labels = [label.rstrip("\0") for label in handles]
     room = 9 * figure.get_figwidth() * 1.7  # letters
     columns = max(1, min(len(labels), int(room / (max(map(len, labels)) + 6))))
+    lines = math.ceil(len(labels) / columns)
+    figure.set_figheight(figure.get_figheight() + 0.16 * max(0, lines - 2))  # room for two is there
     figure.legend(handles.values(), labels, loc="outside lower center", ncols=columns, frameon=False)
 
 

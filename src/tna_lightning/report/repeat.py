@@ -11,14 +11,13 @@ from typing import Any
 
 import yaml
 
-from tna_lightning.report.statistics import Record
+from tna_lightning.report.statistics import QUESTION, Record
 from tna_lightning.running.config import compose
 from tna_lightning.running.home import default_choices, home
 from tna_lightning.running.identity import identity_config
 from tna_lightning.running.versions import as_before, with_neutral
 
 _EACH_SEED = ("seed", "data.seed", "companion.seed")  # of which `seed` is the one that a command gives
-_QUESTION = ("data", "model", "neuron", "baseline", "quant", "augment")  # a study may have set another one
 
 
 def command(records: Sequence[Record]) -> str:
@@ -31,7 +30,7 @@ def command(records: Sequence[Record]) -> str:
     choices = {
         group: choice
         for group, choice in first["choices"].items()
-        if choice and (defaults.get(group) != choice or (has_study and group in _QUESTION))
+        if choice and (defaults.get(group) != choice or (has_study and group in QUESTION))
     }
     words = [f"{group}={choices[group]}" for group in sorted(choices, key=lambda group: group != "experiments")]
     own: list[str] = []

@@ -29,12 +29,15 @@ SETS = {
     "baseline": ("objective", "companion", "companions", "trainer.max_epochs"),
     **{group: (group,) for group in ("quant", "model", "neuron", "augment", "optimizer")},
 }
+QUESTION = ("data", "model", "neuron", "baseline", "quant", "augment")  # a study may have set another one of each
 _SEEDS = re.compile(r"seed|data\.seed|companion\.seed|companions\.\w+\.seed")
 _CODE, _OWN_DATA = "own.code.", "own.data."  # digests of the user's own modules and data
 _DIGITS = 8  # of a digest, as those that end the name of a run's folder
-# settings that say of which samples a test accuracy is, beside the choice of the data
-_OF_SAMPLES = re.compile(
-    r"own\.data\..*|data\.(_target_|name|camera\..*|split|split_seed|test_fraction|test_subset)|trainer\.limit_test_batches"
+# settings that say of which task a test accuracy is, beside the choice of the data: of which samples, and learned from
+# which; not those of how to train (as 0.1.0 named them, augmentation among them)
+_OF_TASK = re.compile(
+    r"own\.data\..*|trainer\.(limit_(train|test)_batches|overfit_batches)|data\.(?!(seed|batch_size|eval_batch_size|"
+    r"build_workers|device_resident|crop_padding|flip|auto_augment|cutout|augment|cutmix)$).*"
 )
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?(?:e-?\d+)?)")
 _ENTRIES = "callbacks."  # settings of what only some runs have
@@ -94,10 +97,10 @@ class Row:
         return [record["seed"] for record in self.records]
 
     @property
-    def samples(self) -> str:
-        """The same for rows whose accuracies are of the same test samples, and hence can be compared."""
+    def task(self) -> str:
+        """The same for rows that learned from as much of the same data, and are tested on the same samples."""
         settings = as_before(identity_config(self.records[0]["config"]), {})
-        return json.dumps([self.data, {key: settings[key] for key in sorted(settings) if _OF_SAMPLES.fullmatch(key)}])
+        return json.dumps([self.data, {key: settings[key] for key in sorted(settings) if _OF_TASK.fullmatch(key)}])
 
     @property
     def label(self) -> str:
@@ -227,18 +230,55 @@ def missing(table: Sequence[Row], unfinished: Sequence[str] = ()) -> list[str]:
     return lacking
 
 
+def apart(records: Sequence[Record]) -> list[str]:
+    """Of each record, finished or not, what not all share, as a command has it: ``baseline=tna optimizer.lr=1 seed=1``.
+
+    All choices of a record that stands alone; the seed in any case. What a choice sets is compared among those of it.
+    """
+    chosen = [record["config"].get("choices") or {} for record in records]
+    groups = [group for group in QUESTION if len({choices.get(group) for choices in chosen}) > 1 or len(records) == 1]
+    nodes = [node for group in groups for node in SETS.get(group, (group,))]
+    flat = [_with_names(record["config"]) for record in records]
+    every = sorted(
+        {key for config in flat for key in config if not _SEEDS.fullmatch(key) and not key.startswith("own.")}
+    )
+    flat = [with_neutral(config, every) for config in flat]
+
+    def differing(configs: Sequence[Mapping[str, Any]], is_set: bool) -> set[str]:
+        """The keys, set by a choice that differs or not, of which these configs have several values."""
+        return {
+            key
+            for key in every
+            if any(key == node or key.startswith(f"{node}.") for node in nodes) == is_set
+            and len({repr(config.get(key)) for config in configs if key in config or not key.startswith(_ENTRIES)}) > 1
+        }
+
+    among_all = differing(flat, False)
+    members: dict[str, list[int]] = defaultdict(list)
+    for number, choices in enumerate(chosen):
+        members[json.dumps([choices.get(group) for group in groups])].append(number)
+    found = [""] * len(records)
+    for numbers in members.values():
+        keys = sorted(among_all | differing([flat[number] for number in numbers], True))
+        for number in numbers:
+            words = [f"{group}={chosen[number][group]}" for group in groups if chosen[number].get(group)]
+            words += [f"{key}={_word(key, flat[number][key])}" for key in keys if key in flat[number]]
+            found[number] = " ".join([*words, f"seed={flat[number].get('seed')}"])
+    return found
+
+
 def _accuracy(record: Record) -> float:
     return 100 * record["results"]["test/acc"]
 
 
 def highest(alike: Sequence[Row]) -> list[Row]:
-    """The rows of the highest mean among those of the same test samples; none where all of them are equal.
+    """The rows of the highest mean among those of the same task; none where all of them are equal.
 
     Means are equal that a table shows so.
     """
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in alike:
-        groups[row.samples].append(row)
+        groups[row.task].append(row)
     found = []
     for members in groups.values():
         means = [f"{row.mean:.2f}" for row in members]

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 from tna_lightning.report.names import BASELINES, MEANINGS, named
-from tna_lightning.report.statistics import AGAINST, REFERENCES, Row, highest, mean_and_deviation
+from tna_lightning.report.statistics import AGAINST, REFERENCES, Record, Row, highest, mean_and_deviation
 from tna_lightning.running.record import not_counted_words
 
 # what a row has, and its heading; the first six say which runs it is made of
@@ -21,12 +21,18 @@ HEADINGS = {
     **{"energy": "energy (dense) (uJ)", "memory": "memory (uJ)", "few_bit_ann": "few-bit ANN (memory) (uJ)"},
 }
 CHOICES = tuple(HEADINGS)[:6]
+_DENSE = "of the same network at full precision if zeros are not left out"
 LEGEND = {
+    "companion": "Companion: the test accuracy of the network that was trained beside it.",
     "quantised": "Quantised: which layers, and in brackets their share of the weights.",
-    "ac": "AC and MAC: accumulates that spikes trigger and multiply-accumulates, an image; in brackets the same "
-    "network at full precision if zeros are not left out.",
-    "memory": "Memory: energy of moving weights, membranes and activations, not part of the energy beside it. Few-bit "
-    "ANN: the same weights with activations of ceil(log2(T + 1)) bits, each layer once; in brackets its memory.",
+    "bits": "Bits a weight and kB: as kept, scales and layers that are not quantised included.",
+    "firing_rate": "Firing rate: spikes a neuron and step.",
+    "ac": "AC: accumulates that spikes trigger.",
+    "mac": f"MAC: multiply-accumulates; in brackets those {_DENSE}.",
+    "energy": f"Energy: that of the counted operations{{}}; in brackets that {_DENSE}.",
+    "memory": "Memory: energy of moving weights, membranes and activations, no part of the other energy.",
+    "few_bit_ann": "Few-bit ANN: energy of the same weights with activations of ceil(log2(T + 1)) bits, each layer "
+    "once; in brackets that of moving them.",
 }
 _COST = ("synaptic_operations", "macs", "energy_uj", "dense_macs", "energy_dense_uj")
 _OPTIONAL_COST = {
@@ -80,14 +86,16 @@ def shown(table: Sequence[Row]) -> list[str]:
     return [key for key in HEADINGS if key in keys or key == "accuracy"]
 
 
+def alike_in_all(table: Sequence[Row]) -> list[str]:
+    """The columns that :func:`shown` leaves out since all rows have the same there, where they have anything."""
+    lines, columns = [cells(row) for row in table], shown(table)
+    return [key for key in HEADINGS if key not in columns and lines[0][key] and len({line[key] for line in lines}) == 1]
+
+
 def in_all_rows(table: Sequence[Row]) -> str:
     """What :func:`shown` leaves out: ``In all rows: data CIFAR-10; n 3.``, and which layers a precision quantises."""
     lines, columns = [cells(row) for row in table], shown(table)
-    alike = [
-        f"{HEADINGS[key]} {lines[0][key]}"
-        for key in HEADINGS
-        if key not in columns and lines[0][key] and len({line[key] for line in lines}) == 1
-    ]
+    alike = [f"{HEADINGS[key]} {lines[0][key]}" for key in alike_in_all(table)]
     text = f"In all rows: {'; '.join(alike)}." if alike else ""
     layers = {line["precision"]: line["quantised"] for line in lines if line["quantised"]}
     if "quantised" not in columns and len(set(layers.values())) > 1:
@@ -113,43 +121,56 @@ def against_name(against: str) -> str:
 
 
 def answers(table: Sequence[Row], against: str = "") -> list[str]:
-    """The study's question in a sentence for each data set, model, neuron and precision.
+    """The study's question in a sentence for each data set, model, neuron and precision, and each other setting.
 
-    It is whether TNA (without it the row of the best validation accuracy) gains over plain training, or over what
-    ``against`` says.
+    It is whether TNA (without it the row of the best validation accuracy, or each where that is not known) gains over
+    plain training, or over what ``against`` says.
     """
     settings: dict[tuple[str, ...], list[Row]] = {}
     for row in table:
         settings.setdefault((row.data, row.model, row.neuron, row.precision), []).append(row)
-    reference = AGAINST if against else "plain"
+    several = [group for group in range(4) if len({each[group] for each in settings}) > 1]
     sentences = []
     for key, alike in settings.items():
-        compared = [row for row in alike if reference in row.differences]
-        if not compared:
-            continue
-        subjects = [row for row in compared if row.baseline == "tna" and not against] or compared
-        row = max(subjects, key=lambda row: row.average("results", "val/acc") or 0.0)
-        value = row.differences[reference]
-        other = against_name(against) if against else "plain training"
-        several = [group for group in range(4) if len({each[group] for each in settings}) > 1]
+        compared = [row for row in alike if (AGAINST if against else "plain") in row.differences]
+        by_variant: dict[str, list[Row]] = {}
+        for row in [row for row in compared if row.baseline == "tna" and not against] or compared:
+            by_variant.setdefault(row.variant, []).append(row)
         where = ", ".join(named(CHOICES[group], key[group]) for group in several)
-        text = f"{where}: " if where else ""
-        name = " ".join([row.label, *([named("precision", row.precision)] if against and 3 not in several else [])])
-        interval = " (95 % interval)" if value.half_width is not None else ""
-        gain = f"{difference(row, reference)} points{interval}"
-        text += f"{name} {spread(row.mean, row.deviation)} %, {gain} against {other}: "
-        if value.half_width is None:
-            text += "one seed tells nothing of chance"
-        elif abs(value.mean) <= value.half_width:
-            text += "no difference is shown"
-        else:
-            text += "better" if value.mean > 0 else "worse"
-        sentences.append(f"{text}.")
+        of_precision = named("precision", key[3]) if against and 3 not in several else ""
+        for rivals in by_variant.values():
+            validated = [row.average("results", "val/acc") for row in rivals]
+            if len(rivals) == 1 or None in validated:
+                sentences += [_answer(row, against, where, of_precision) for row in rivals]
+            else:
+                row = max(rivals, key=lambda row: row.average("results", "val/acc") or 0.0)
+                chosen = f"(of {len(rivals)} the best by validation accuracy)"
+                sentences.append(_answer(row, against, where, f"{of_precision} {chosen}".strip()))
     return sentences
 
 
+def _answer(row: Row, against: str, where: str, what: str) -> str:
+    """The sentence on a row; ``where`` stands before its name and ``what`` after it."""
+    reference = AGAINST if against else "plain"
+    value = row.differences[reference]
+    other = against_name(against) if against else "plain training"
+    name = " ".join(filter(None, [row.label, what]))
+    interval = " (95 % interval)" if value.half_width is not None else ""
+    text = f"{where}: " if where else ""
+    text += (
+        f"{name} {spread(row.mean, row.deviation)} %, {difference(row, reference)} points{interval} against {other}: "
+    )
+    if value.half_width is None:
+        text += "one seed tells nothing of chance"
+    elif abs(value.mean) <= value.half_width:
+        text += "no difference is shown"
+    else:
+        text += "better" if value.mean > 0 else "worse"
+    return f"{text}."
+
+
 def best(table: Sequence[Row]) -> list[Row]:
-    """The rows of the highest mean for each data set, model, neuron and precision of several rows."""
+    """The rows of the highest mean for each data set and its settings, model, neuron and precision."""
     settings: dict[tuple[str, ...], list[Row]] = {}
     for row in table:
         settings.setdefault((row.data, row.model, row.neuron, row.precision), []).append(row)
@@ -161,9 +182,31 @@ def legend(table: Sequence[Row]) -> str:
     columns = shown(table)
     names = [f"{BASELINES[name]}: {MEANINGS[name]}" for name in MEANINGS if any(row.baseline == name for row in table)]
     lines = [in_all_rows(table), *([f"{'; '.join(names)}."] if names else [])]
-    lines += [text for key, text in LEGEND.items() if key in columns]
+    lines += clauses(table, [*columns, *alike_in_all(table)])
     words = dict.fromkeys(filter(None, (not_counted_words(record["cost"]) for row in table for record in row.records)))
     return " ".join(filter(None, [*lines, *(f"Not counted: {line}." for line in words)]))
+
+
+def clauses(table: Sequence[Row], columns: Sequence[str]) -> list[str]:
+    """What these columns mean, a sentence or two each; counts and energies are those of an image."""
+    energies = dict.fromkeys(energy_of_an_operation(record) for row in table for record in row.records)
+    words = "; ".join(filter(None, energies))
+    named_columns = ["bits" if key == "kb" else key for key in columns]
+    lines = [
+        text.format(f", {words}" if words else "") if key == "energy" else text
+        for key, text in LEGEND.items()
+        if key in named_columns
+    ]
+    is_of_an_image = {"ac", "mac", "energy", "memory", "few_bit_ann"} & {*columns}
+    return [*lines, "Operations and energies are those of one image."] if is_of_an_image else lines
+
+
+def energy_of_an_operation(record: Record) -> str:
+    """``4.6 pJ a multiply-accumulate, 0.9 pJ an accumulate (45 nm, Horowitz 2014)``; empty where it is not known."""
+    cost = record["cost"]
+    if cost.get("pj_per_mac") is None:
+        return ""
+    return f"{cost['pj_per_mac']} pJ a multiply-accumulate, {cost['pj_per_ac']} pJ an accumulate (45 nm, Horowitz 2014)"
 
 
 def spread(mean: float, deviation: float | None) -> str:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from tna_lightning.packages import LEAF_SPEC, quiet
 from tna_lightning.running.own import changed_since, with_data_at
-from tna_lightning.running.processes import Terminated
+from tna_lightning.running.processes import INTERRUPTED, Terminated, was_interrupted
 from tna_lightning.running.record import (
     C_FOLDER,
     Busy,
@@ -51,15 +51,7 @@ def quiet_lightning() -> AbstractContextManager[None]:
     )
 
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 BUSY = 75  # EX_TEMPFAIL of BSD's sysexits.h: try again later
-
-
-def was_interrupted(error: BaseException) -> bool:
-    """Whether an error comes from Ctrl-C; Lightning turns that into a ``SystemExit``."""
-    return isinstance(error, KeyboardInterrupt) or (
-        isinstance(error, SystemExit) and isinstance(error.__context__ or error.__cause__, KeyboardInterrupt)
-    )
 
 
 def leave(error: BaseException) -> NoReturn:

@@ -7,10 +7,30 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, NoReturn, ParamSpec
 
-from tna_lightning.running.processes import outlive_readers
+from tna_lightning.running.processes import INTERRUPTED, outlive_readers, was_interrupted
+
+_Arguments = ParamSpec("_Arguments")
+
+
+def door(main: Callable[_Arguments, None]) -> Callable[_Arguments, None]:
+    """The ``main`` of a door, which enters first and ends by Ctrl-C with one line and status 130, as training does."""
+
+    @wraps(main)
+    def entered(*arguments: _Arguments.args, **settings: _Arguments.kwargs) -> None:
+        enter()
+        try:
+            main(*arguments, **settings)
+        except (KeyboardInterrupt, SystemExit) as error:
+            if not was_interrupted(error) or getattr(error, "code", None) == INTERRUPTED:  # the latter has been said
+                raise
+            print("\ninterrupted", file=sys.stderr)
+            sys.exit(INTERRUPTED)
+
+    return entered
 
 
 def enter() -> None:

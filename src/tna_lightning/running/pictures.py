@@ -21,6 +21,7 @@ History = Mapping[str, Sequence[float | int | None]]
 
 # the base's colour and the companions', which stay apart for the colour-blind (Okabe and Ito), and the match term's
 NETWORK_COLORS, MATCH_COLOR = ("#0072B2", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9"), "#009E73"
+FEW_POINTS = 10  # of a curve that has a marker at each
 
 
 def plot_curves(history: History, path: Path | str, title: str = "") -> None:
@@ -38,12 +39,15 @@ def plot_curves(history: History, path: Path | str, title: str = "") -> None:
     panels = list(figure.subplots(1, 3 if has_match else 2))
     accuracy, loss = panels[:2]
     figure.suptitle(title, fontsize=10)
-    epochs = [epoch + 1 for epoch in history["epoch"] if epoch is not None]  # counted from 1, as the table does
 
     def curve(axes: Any, name: str, scale: float = 1.0, **style: Any) -> None:
-        if name in history:
-            values = [float("nan") if value is None else scale * value for value in history[name]]
-            axes.plot(epochs, values, **style)
+        """Through the epochs that have a value, which are not all where not each is validated."""
+        columns = zip(history["epoch"], history.get(name, ()), strict=False)
+        points = [(epoch, value) for epoch, value in columns if epoch is not None and value is not None]
+        if points:
+            epochs = [epoch + 1 for epoch, _ in points]  # counted from 1, as the table does
+            marker = "o" if len(points) <= FEW_POINTS else ""
+            axes.plot(epochs, [scale * value for _, value in points], marker=marker, markersize=3, **style)
 
     companions = (match[1] for name in history if (match := re.fullmatch(r"train/(\w+)_acc", name)))
     for color, network in zip(cycle(NETWORK_COLORS), ("base", *companions), strict=False):

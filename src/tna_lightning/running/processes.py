@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import lightning
 
-TERMINATED = 128 + signal.SIGTERM  # as shells have it
+TERMINATED, INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT  # as shells have it
 GRACE_SECONDS = 30.0  # as Slurm and Kubernetes leave by default between SIGTERM and SIGKILL
 
 _PARENT, _SWEEP, _FIRST = "TNA_LIGHTNING_PARENT", "TNA_LIGHTNING_SWEEP", "TNA_LIGHTNING_FIRST"
@@ -89,6 +89,13 @@ class Terminated(SystemExit):
 
     def __init__(self) -> None:
         super().__init__(TERMINATED)
+
+
+def was_interrupted(error: BaseException) -> bool:
+    """Whether an error comes from Ctrl-C; Lightning turns that into a ``SystemExit``."""
+    return isinstance(error, KeyboardInterrupt) or (
+        isinstance(error, SystemExit) and isinstance(error.__context__ or error.__cause__, KeyboardInterrupt)
+    )
 
 
 def end_together(trainer: lightning.Trainer) -> None:

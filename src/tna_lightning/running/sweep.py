@@ -34,8 +34,14 @@ from omegaconf import DictConfig, OmegaConf
 from tna_lightning.files import write_text
 from tna_lightning.running import config as configuration
 from tna_lightning.running.config import explain
-from tna_lightning.running.console import BUSY, leave, was_interrupted
-from tna_lightning.running.processes import begin_sweep, end_with_sweep, environment_of_child, training_command
+from tna_lightning.running.console import BUSY, leave
+from tna_lightning.running.processes import (
+    begin_sweep,
+    end_with_sweep,
+    environment_of_child,
+    training_command,
+    was_interrupted,
+)
 from tna_lightning.running.progress import BEGUN, JOBS, LOG, NOTES, duration, progress
 from tna_lightning.running.record import (
     LAST_CHECKPOINT,

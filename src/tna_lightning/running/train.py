@@ -39,7 +39,7 @@ from tna_lightning.quantization.packing import save_network
 from tna_lightning.running import checkpoints, companions, loggers
 from tna_lightning.running.callbacks import build_callbacks, check_monitors
 from tna_lightning.running.config import BAD_INPUT, check, companion_nodes, companion_prefix, read_config, write_config
-from tna_lightning.running.console import leave, print_record, quiet_lightning, was_interrupted
+from tna_lightning.running.console import leave, print_record, quiet_lightning
 from tna_lightning.running.doors import Lines, enter
 from tna_lightning.running.extension import LongerSchedule, extended_record, refuse_fixed_length
 from tna_lightning.running.factory import (
@@ -56,7 +56,7 @@ from tna_lightning.running.factory import (
 )
 from tna_lightning.running.neuron_trial import try_network
 from tna_lightning.running.pictures import plot_curves, plot_inspection
-from tna_lightning.running.processes import Terminated, end_together, end_with_parent, interrupts_later
+from tna_lightning.running.processes import Terminated, end_together, end_with_parent, interrupts_later, was_interrupted
 from tna_lightning.running.record import (
     LAST_CHECKPOINT,
     NETWORK,
