@@ -27,28 +27,34 @@ FASHION = [
     "trainer.check_val_every_n_epoch=100",
 ]
 NETWORKS = {
-    "digits, convnet": [],
-    "Fashion-MNIST, 5,000 images, ResNet-8": [*FASHION, "data.train_subset=5000", "model=resnet8"],
-    "Fashion-MNIST, 1,000 images, ResNet-18, width 0.25": [
+    "digits-convnet": [],
+    "fashion_mnist-5000-resnet8": [*FASHION, "data.train_subset=5000", "model=resnet8"],
+    "fashion_mnist-1000-resnet18-0.25": [
         *FASHION,
         *("data.train_subset=1000", "model=resnet18", "model.width=0.25"),
     ],
 }
+Seconds = dict[str, dict[str, dict[str, list[float]]]]  # by network, epochs and way to compile
 WAYS = {"none": "none", "auto, cold": "auto", "auto": "auto", "neurons, cold": "neurons", "neurons": "neurons"}
 
 
 def main() -> None:
     """Measure, print a table and write the record."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.whole_runs", description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=NETWORKS, default=[*NETWORKS])
     parser.add_argument("--data-root", default=".data", help="holds fashion_mnist")
     parser.add_argument("--epochs", type=int, nargs="+", default=[1, 3, 10])
     parser.add_argument("--most-minutes", type=float, default=3, help="leave out what takes longer than this eagerly")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", type=Path, help="JSON file of the record")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="JSON file of the record; what it has of others stays"
+    )
     arguments = parser.parse_args()
-    seconds: dict[str, dict[int, dict[str, list[float]]]] = {}
+    output: Path = arguments.output
+    seconds: Seconds = json.loads(output.read_text())["seconds"] if output.exists() else {}
     with tempfile.TemporaryDirectory() as warm:
-        for network, words in NETWORKS.items():
+        for network in arguments.only:
+            words = NETWORKS[network]
             run(words, "neurons", 1, warm, arguments.data_root)  # fills the cache
             for epochs in arguments.epochs:
                 times: dict[str, list[float]] = {way: [] for way in WAYS}
@@ -61,15 +67,14 @@ def main() -> None:
                         times[way].append(round(took, 2))
                         results.add(accuracy)
                 assert len(results) == 1, results
-                seconds.setdefault(network, {})[epochs] = times
+                seconds.setdefault(network, {})[str(epochs)] = times
+                record = {"machine": machine.describe("cpu"), "python": platform.python_version(), "seconds": seconds}
+                output.write_text(json.dumps(record, indent=1) + "\n")
                 medians = {way: statistics.median(values) for way, values in times.items()}
                 print(f"{network}, {epochs} epochs: {medians}", flush=True)
                 if medians["none"] > 60 * arguments.most_minutes / 3:
                     break
-    record = {"machine": machine.describe("cpu"), "python": platform.python_version(), "seconds": seconds}
     print(table(seconds))
-    if arguments.output:
-        arguments.output.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def run(words: list[str], way: str, epochs: int, cache: str, data_root: str) -> tuple[float, float]:
@@ -85,7 +90,7 @@ def run(words: list[str], way: str, epochs: int, cache: str, data_root: str) -> 
         return took, json.loads(Path(folder, "run", "run.json").read_text())["results"]["test/acc"]
 
 
-def table(seconds: dict[str, dict[int, dict[str, list[float]]]]) -> str:
+def table(seconds: Seconds) -> str:
     """Medians as markdown."""
     lines = [f"| | epochs | {' | '.join(WAYS)} |", "|---" * (len(WAYS) + 2) + "|"]
     for network, by_epochs in seconds.items():

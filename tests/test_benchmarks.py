@@ -13,7 +13,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the benchmarks are no part of the package
 
-from benchmarks import c_runtime  # noqa: E402
+from benchmarks import c_runtime, whole_runs  # noqa: E402
 from benchmarks.speed import machine, measure, page, profile_step, start_up, timing  # noqa: E402
 from benchmarks.speed.comparison import Comparison, Ratio, Settings  # noqa: E402
 from benchmarks.speed.registry import COMPARISONS  # noqa: E402
@@ -249,6 +249,11 @@ def test_unknown_comparisons_are_named():
 def test_the_page_of_the_c_runtime_shows_its_record():
     tables = c_runtime.render(json.loads(c_runtime.RESULTS.read_text()))
     assert f"{c_runtime.BEGIN}\n\n{tables}\n\n{c_runtime.END}" in c_runtime.PAGE.read_text()
+
+
+def test_the_page_on_speed_shows_the_record_of_whole_runs():
+    record = json.loads((machine.ROOT / "benchmarks" / "results" / "whole_runs.json").read_text())
+    assert f"\n\n{whole_runs.table(record['seconds'])}\n\n" in (machine.ROOT / "docs" / "speed.md").read_text()
 
 
 @pytest.mark.slow
