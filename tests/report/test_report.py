@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -160,6 +161,8 @@ def test_a_difference_over_fewer_pairs_than_runs_says_so(tmp_path):
     _, tna = table = rows(collect([tmp_path]).done)
     assert cells(tna)["to_plain"] == "+2.50 [-3.85, +8.85] (2 pairs)"
     assert "$+2.50$ [$-3.85$, $+8.85$] ($2$ pairs)" in as_latex(table)
+    tna.differences["plain"] = dataclasses.replace(tna.differences["plain"], mean=-0.001)
+    assert cells(tna)["to_plain"].startswith("+0.00 [")  # no minus before a zero
 
 
 DAMAGE = {

@@ -143,9 +143,9 @@ def _pivot(table: Sequence[Row], wanted: Sequence[str], column: str, against: st
         if value is None:
             return _Cell("", 0)
         if value.half_width is None:
-            return _Cell(f"{{\\scriptsize ${value.mean:+.1f}$ (1 pair)}}", 42)
+            return _Cell(f"{{\\scriptsize ${value.mean:+z.1f}$ (1 pair)}}", 42)
         low, high = value.mean - value.half_width, value.mean + value.half_width
-        return _Cell(f"{{\\scriptsize ${value.mean:+.1f}\\,[{low:.1f},{high:.1f}]$}}", 54)
+        return _Cell(f"{{\\scriptsize ${value.mean:+z.1f}\\,[{low:z.1f},{high:z.1f}]$}}", 54)
 
     lines: list[tuple[str, dict[str, _Cell]]] = []
     names = [name for block in blocks.values() for name in block]

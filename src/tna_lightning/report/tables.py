@@ -223,10 +223,10 @@ def difference(row: Row, reference: str | None) -> str:
     if value is None:
         return ""
     if value.half_width is None:
-        return f"{value.mean:+.2f} (1 pair)"
+        return f"{value.mean:+z.2f} (1 pair)"
     low, high = value.mean - value.half_width, value.mean + value.half_width
     pairs = "" if value.pairs == len(row.records) else f" ({value.pairs} pairs)"
-    return f"{value.mean:+.2f} [{low:+.2f}, {high:+.2f}]{pairs}"
+    return f"{value.mean:+z.2f} [{low:+z.2f}, {high:+z.2f}]{pairs}"
 
 
 def distillation(row: Row) -> str:
