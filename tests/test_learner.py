@@ -891,6 +891,8 @@ def test_layers_that_cannot_be_matched_are_refused(network, samples):
     for settings in ({"features": ["body.0"]}, {"feature_weight": 1.0}, {"features": [], "feature_weight": 1.0}):
         with pytest.raises(ValueError, match=r"^features=.*: must name layers where feature_weight is above 0"):
             TwinAugmentation(**settings)
+    with pytest.raises(ValueError, match=r"^features=\['body\.0', 'body\.0'\]: must name each layer once"):
+        TwinAugmentation(features=["body.0", "body.0"], feature_weight=1.0)
 
     def learner(*names, **settings):
         objective = TwinAugmentation(features=names, feature_weight=1.0, **settings)

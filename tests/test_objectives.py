@@ -290,6 +290,8 @@ def test_class_weights_and_ignored_labels_are_torchs(per_step, smoothing):
     torch.testing.assert_close(ours(target, class_weights=list(weights)), weighted)
     soft = F.one_hot(target, 4).float()
     torch.testing.assert_close(ours(soft, class_weights=weights, ignore_index=-1), weighted)
+    with pytest.raises(ValueError, match=r"^ignore_index=3: is a class here, and labels are class probabilities"):
+        ours(soft, ignore_index=3)
     some = target.where(target != 1, -1)
     torch.testing.assert_close(ours(some, ignore_index=-1), by_torch(some, 6, ignore_index=-1))
     torch.testing.assert_close(ours(some, torch.full((8,), 0.5), ignore_index=-1), ours(some, ignore_index=-1) / 2)

@@ -181,6 +181,11 @@ class Objective:
     def _cross_entropy_of_labelled(self, logits_TBK: Tensor, batch: Batch) -> Tensor:
         weights = None if self.class_weights is None else _on_device(tuple(self.class_weights), logits_TBK.device)
         has_labels = batch.target.ndim == 1
+        if not has_labels and self.ignore_index is not None and self.ignore_index >= 0:
+            raise ValueError(
+                f"ignore_index={self.ignore_index!r}: is a class here, and labels are class probabilities, as after "
+                "mixup or CutMix, of which none is left out"
+            )
         ignored = self.ignore_index if has_labels and self.ignore_index is not None else NO_LABEL
         losses = cross_entropy(
             logits_TBK,
@@ -266,6 +271,8 @@ class WithFeatures(Objective):
         super().__post_init__()
         _at_least(self, 0, "feature_weight")
         _one_of(self, "feature_match", ("rates", "steps"))
+        if len(set(self.features or ())) < len(self.features or ()):
+            raise ValueError(f"features={list(self.features or ())}: must name each layer once")
         if bool(self.features) != (self.feature_weight > 0):
             raise ValueError(
                 f"features={self.features and list(self.features)}: must name layers where feature_weight is above 0, "

@@ -82,11 +82,12 @@ def test_from_the_command_line():
     assert learner.base(torch.rand(2, 2, 1, 8, 8).round()).shape == (2, 2, 10)
     assert network_spec(config, data)["model"]["time_steps"] == 2
     expected = expected_inputs(learner.base, data)
-    assert (expected["kind"], expected["time_steps"], expected["mean"]) == ("events", 2, None)
+    assert (expected["kind"], expected["time_steps"], expected["mean"]) == (None, 2, None)
     with pytest.raises(ValueError, match=r"^model\.time_steps=4: event frames .*data\.encode_steps and this"):
         build_learner(compose(["data.encode=rate", "data.encode_steps=2"]), data)
     for settings, message in (
         ({"encode": "phase"}, r"encode='phase': must be one of direct, rate, latency"),
+        ({"encode_steps": 3}, r"encode_steps=3: is T of encode=rate and latency; here encode='direct'"),
         ({"encode": "latency", "encode_steps": 1}, r"encode_steps=1: must be at least 1, for a latency code 2"),
     ):
         with pytest.raises(ValueError, match=f"^{message}"):

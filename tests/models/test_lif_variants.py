@@ -36,15 +36,13 @@ def current(*shape, scale=2.0):
 
 
 def alif(x):
-    membrane = adapted = torch.zeros_like(x[0])
-    spikes = []
+    spikes, membranes, thresholds, a = [torch.zeros_like(x[0])], [0.0], [0.75], [0.0]
     for step in x:
-        threshold = 0.75 + 1.5 * adapted
-        membrane = 0.5 * membrane + step
-        spikes.append(S(membrane - threshold))
-        membrane = membrane - spikes[-1].detach() * threshold
-        adapted = 0.75 * adapted + 0.25 * spikes[-1]
-    return torch.stack(spikes)
+        a.append(0.75 * a[-1] + 0.25 * spikes[-1])
+        membranes.append(0.5 * membranes[-1] + step - spikes[-1].detach() * thresholds[-1])
+        thresholds.append(0.75 + 1.5 * a[-1])
+        spikes.append(S(membranes[-1] - thresholds[-1]))
+    return torch.stack(spikes[1:])
 
 
 def ternary(x):
@@ -95,7 +93,8 @@ def test_spikes_and_gradients_are_those_of_a_loop(neuron, loop, values):
 @pytest.mark.parametrize(
     ("neuron", "currents", "spikes"),
     [
-        (ALIF(0.5, 1.0, 2.0, 0.5), [1.5, 2.0, 2.25], [1, 1, 0]),  # U and A: 1.5, 1 | 0.25 + 2, 2 | 0.125 + 2.25, 2.5
+        # U and A: 1.5, 1 | 0.75 + 2.5 - 1, 2 | 1.125 + 2.25 - 2, 2.5; with a reset that decays the last would fire
+        (ALIF(0.5, 1.0, 2.0, 0.5), [1.5, 2.5, 2.25], [1, 1, 0]),
         (TernaryLIF(0.5), [-1.5, 0.75, 0.75], [-1, 0, 1]),  # U: -1.5 | 0.75 | 0.375 + 0.75
         (IntegerLIF(0.5, max_spikes=2), [1.75, 0.75, 9.0], [2, 1, 2]),  # U: 1.75 | -0.125 + 0.75 | -0.1875 + 9
     ],
@@ -118,6 +117,11 @@ def test_hand_counts(neuron, currents, spikes):
         (lambda: snntorch_neuron("SLSTM"), r"^cell='SLSTM': must be "),
         (lambda: snntorch_neuron(), r"^settings=\{\}: Leaky: .*missing.*'beta'"),
         (lambda: snntorch_neuron(settings={"beta": 0.5, "output": True}), r"^settings\.output: Leaky takes beta, "),
+        (lambda: snntorch_neuron(settings={"beta": 5}), r"^settings\.beta=5: must lie in \[0, 1\]"),
+        (
+            lambda: snntorch_neuron(settings={"beta": 1, "threshold": 0}),
+            r"^settings\.threshold=0: must be above 0",
+        ),
         (lambda: snntorch_neuron("RLeaky", {"beta": 0.5}), r"^settings=\{'beta': 0.5\}: RLeaky: When `all_to_all"),
     ],
 )

@@ -62,7 +62,8 @@ class ChooseCopies(Callback):
                 chosen.choose(epoch, data.seed, logits, target)
             chosen.load_state_dict(trainer.strategy.broadcast(chosen.state_dict()))
             seconds = time.perf_counter() - began
-            log.info("epoch %d: %d samples chosen (%s), %.1f s", epoch + 1, len(chosen.samples), chosen.by, seconds)
+            if trainer.is_global_zero:
+                log.info("epoch %d: %d samples chosen (%s), %.1f s", epoch + 1, len(chosen.samples), chosen.by, seconds)
         self._restored = chosen.state_dict()
 
 

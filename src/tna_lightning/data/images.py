@@ -51,6 +51,8 @@ class ImageDataModule(BatchedDataModule):
             raise ValueError(f"encode={encode!r}: must be one of {', '.join(ENCODINGS)}")
         if encode_steps < (2 if encode == "latency" else 1):
             raise ValueError(f"encode_steps={encode_steps!r}: must be at least 1, for a latency code 2")
+        if encode == "direct" and encode_steps != 4:
+            raise ValueError(f"encode_steps={encode_steps!r}: is T of encode=rate and latency; here encode='direct'")
         self.encode = encode
         self.encode_steps = encode_steps
         if not 0 <= val_fraction < 1:

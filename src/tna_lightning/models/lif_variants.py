@@ -102,12 +102,11 @@ class ALIF(LoopNeuron):
         self.surrogate = get_surrogate(surrogate)
 
     def step(self, current: Tensor, state: Any) -> tuple[Tensor, Any]:  # noqa: D102
-        membrane, adapted = (torch.zeros_like(current),) * 2 if state is None else state
-        membrane = self.beta * membrane + current
+        membrane, reset, adapted = (torch.zeros_like(current),) * 3 if state is None else state
+        membrane = self.beta * membrane + current - reset
         threshold = self.threshold + self.adaptation * adapted
         spikes = self.surrogate(membrane - threshold)
-        rest = membrane - spikes.detach() * threshold
-        return spikes, (rest, self.rho * adapted + (1 - self.rho) * spikes)
+        return spikes, (membrane, spikes.detach() * threshold, self.rho * adapted + (1 - self.rho) * spikes)
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"{super().extra_repr()}, surrogate={self.surrogate}"

@@ -126,6 +126,11 @@ def snntorch_neuron(
     names = list(inspect.signature(kind).parameters)
     if "conv2d_channels" in names and "kernel_size" in given:
         given.setdefault("conv2d_channels", channels)
+    for name, value in given.items():  # snntorch clamps decays in silence
+        if name in ("alpha", "beta") and isinstance(value, int | float) and not 0 <= value <= 1:
+            raise ValueError(f"settings.{name}={value!r}: must lie in [0, 1]")
+        if name == "threshold" and isinstance(value, int | float) and not value > 0:
+            raise ValueError(f"settings.{name}={value!r}: must be above 0")
     by_us = ("spike_grad", "surrogate_disable", "init_hidden", "output")
     return _made(kind, given, [name for name in names if name not in by_us], spike_grad=get_surrogate(surrogate))
 

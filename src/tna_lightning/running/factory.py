@@ -205,12 +205,13 @@ def expected_inputs(network: nn.Module, datamodule: Any) -> dict[str, Any]:
     Mean, deviation and names of classes are those of the package's data modules and of what derives from them.
     """
     inputs = inputs_of(datamodule)
+    is_code = getattr(datamodule, "encode", "direct") != "direct"  # spikes of an image, which the file has no word for
     expected: dict[str, Any] = dict.fromkeys(INPUTS) | {
-        "kind": "images" if inputs.time_steps is None else "events",
+        "kind": None if is_code else "images" if inputs.time_steps is None else "events",
         "shape": [inputs.channels, inputs.height, inputs.width],
         "time_steps": inputs.time_steps or (getattr(network, "time_steps", None) if is_spiking(network) else 1),
     }
-    if isinstance(datamodule, ImageDataModule) and datamodule.encode == "direct":
+    if isinstance(datamodule, ImageDataModule) and not is_code:
         expected |= {name: [float(value) for value in getattr(datamodule, name)] for name in ("mean", "std")}
     if isinstance(datamodule, BatchedDataModule):
         expected["class_names"] = [str(name) for name in datamodule.class_names]

@@ -87,12 +87,18 @@ def test_number_and_weight_of_a_mixed_sample():
     assert set_up(CutMix(), 8)(Batch(batch.x, batch.target), generator()).weight is None
 
 
+def test_samples_without_a_label_are_not_mixed():
+    x = torch.zeros(2, 1, 2, 2, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"^label -100: samples without a label cannot be mixed"):
+        set_up(MixUp(), 8)(Batch(x, torch.tensor([1, -100])), generator())
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: CutMix(0.0), r"probability=0\.0: must lie in \(0, 1\]"),
         (lambda: CutMix(1.5), r"probability=1\.5: must lie in \(0, 1\]"),
-        (lambda: MixUp(0.0), r"alpha=0\.0: must be above 0"),
+        (lambda: MixUp(0.01), r"alpha=0\.01: must be at least 0\.05"),
     ],
 )
 def test_bad_settings(make, message):

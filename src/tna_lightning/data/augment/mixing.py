@@ -15,10 +15,22 @@ from torch.nn import functional as F
 from tna_lightning.data.augment.operation import Samples
 from tna_lightning.data.batch import Batch
 
+_LEAST_ALPHA = 0.05
+
 
 def class_probabilities(target: Tensor, num_classes: int) -> Tensor:
-    """Class indices ``[B]`` as float32 ``[B, K]``; probabilities as they are."""
-    return F.one_hot(target, num_classes).float() if target.ndim == 1 else target
+    """Class indices ``[B]`` as float32 ``[B, K]``; probabilities as they are.
+
+    Raises:
+        ValueError: an index is below 0, which stands for no class.
+    """
+    if target.ndim == 2:
+        return target
+    if target.device.type == "cpu" and (target < 0).any():  # CUDA's own check stops the process
+        raise ValueError(
+            f"label {int(target.min())}: samples without a label cannot be mixed: choose augmentation without"
+        )
+    return F.one_hot(target, num_classes).float()
 
 
 def mix_labels(batch: Batch, x: Tensor, partner: Tensor, share: Tensor, num_classes: int) -> Batch:
@@ -119,8 +131,10 @@ class MixUp:
     num_classes: int
 
     def __init__(self, alpha: float = 0.5) -> None:
-        if not alpha > 0:
-            raise ValueError(f"alpha={alpha!r}: must be above 0")
+        if not alpha >= _LEAST_ALPHA:
+            raise ValueError(
+                f"alpha={alpha!r}: must be at least {_LEAST_ALPHA}, or both of its draws may be 0 in float32"
+            )
         self.alpha = alpha
 
     def setup(self, data: Samples) -> None:
