@@ -38,6 +38,7 @@ NOT_SEEN = {
     "trainer.deterministic": "true would change torch for all tests",
     "augment.policy.operations": "of randaugment alone, see test_policies.py",
     "augment.chosen.strong.policy.operations": "of randaugment alone, see test_policies.py",
+    "data.encode_steps": "wants encode=rate or latency, see test_encodings.py",
     "objective.features": "wants feature_weight, see test_learner.py",
     "objective.feature_weight": "wants features, see test_learner.py",
     "epochs": "trainer.max_epochs follows it, see test_config.py",

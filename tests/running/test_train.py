@@ -176,7 +176,7 @@ def test_evaluate_gives_the_same_accuracy_from_the_kept_network_alone(done_run, 
     assert result.returncode == 0, result.stderr
     recorded = finished_record(folder)["results"]
     printed = dict(line.split(" (recorded")[0].split(" ") for line in result.stdout.splitlines() if "test/" in line)
-    assert printed == {name: repr(recorded[name]) for name in ("test/acc", "test/acc_top5", "test/acc_macro")}
+    assert printed == {name: f"{recorded[name]:.2%}" for name in ("test/acc", "test/acc_top5", "test/acc_macro")}
     by_class = finished_record(folder)["class_accuracy"]
     assert list(by_class) == [str(digit) for digit in range(10)]
     assert sum(by_class.values()) / 10 == pytest.approx(recorded["test/acc_macro"])
