@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from benchmarks.speed.comparison import Comparison, Ratio, Run, Settings
 from benchmarks.speed.neuron_layer import _compiled, _pass, _shape
@@ -26,6 +27,7 @@ NEURONS: dict[str, Callable[[int], nn.Module]] = {
     "adaptive LIF": lambda time_steps: models.ALIF(),
     "ternary LIF": lambda time_steps: models.TernaryLIF(),
     "integer LIF": lambda time_steps: models.IntegerLIF(),
+    "snntorch's Leaky as Stepwise": lambda time_steps: models.snntorch_neuron(settings={"beta": 0.5}),
 }
 
 
@@ -53,6 +55,58 @@ def weights(settings: Settings) -> dict[str, Callable[[], Run]]:
     """The three, which leave stem and classifier at full precision."""
     kinds = {"full precision": None, "TWN": False, "TaWQ": True}
     return {name: partial(quantized_step, settings, temporal) for name, temporal in kinds.items()}
+
+
+class ConvolutionOverTime:
+    """Forward and backward of one convolution whose ternary weights differ by time step, in one of three ways.
+
+    Each step by its own weight, one after the other; all steps as the groups of one convolution; or by period: the
+    weights of period k, at the steps that are multiples of k, for each k, and the scale of a step afterwards.
+    """
+
+    def __init__(self, settings: Settings, way: str) -> None:
+        time_steps, batch, channels, *size = (2, 2, 4, 4, 4) if settings.toy else (4, 32, 32, 16, 16)
+        generator = torch.Generator().manual_seed(0)
+        spikes = torch.rand(time_steps, batch, channels, *size, generator=generator) < 0.2
+        weight = torch.randn(channels, channels, 3, 3, generator=generator)
+        codes = TemporalTernary(time_steps).encode(weight)
+        values = codes.values.float()
+        self.way = way
+        self.x = spikes.float().to(settings.device).requires_grad_()
+        self.scale = codes.scale.flatten(1)[..., None, None].to(settings.device)  # [T, C, 1, 1]
+        self.weights = values * codes.scale  # [T, C, C, 3, 3]
+        if way == "by period":
+            period = (values != 0).int().argmax(0)  # of the first step that is not 0
+            self.weights = torch.stack([values[k] * (period == k) for k in range(time_steps)])
+        self.weights = self.weights.to(settings.device).requires_grad_()
+
+    def currents(self) -> Tensor:
+        """`[T, B, C, H, W]`."""
+        if self.way == "a loop over steps":
+            return torch.stack([F.conv2d(x, w, padding=1) for x, w in zip(self.x, self.weights, strict=True)])
+        if self.way == "groups":
+            groups = self.x.transpose(0, 1).flatten(1, 2)
+            found = F.conv2d(groups, self.weights.flatten(0, 1), padding=1, groups=len(self.x))
+            return found.unflatten(1, self.x.shape[0:3:2]).transpose(0, 1)
+        currents = [torch.zeros_like(x) for x in self.x]
+        for k, weight in enumerate(self.weights, start=1):
+            due = self.x[k - 1 :: k]
+            parts = F.conv2d(due.flatten(0, 1), weight, padding=1).unflatten(0, due.shape[:2])
+            for t, part in zip(range(k - 1, len(self.x), k), parts, strict=True):
+                currents[t] = currents[t] + part
+        return torch.stack(currents) * self.scale[:, None]
+
+    def __call__(self) -> None:
+        """A forward and a backward pass."""
+        self.x.grad = self.weights.grad = None
+        self.currents().sum().backward()
+
+
+def _agreement(runs: Mapping[str, Run]) -> list[str]:
+    loop, *others = (run.currents().detach() for run in runs.values() if isinstance(run, ConvolutionOverTime))
+    differences = [float((other - loop).abs().max() / loop.abs().max()) for other in others]
+    assert max(differences) < 1e-5, differences
+    return [f"currents of the three agree to {max(differences):.1e} of the largest"]
 
 
 BUILDERS = {
@@ -123,6 +177,20 @@ COMPARISONS = {
             Ratio("TWN / full precision", ("TWN",), ("full precision",)),
             Ratio("TaWQ / TWN", ("TaWQ",), ("TWN",)),
         ),
+    ),
+    "neighbour_convolutions": Comparison(
+        title="A convolution whose weights differ by time step",
+        sizes=lambda settings: (
+            "spikes [4, 32, 32, 16, 16], a fifth of them 1, 3 x 3, 32 to 32 channels, TaWQ's weights"
+        ),
+        contestants=lambda settings: {
+            way: partial(ConvolutionOverTime, settings, way) for way in ("a loop over steps", "groups", "by period")
+        },
+        ratios=tuple(
+            Ratio(f"{way} / a loop over steps", (way,), ("a loop over steps",)) for way in ("groups", "by period")
+        ),
+        check=_agreement,
+        memory=False,
     ),
     "neighbour_backbones": Comparison(
         title="Transformers beside ResNets, at their published sizes",

@@ -80,11 +80,9 @@ def figures(table: Sequence[Row], width: float = PAGE) -> Iterator[tuple[str, st
             lambda row: row.average("cost", "energy_memory_uj"),
         ),
     ):
-        caption = (
-            f"Test accuracy against {what} ({explained}): {seeds}. Points of one value stand side by side, around "
-        )
-        caption += "a thin line at it."
-        plots.append((f"accuracy_{name}", caption, partial(accuracy_against, table, value, what, width)))
+        text = f"Test accuracy against {what} ({explained}): {seeds}."
+        text += " Points of one value stand side by side, around a thin line at it."
+        plots.append((f"accuracy_{name}", text, partial(accuracy_against, table, value, what, width)))
     text = f"Test accuracy against the weight of the match term: {seeds}."
     text += " Dashed is plain training, where it was run."
     plots.append(("match_weight", text, partial(match_weights, table, width)))

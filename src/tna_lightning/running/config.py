@@ -208,8 +208,8 @@ def check(config: Mapping[str, Any]) -> None:
     Raises:
         ValueError: ``key=value: what is allowed``.
     """
+    read = {name: node for name, node in config.items() if name in SETTINGS}
     for key in config:
-        read = {name: node for name, node in config.items() if name in SETTINGS}
         refuse_unknown("", key, [*SETTINGS, *BY_THE_PROGRAM], leaves(read))
     _refuse_missing("", config, SETTINGS)
     for key in (*NODES, *NODES_OR_NOTHING, *(key for key in BY_THE_PROGRAM if key in config)):

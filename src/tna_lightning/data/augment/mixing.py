@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from tna_lightning.data.augment.operation import Samples
 from tna_lightning.data.batch import Batch
 
-_LEAST_ALPHA = 0.05
+_LEAST_ALPHA = 0.05  # at 0.01 both gammas of 18 % of all samples are the least number of float32, which gives a half
 
 
 def class_probabilities(target: Tensor, num_classes: int) -> Tensor:
