@@ -151,7 +151,8 @@ def test_blocks_change_no_bit(surrogate, reset, dtype):
         results = []
         for module in (eager, fused):
             gradients = module.time_loop_gradients(*inputs, grad_spikes, reset, surrogate, True, True)
-            results.append([module.time_loop(*inputs, reset), *gradients])
+            (alone,) = module.time_loop_gradients(*inputs, grad_spikes, reset, surrogate, False, False)
+            results.append([module.time_loop(*inputs, reset), *gradients, alone])
         if not isinstance(surrogate, surrogates.Sigmoid | surrogates.SpikeRateEscape):
             assert_same_bits(*results)
             continue
@@ -171,6 +172,17 @@ def test_blocks_change_nothing_of_what_is_not_finite(reset):
         module.time_loop_gradients(*inputs, grad_spikes, reset, surrogate, False, False)[0] for module in (eager, fused)
     ]
     assert_same_bits(*[[result] for result in results])
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("reset", RESETS)
+def test_a_membrane_at_the_threshold_does_not_spike_in_blocks_either(reset):
+    current, grad_spikes = torch.randint(-2, 5, (2, 5, 200)) / 4
+    assert (current == 0.75).any()
+    for threshold in (0.75, 0.0):
+        tensors = current, torch.tensor(0.5), torch.tensor(threshold), grad_spikes, reset, surrogates.ATan()
+        results = [module.time_loop_gradients(*tensors, False, False) for module in (eager, fused)]
+        assert_same_bits(*results)
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -202,7 +214,7 @@ def test_blocks_need_no_memory_beside_what_they_return_but_one_block():
     allocated.clear()
     with Sizes():
         eager.time_loop_gradients(*tensors, grad_spikes, "zero", surrogates.ATan(), False, False)
-    assert sum(allocated) == 4 * 500 + (2 * 4 + 3) * 64
+    assert sum(allocated) == 4 * 500 + 3 * 64
 
 
 def test_a_second_derivative_is_refused():

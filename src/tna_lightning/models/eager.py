@@ -19,8 +19,8 @@ from torch import Tensor
 
 from tna_lightning.models.surrogates import ATan, FastSigmoid, Surrogate, Triangular
 
-_VALUES = 2**20  # T n for each thread: what a block's backward pass goes back to
-_NEURONS = (2**15, 2**17)  # n for each thread: torch uses no second one for less; more gains nothing in cache
+_VALUES = 2**21  # T n for each thread: what a block's backward pass goes back to
+_NEURONS = (2**15, 2**18)  # n for each thread: torch uses no second one for less; more gains nothing in cache
 
 Rows = Sequence[Tensor]
 
@@ -78,11 +78,13 @@ def time_loop_gradients(
     threshold_sum = torch.zeros(current.shape[1], dtype=dtype) if learn_threshold else None
     size = _block_size(current)
     length, width = len(current), min(size, current.shape[1])
-    room = torch.empty(2 * length + 3, width, dtype=dtype)
+    many = length if learn_beta else 1  # membranes of all steps, or of one
+    room = torch.empty(2 + many + (0 if gradients.dtype == dtype else length), width, dtype=dtype)
     tensors = current, grad_spikes, gradients, beta.to(dtype), threshold.to(dtype), beta_sum, threshold_sum
     for block in _blocks(size, *tensors):
         rows = room[:, : block[0].shape[1]].unbind(0)
-        _block_gradients(reset, surrogate, rows[:length], rows[length:-3], rows[-3:], *block)
+        membranes, below = rows[2 : 2 + many], rows[2 + many :]
+        _block_gradients(reset, surrogate, membranes if learn_beta else membranes * length, below, rows[:2], *block)
     return (gradients, *(each for each in (beta_sum, threshold_sum) if each is not None))
 
 
@@ -90,7 +92,7 @@ def _block_gradients(
     reset: str,
     surrogate: Surrogate,
     membranes: Rows,
-    fired: Rows,
+    below: Rows,
     scratch: Rows,
     current: Tensor,
     grad_spikes: Tensor,
@@ -100,32 +102,35 @@ def _block_gradients(
     beta_sum: Tensor | None,
     threshold_sum: Tensor | None,
 ) -> None:
-    """Writes the gradients of one block where they belong; `membranes`, `fired` and `scratch` are room for it."""
-    carried, product, own_gradient = scratch
-    trajectory = list(_trajectory(current.unbind(0), beta, threshold, reset, membranes, fired))
+    """Writes the gradients of one block where they belong.
+
+    There lies theta - U[t] before, which tells of step t all that the way back asks for. `membranes` (one room for all
+    steps, if no gradient of beta is asked for) and `scratch` are room, and so is `below`, for outputs of another dtype.
+    """
+    carried, product = scratch
+    outputs = grad_current.unbind(0)
+    gradients = below or outputs
+    trajectory = list(_trajectory(current.unbind(0), beta, threshold, reset, membranes, gradients, spare=product))
     backward = _IN_PLACE.get(type(surrogate), _any_backward)
     gradient: Tensor | None = None  # of a loss with respect to U[t + 1], then U[t]
-    for t, (output, grad) in reversed(list(enumerate(zip(grad_current.unbind(0), grad_spikes.unbind(0), strict=True)))):
+    for t, grad in reversed(list(enumerate(grad_spikes.unbind(0)))):
         if gradient is not None:
-            kept = _zero_where(fired[t], gradient, carried) if reset == "zero" else gradient
+            kept = _zero_where_fired(gradients[t], gradient, carried) if reset == "zero" else gradient
             if beta_sum is not None:
                 beta_sum.add_(torch.mul(kept, trajectory[t], out=product))
             torch.mul(kept, beta, out=carried)
-        room = output if output.dtype == beta.dtype else own_gradient
-        # a gradient that begins with the last step is computed where it stays
-        shifted = torch.sub(trajectory[t], threshold, out=room if gradient is None else membranes[t])
-        through_spike = backward(surrogate, shifted, grad.to(beta.dtype))
-        if gradient is not None:
-            gradient = torch.add(through_spike, carried, out=room)
-        else:
-            gradient = through_spike if through_spike is room else room.copy_(through_spike)
-        if room is not output:
-            output.copy_(gradient)
+        through_spike = backward(surrogate, gradients[t], grad.to(beta.dtype))
         if threshold_sum is not None:
             threshold_sum.sub_(through_spike)
-            if reset == "subtract":
-                fired_before = fired[t - 1] if t > 0 else _fires_at_zero(threshold)
-                threshold_sum.addcmul_(gradient, fired_before, value=-1)
+        if gradient is not None:
+            gradient = torch.add(through_spike, carried, out=gradients[t])
+        else:
+            gradient = through_spike if through_spike is gradients[t] else gradients[t].copy_(through_spike)
+        if threshold_sum is not None and reset == "subtract":
+            fired_before = torch.lt(gradients[t - 1], 0, out=product) if t > 0 else _fires_at_zero(threshold)
+            threshold_sum.addcmul_(gradient, fired_before, value=-1)
+        if below:
+            outputs[t].copy_(gradient)
 
 
 def _trajectory(
@@ -134,29 +139,33 @@ def _trajectory(
     threshold: Tensor,
     reset: str,
     membranes: Rows,
-    fired: Rows,
+    marks: Rows,
     membrane: Tensor | None = None,
+    spare: Tensor | None = None,
 ) -> Iterator[Tensor]:
-    """Gives U[t] step by step, before its reset, in `membranes[t]` or the current; `fired[t]` then holds S[t], 0 or 1.
+    """Gives U[t] step by step, before its reset, in `membranes[t]` or the current; `marks[t]` then holds S[t], 0 or 1.
 
-    Both may be the same room for all steps. Products are rounded before they are added, as in compiled code;
-    `addcmul_`, which may not do that, is for those that are exact.
+    With a spare room for S[t], `marks[t]` holds theta - U[t]. Membranes may be the same room for all steps, and marks
+    without a spare one. Products are rounded before they are added, as in compiled code; `addcmul_`, which may not do
+    that, is for those that are exact.
     """
-    before = fired[0] if membrane is None else torch.gt(membrane, threshold, out=fired[0])
-    for current, room, spikes in zip(currents, membranes, fired, strict=True):
+    before = marks[0] if membrane is None else torch.gt(membrane, threshold, out=marks[0])
+    for current, room, mark in zip(currents, membranes, marks, strict=True):
         if membrane is None:  # at rest
             membrane = current if current.dtype == room.dtype else room.copy_(current)
             if reset == "subtract":
                 membrane = torch.sub(membrane, threshold.clamp(max=0), out=room)
         else:
             if reset == "zero":
-                _zero_where(before, membrane, room).mul_(beta)
+                zero_where = _zero_where if spare is None else _zero_where_fired
+                zero_where(before, membrane, room).mul_(beta)
             else:
                 torch.mul(membrane, beta, out=room)
             membrane = room.add_(current)
             if reset == "subtract":
-                membrane.addcmul_(before, threshold, value=-1)
-        before = torch.gt(membrane, threshold, out=spikes)
+                fired = before if spare is None else torch.lt(before, 0, out=spare)
+                membrane.addcmul_(fired, threshold, value=-1)
+        before = torch.gt(membrane, threshold, out=mark) if spare is None else torch.sub(threshold, membrane, out=mark)
         yield membrane
 
 
@@ -174,23 +183,31 @@ def _zero_where(fired: Tensor, values: Tensor, out: Tensor) -> Tensor:
     return torch.ops.aten.hardtanh_backward.grad_input(values, fired, -1, 1, grad_input=out)
 
 
-def _any_backward(surrogate: Surrogate, shifted: Tensor, grad_spikes: Tensor) -> Tensor:
-    return surrogate.backward(shifted, grad_spikes)
+def _zero_where_fired(below: Tensor, values: Tensor, out: Tensor) -> Tensor:
+    """The same, by `below` = theta - U. What torch calls the gradient of threshold keeps values unless below <= -tiny.
+
+    Differences between 0 and the smallest normal number, tiny, are none but those of thresholds and membranes of 1e-31.
+    """
+    return torch.ops.aten.threshold_backward.grad_input(values, below, -torch.finfo(below.dtype).tiny, grad_input=out)
 
 
-def _atan_backward(surrogate: ATan, shifted: Tensor, grad_spikes: Tensor) -> Tensor:
-    shifted.mul_(math.pi / 2 * surrogate.alpha).square_().add_(1).reciprocal_()
+def _any_backward(surrogate: Surrogate, below: Tensor, grad_spikes: Tensor) -> Tensor:
+    return surrogate.backward(torch.rsub(below, 0), grad_spikes)
+
+
+def _atan_backward(surrogate: ATan, below: Tensor, grad_spikes: Tensor) -> Tensor:
+    below.mul_(math.pi / 2 * surrogate.alpha).square_().add_(1).reciprocal_()
     if surrogate.alpha != 2:
-        shifted.mul_(surrogate.alpha / 2)
-    return shifted.mul_(grad_spikes)
+        below.mul_(surrogate.alpha / 2)
+    return below.mul_(grad_spikes)
 
 
-def _fast_sigmoid_backward(surrogate: FastSigmoid, shifted: Tensor, grad_spikes: Tensor) -> Tensor:
-    return shifted.abs_().mul_(surrogate.slope).add_(1).square_().reciprocal_().mul_(grad_spikes)
+def _fast_sigmoid_backward(surrogate: FastSigmoid, below: Tensor, grad_spikes: Tensor) -> Tensor:
+    return below.abs_().mul_(surrogate.slope).add_(1).square_().reciprocal_().mul_(grad_spikes)
 
 
-def _triangular_backward(surrogate: Triangular, shifted: Tensor, grad_spikes: Tensor) -> Tensor:
-    return torch.ge(shifted, 0, out=shifted).mul_(-2).add_(1).mul_(surrogate.threshold).mul_(grad_spikes)
+def _triangular_backward(surrogate: Triangular, below: Tensor, grad_spikes: Tensor) -> Tensor:
+    return torch.le(below, 0, out=below).mul_(-2).add_(1).mul_(surrogate.threshold).mul_(grad_spikes)
 
 
 _IN_PLACE: dict[type[Surrogate], Callable[..., Tensor]] = {
@@ -198,9 +215,10 @@ _IN_PLACE: dict[type[Surrogate], Callable[..., Tensor]] = {
     FastSigmoid: _fast_sigmoid_backward,
     Triangular: _triangular_backward,
 }
-"""`Surrogate.backward` of these classes themselves, not of what derives from them: the same bits, in `shifted`'s place.
+"""`Surrogate.backward` of these classes themselves, not of what derives from them, in the place of theta - U.
 
-The others' own `backward` takes a third more time for the whole loop, since it allocates.
+The same bits: the sign of the difference is lost in a square and in an absolute value. The others' own `backward` takes
+a third more time for the whole loop, since it allocates.
 """
 
 
