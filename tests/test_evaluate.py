@@ -282,11 +282,12 @@ def test_neurons_that_have_learned_their_time_steps_say_that_others_cannot_be(ne
     folder = written_run(tmp_path / "run", neuron)
     status, out, err = ask(folder, "--time-steps", "2,3")
     assert (status, err) == (0, "")
-    assert "   2  cannot: what this network has learned is for T = 3 alone; LIF, IF and the like take any" in out
+    cannot = "what it has learned is for T = 3 alone (the shape of body.0.weight); LIF, IF and the like take any"
+    assert f"   2  cannot: {cannot}" in out
     assert "   3  " in out
     status, _, err = ask(folder, "--time-steps", "2,4")
     assert status == 2
-    assert err.startswith("error: time-steps: none of these can be done; time_steps=2: what this network has learned")
+    assert err.startswith("error: time-steps: none of these can be done; time_steps=2: what it has learned")
 
 
 def test_corrupted_images_are_those_of_their_kind_and_severity(run, ask, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -121,18 +122,20 @@ def network_of(
     try:
         network = kept_network(folder, spec, channels_last=channels_last)
     except ValueError as error:
-        raise ValueError(f"time_steps={steps}: {_made_for_T(folder)} ({str(error).partition(': ')[2]})") from error
+        shape = re.search(r"size mismatch for (\S+):", str(error))
+        what = f"the shape of {shape[1]}" if shape else str(error).partition(": ")[2]
+        raise ValueError(f"time_steps={steps}: {_made_for_T(folder, what)}") from error
     if not is_spiking(network):
         raise ValueError(f"time_steps={steps}: this network does not spike, and sees an image once")
     kept = [getattr(module, "kept", None) for module in network.modules()]
     if any(isinstance(codes, Codes) and codes.time_steps not in (None, steps) for codes in kept):
-        raise ValueError(f"time_steps={steps}: {_made_for_T(folder)}, weights differ by time step")
+        raise ValueError(f"time_steps={steps}: {_made_for_T(folder, 'weights differ by time step')}")
     return network
 
 
-def _made_for_T(folder: Path | str) -> str:
+def _made_for_T(folder: Path | str, what: str) -> str:
     steps = read_packed(Path(folder) / NETWORK)[1]["inputs"]["time_steps"]
-    return f"what this network has learned is for T = {steps or 'its own'} alone; LIF, IF and the like take any"
+    return f"what it has learned is for T = {steps or 'its own'} alone ({what}); LIF, IF and the like take any"
 
 
 @dataclass(frozen=True)
