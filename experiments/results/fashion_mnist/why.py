@@ -1,0 +1,158 @@
+"""Inside runs, by their kept networks and checkpoints: `why.py FOLDER --data-root DIR` measures all runs of a study.
+
+Without a folder it prints the table of what was measured, why.json. Flatness is the rise of the cross-entropy on the
+run's own training images when every weight w of a layer becomes w + r rms(w) n, with n standard normal; the mean of
+three draws. Pairs of plain networks are of neighbouring seeds, and say what two networks gain without a match term.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from tna_lightning.evaluation import changes, figures
+from tna_lightning.evaluation.answers import answers_of
+from tna_lightning.report.statistics import mean_and_deviation
+from tna_lightning.running.record import find_runs, finished_record
+from tna_lightning.running.trust import rebuilt
+
+HERE = Path(__file__).parent
+NOISE = (0.05, 0.1, 0.2)
+DRAWS = 3
+ROWS = {
+    "train": "training images, %",
+    "acc": "test images, %",
+    "train_loss": "loss, training images",
+    "nll": "loss, test images",
+    "ece": "calibration error, points",
+    **{f"noise {r}": f"rise of the training loss, noise {r}" for r in NOISE},
+    "agreement": "agreement with the twin (plain: with another seed), %",
+    "other": "the twin alone (plain: another seed), %",
+    "together": "both together, %",
+}
+
+
+@torch.no_grad()
+def mean_loss(network: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Cross-entropy and accuracy of the mean over time, in batches of 500."""
+    logits = torch.cat([network(part).mean(0) for part in inputs.split(500)])
+    return cross_entropy(logits, labels).item(), figures.accuracy(logits, labels)
+
+
+@torch.no_grad()
+def under_noise(network: nn.Module, inputs: Tensor, labels: Tensor, r: float) -> float:
+    """Cross-entropy with noise on every weight, the mean of `DRAWS` draws."""
+    weights = [parameter for parameter in network.parameters() if parameter.ndim >= 2]
+    kept = [weight.clone() for weight in weights]
+    losses = []
+    for draw in range(DRAWS):
+        generator = torch.Generator().manual_seed(draw)
+        for weight, before in zip(weights, kept, strict=True):
+            noise = torch.randn(before.shape, generator=generator)
+            weight.copy_(before + r * before.square().mean().sqrt() * noise)
+        losses.append(mean_loss(network, inputs, labels)[0])
+    for weight, before in zip(weights, kept, strict=True):
+        weight.copy_(before)
+    return sum(losses) / DRAWS
+
+
+def measure(folder: Path, data_root: str) -> tuple[dict[str, Any], Tensor, Tensor]:
+    """What one run shows, its test logits and their labels."""
+    record = finished_record(folder)
+    config, baseline = record["config"], record["choices"]["baseline"]
+    datamodule, spec = rebuilt(folder, data_root)
+    network = changes.network_of(folder, spec, config, {})
+    answers = answers_of(network, datamodule, folder, config)
+    datamodule.setup("fit")
+    chosen = datamodule.train_set
+    inputs, labels = datamodule.prepare(chosen.inputs[chosen.subset]), chosen.targets[chosen.subset]
+    train_loss, train = mean_loss(network, inputs, labels)
+    calibration = figures.calibration(answers.logits, answers.labels)
+    shown = {
+        "name": record["name"],
+        "epochs": config["epochs"],
+        "baseline": baseline,
+        "seed": record["seed"],
+        "train": 100 * train,
+        "train_loss": train_loss,
+        "acc": 100 * figures.accuracy(answers.logits, answers.labels),
+        "nll": calibration["nll"],
+        "ece": 100 * calibration["ece"],
+        **{f"noise {r}": under_noise(network, inputs, labels, r) - train_loss for r in NOISE},
+    }
+    if baseline == "tna":
+        twin = changes.networks_of_checkpoint(folder, datamodule, config, trust=False)["companion"]
+        shown |= pair(answers.logits, answers_of(twin, datamodule, folder, config).logits, answers.labels)
+    return shown, answers.logits, answers.labels
+
+
+def pair(logits: Tensor, others: Tensor, labels: Tensor) -> dict[str, float]:
+    """Two networks beside each other."""
+    return {
+        "agreement": 100 * (logits.argmax(1) == others.argmax(1)).float().mean().item(),
+        "other": 100 * figures.accuracy(others, labels),
+        "together": 100 * figures.accuracy(figures.ensemble([logits, others]), labels),
+    }
+
+
+def measure_all(study: Path, data_root: str) -> list[dict[str, Any]]:
+    """All finished runs of a study's folder."""
+    found: dict[tuple[int, str, int], tuple[dict[str, Any], Tensor, Tensor]] = {}
+    for folder in find_runs(study):
+        try:
+            finished_record(folder)
+        except ValueError as error:
+            print(f"left out, {error}")
+            continue
+        shown, logits, labels = measure(folder, data_root)
+        found[shown["epochs"], shown["baseline"], shown["seed"]] = shown, logits, labels
+        print(shown["name"], flush=True)
+    ordered = sorted(found)
+    for one, other in pairwise(ordered):
+        if one[:2] == other[:2] and one[1] != "tna":
+            shown, logits, labels = found[one]
+            shown |= pair(logits, found[other][1], labels)
+    return [found[key][0] for key in ordered]
+
+
+def table(runs: list[dict[str, Any]]) -> str:
+    """Markdown: a column for each setting, mean and deviation over seeds."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault(f"{run['baseline']}, {run['epochs']} epochs", []).append(run)
+    lines = ["| | " + " | ".join(groups) + " |", "|---|" + "---|" * len(groups)]
+    for key, words in ROWS.items():
+        cells = []
+        for group in groups.values():
+            values = [run[key] for run in group if key in run]
+            mean, deviation = mean_and_deviation(values) if values else (None, None)
+            digits = 3 if "loss" in words else 1
+            cells.append(
+                "" if mean is None else f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if deviation else "")
+            )
+        lines.append(f"| {words} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, or print what was."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", nargs="?", type=Path, help="folder of finished runs with their checkpoints")
+    parser.add_argument("--data-root", default=".data")
+    parser.add_argument("-o", "--output", type=Path, default=HERE / "why.json")
+    arguments = parser.parse_args()
+    if arguments.study is not None:
+        runs = measure_all(arguments.study, arguments.data_root)
+        arguments.output.write_text(json.dumps(runs, indent=1) + "\n")
+    print(table(json.loads(arguments.output.read_text())))
+
+
+if __name__ == "__main__":
+    main()
