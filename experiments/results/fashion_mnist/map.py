@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 
@@ -17,18 +17,37 @@ from tna_lightning.running.archive import RECORDS
 
 HERE = Path(__file__).parent
 REFERENCES = {"plain": "plain training", "plain_twice": "plain training, twice the epochs"}
-AXES: dict[str, Callable[[Mapping[str, Any]], Any]] = {
-    "images": lambda record: record["config"]["data"]["train_subset"],
-}
 Accuracies = dict[str, dict[int, float]]
 
 
-def accuracies(axis: str, what: str = "test/acc") -> dict[Any, Accuracies]:
+class Axis(NamedTuple):
+    """A factor that changes alone: the folders of its records, which of them, and its value in a run's config."""
+
+    words: str
+    folders: tuple[str, ...]
+    belongs: Callable[[Mapping[str, Any]], bool]
+    value: Callable[[Mapping[str, Any]], Any]
+
+
+AXES = {
+    "images": Axis("training images, 40 epochs", ("images",), lambda _: True, lambda run: run["data"]["train_subset"]),
+    "epochs": Axis(
+        "epochs, 2,000 training images",
+        ("images", "epochs"),
+        lambda run: run["data"]["train_subset"] == 2000,
+        lambda run: run["epochs"],
+    ),
+}
+
+
+def accuracies(axis: Axis, what: str = "test/acc") -> dict[Any, Accuracies]:
     """Percent by value on the axis, baseline and seed: of the test, or of the last epoch's training for `train/acc`."""
     found: dict[Any, Accuracies] = {}
-    for record in collect([HERE / axis / RECORDS]).done:
+    for record in collect([HERE / folder / RECORDS for folder in axis.folders]).done:
+        if not axis.belongs(record["config"]):
+            continue
         value = record["history"][what][-1] if what == "train/acc" else record["results"][what]
-        rows = found.setdefault(AXES[axis](record), {})
+        rows = found.setdefault(axis.value(record["config"]), {})
         rows.setdefault(record["choices"]["baseline"], {})[record["seed"]] = 100 * value
     return dict(sorted(found.items()))
 
@@ -49,10 +68,10 @@ def verdict(mean: float, half_width: float) -> str:
 def main() -> None:
     """Print every axis and draw it."""
     figure, panels = plt.subplots(1, len(AXES), figsize=(5.2 * len(AXES), 3.4), squeeze=False, layout="constrained")
-    for axis, panel in zip(AXES, panels[0], strict=True):
+    for (name_of_axis, axis), panel in zip(AXES.items(), panels[0], strict=True):
         test, train = accuracies(axis), accuracies(axis, "train/acc")
         for value, rows in test.items():
-            print(f"{axis} {value:,}")
+            print(f"{name_of_axis} {value:,}")
             for name, of_seeds in rows.items():
                 mean, deviation = mean_and_deviation(list(of_seeds.values()))
                 fitted = mean_and_deviation(list(train[value][name].values()))[0]
@@ -68,7 +87,7 @@ def main() -> None:
             panel.errorbar(places, means, halves, fmt="os"[shift], capsize=4, label=f"to {words}")
         panel.axhline(0, color="grey", linewidth=0.8)
         panel.set_xticks(range(len(test)), [f"{value:,}" for value in test])
-        panel.set_xlabel(f"training {axis}")
+        panel.set_xlabel(axis.words)
         panel.set_ylabel("gain of TNA, points (95 %)")
         panel.legend(frameon=False)
     figure.savefig(HERE / "map.png", dpi=150)
