@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from tna_lightning.evaluation import changes, figures
 from tna_lightning.evaluation.answers import answers_of
-from tna_lightning.report.statistics import mean_and_deviation
+from tna_lightning.report.statistics import mean_and_deviation, paired_difference
 from tna_lightning.running.record import find_runs, finished_record
 from tna_lightning.running.trust import rebuilt
 
@@ -141,6 +141,23 @@ def table(runs: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def differences(runs: list[dict[str, Any]]) -> str:
+    """TNA minus plain training of as many epochs, and of twice as many: paired by seed, with the 95 % interval."""
+    of = {(run["baseline"], run["epochs"], run["seed"]): run for run in runs}
+    lines = []
+    for reference, epochs in sorted({(baseline, epochs) for baseline, epochs, _ in of if baseline != "tna"}):
+        seeds = sorted(seed for baseline, number, seed in of if (baseline, number) == ("tna", epochs))
+        for key in ROWS:
+            pairs = [(of["tna", epochs, seed], of[reference, epochs, seed]) for seed in seeds]
+            if not all(key in run for both in pairs for run in both):
+                continue
+            found = paired_difference([one[key] - other[key] for one, other in pairs])
+            if found.half_width is not None:
+                interval = f"[{found.mean - found.half_width:+.3f}, {found.mean + found.half_width:+.3f}]"
+                lines.append(f"TNA minus {reference}, {epochs} epochs, {ROWS[key]}: {found.mean:+.3f} {interval}")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Measure, or print what was."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -151,7 +168,8 @@ def main() -> None:
     if arguments.study is not None:
         runs = measure_all(arguments.study, arguments.data_root)
         arguments.output.write_text(json.dumps(runs, indent=1) + "\n")
-    print(table(json.loads(arguments.output.read_text())))
+    runs = json.loads(arguments.output.read_text())
+    print(table(runs), differences(runs), sep="\n\n")
 
 
 if __name__ == "__main__":
