@@ -432,6 +432,13 @@ def test_tables_fit_a_column_of_a_paper(study, tmp_path):
     assert [line for line in result.stdout.splitlines() if "Overfull" in line] == []
 
 
+def test_epochs_are_one_setting_though_the_trainers_follow_them():
+    table = rows(collect([RESULTS / "fashion_mnist" / "epochs" / RECORDS]).done)
+    assert {(row.baseline, row.variant) for row in table} == {
+        (baseline, f"epochs={epochs}") for baseline in ("plain", "plain_twice", "tna") for epochs in (20, 160)
+    }
+
+
 def test_latex_marks_the_best_and_what_is_told_from_plain(tmp_path):
     for seed in range(3):
         for quant in ("none", "ternary"):
