@@ -439,6 +439,14 @@ def test_epochs_are_one_setting_though_the_trainers_follow_them():
     }
 
 
+def test_epochs_that_the_trainer_does_not_follow_stay_a_setting(tmp_path):
+    for most in (None, 4, 8):
+        config = record("plain")["config"] | {"epochs": 8, "trainer": {"max_epochs": most}}
+        named = {"name": folder_name(config), "identity": identity(config)}
+        write(tmp_path, record("plain") | {"config": config} | named)
+    assert {row.variant for row in rows(collect([tmp_path]).done)} == {f"max_epochs={most}" for most in (None, 4, 8)}
+
+
 def test_latex_marks_the_best_and_what_is_told_from_plain(tmp_path):
     for seed in range(3):
         for quant in ("none", "ternary"):

@@ -149,6 +149,7 @@ def _trajectory(
     without a spare one. Products are rounded before they are added, as in compiled code; `addcmul_`, which may not do
     that, is for those that are exact.
     """
+    zero_where = _zero_where if spare is None else _zero_where_fired
     before = marks[0] if membrane is None else torch.gt(membrane, threshold, out=marks[0])
     for current, room, mark in zip(currents, membranes, marks, strict=True):
         if membrane is None:  # at rest
@@ -157,7 +158,6 @@ def _trajectory(
                 membrane = torch.sub(membrane, threshold.clamp(max=0), out=room)
         else:
             if reset == "zero":
-                zero_where = _zero_where if spare is None else _zero_where_fired
                 zero_where(before, membrane, room).mul_(beta)
             else:
                 torch.mul(membrane, beta, out=room)

@@ -474,8 +474,8 @@ def _words(alike: Sequence[Record], augments: Sequence[str]) -> list[str]:
                 values[augment if key.startswith("augment") else None].add(repr(config.get(key)))
         return any(len(seen) > 1 for seen in values.values())
 
-    # a multiple that the baseline sets; how many times as many epochs its choice tells
-    times = {config.get("trainer.max_epochs", 0) / (config.get("epochs") or math.inf) for config in flat}
+    # as many times the epochs in all of them, as their baseline has it: no setting beside the epochs
+    times = {(config.get("trainer.max_epochs") or 0) / (config.get("epochs") or math.inf) for config in flat}
     follows = {"trainer.max_epochs"} if len(times) == 1 and times != {0} else set()
     keys = sorted(
         key
