@@ -276,6 +276,20 @@ def test_other_settings_make_rows_of_their_own_and_seeds_do_not(tmp_path):
     assert all(row.differences["plain"].pairs == 2 for row in table[1:])
 
 
+def test_optimizers_are_called_by_their_names_and_their_own_settings_are_no_differences(tmp_path):
+    sgd = {"_target_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9}
+    adamw = {"_target_": "torch.optim.AdamW", "lr": 0.1, "betas": [0.9, 0.999]}
+    records = [record() for _ in range(3)]
+    for made, optimizer in zip(records, (sgd, adamw, adamw | {"lr": 0.01}), strict=True):
+        made["config"]["optimizer"] = optimizer
+        made["identity"] = identity(made["config"])
+        made["name"] = folder_name(made["config"])
+    write(tmp_path, *records)
+    variants = {row.variant for row in rows(collect([tmp_path]).done)}
+    assert variants == {"optimizer=SGD lr=0.1", "optimizer=AdamW lr=0.1", "optimizer=AdamW lr=0.01"}
+    assert "optimizer._target_=torch.optim.AdamW" in apart(records)[1]  # as a command has it
+
+
 def test_what_is_not_done_is_listed(study):
     failed = record("mutual", seed=0) | {"status": "failed", "error": "NonFiniteLoss: the loss is not finite\nmore"}
     cut_off = record("mutual", seed=1) | {"status": "running", "started": "yesterday"}
@@ -895,6 +909,13 @@ def test_a_penalty_on_firing_is_a_line_over_energy(tmp_path):
     assert line.get_xdata().tolist() == [3.0, 2.0, 1.0]
     assert line.get_ydata() == pytest.approx([90.0, 88.0, 80.0])
     assert [text.get_text() for text in axes.texts] == ["0", "0.1", "1"]
+
+
+def test_panels_of_one_value_each_share_a_logarithmic_axis():
+    made = [record("plain", cost=record()["cost"] | {"energy_uj": energy}) for energy in (1.0, 10.0)]
+    made[1]["choices"] = made[1]["choices"] | {"model": "resnet8"}
+    first, second = {name: figure for name, _, figure in figures(rows(made))}["accuracy_energy"].axes
+    assert first.get_xlim() == second.get_xlim() == pytest.approx((10**-0.1, 10**1.1))
 
 
 def test_the_match_term_has_a_panel_for_each_kind(tmp_path):

@@ -242,10 +242,10 @@ def accuracy_against(
         )
         if is_logarithmic:
             axes.set_xscale("log")
-            axes.margins(x=0.1)
+            margin = (max(found) / min(found)) ** 0.1  # of all panels: matplotlib warns about one that has one value
+            axes.set_xlim(min(found) / margin, max(found) * margin)
         else:
             axes.set_xlim(0, 1.1 * max(found))
-    _share([("", axes) for axes in grid], "x")
     if is_logarithmic:
         for axes in grid:
             _number(axes.xaxis)

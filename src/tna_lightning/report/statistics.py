@@ -41,6 +41,7 @@ _OF_TASK = re.compile(
 )
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?(?:e-?\d+)?)")
 _ENTRIES = "callbacks."  # settings of what only some runs have
+_TARGET = "._target_"  # the class or function that a node builds
 
 Record = Mapping[str, Any]
 
@@ -467,11 +468,19 @@ def _words(alike: Sequence[Record], augments: Sequence[str]) -> list[str]:
     every = {key for config in flat for key in config}
     flat = [with_neutral(config, every) for config in flat]
 
+    nodes = {key.removesuffix(_TARGET) for key in every if key.endswith(_TARGET)}
+
+    def built(key: str, config: Mapping[str, Any]) -> str:
+        """What the node of this setting builds: settings of another optimizer are no others of this one."""
+        node = max((node for node in nodes if key.startswith(f"{node}.")), key=len, default="")
+        return "" if key.endswith(_TARGET) else str(config.get(node + _TARGET))
+
     def differs(key: str) -> bool:
         values = defaultdict(set)
         for augment, config in zip(augments, flat, strict=True):  # an augmentation's name stands for its settings
             if key in config or not key.startswith(_ENTRIES):
-                values[augment if key.startswith("augment") else None].add(repr(config.get(key)))
+                about = (augment if key.startswith("augment") else None, built(key, config))
+                values[about].add(repr(config.get(key)))
         return any(len(seen) > 1 for seen in values.values())
 
     # as many times the epochs in all of them, as their baseline has it: no setting beside the epochs
@@ -484,13 +493,18 @@ def _words(alike: Sequence[Record], augments: Sequence[str]) -> list[str]:
         and not key.startswith(tuple(group.partition("@")[2] for group in chosen) or "\0")
         and differs(key)
     )
-    short = [key.rpartition(".")[2] for key in keys]
-    names = [name if short.count(name) == 1 else key for name, key in zip(short, keys, strict=True)]
+    short = [key.removesuffix(_TARGET).rpartition(".")[2] for key in keys]
+    names = [
+        name if short.count(name) == 1 else key.removesuffix(_TARGET) for name, key in zip(short, keys, strict=True)
+    ]
     variants = []
     for choices, augment, config in zip(companions, augments, flat, strict=True):
         words = [f"augment={augment}"] if len(set(augments)) > 1 else []
         words += [f"{group.partition('@')[2]}={choices[group]}" for group in chosen if group in choices]
-        words += [f"{name}={_word(key, config[key])}" for name, key in zip(names, keys, strict=True) if key in config]
+        for name, key in zip(names, keys, strict=True):
+            if key in config:
+                word = _word(key, config[key])
+                words.append(f"{name}={word.rpartition('.')[2] if key.endswith(_TARGET) else word}")
         variants.append(" ".join(words))
     return variants
 
