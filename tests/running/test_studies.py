@@ -29,7 +29,7 @@ def test_head_states_purpose_cost_and_command(path):
         assert word in head
     study = yaml.safe_load(path.read_text())
     assert study["study"] == path.stem
-    assert f"{len(jobs(path))} runs" in head
+    assert f"{len(jobs(path))} run" in head
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)

@@ -21,35 +21,47 @@ Accuracies = dict[str, dict[int, float]]
 
 
 class Axis(NamedTuple):
-    """A factor that changes alone: the folders of its records, which of them, and its value in a run's config."""
+    """A factor that changes alone: the folders of its records, which of them, and its value in a record."""
 
     words: str
     folders: tuple[str, ...]
     belongs: Callable[[Mapping[str, Any]], bool]
-    value: Callable[[Mapping[str, Any]], Any]
+    value: Callable[[Mapping[str, Any]], int | str]
+
+
+def images(record: Mapping[str, Any]) -> int:
+    """Of the training set."""
+    return int(record["config"]["data"]["train_subset"])
 
 
 AXES = {
-    "images": Axis("training images, 40 epochs", ("images",), lambda _: True, lambda run: run["data"]["train_subset"]),
+    "images": Axis("training images, 40 epochs", ("images",), lambda _: True, images),
     "epochs": Axis(
         "epochs, 2,000 training images",
         ("images", "epochs"),
-        lambda run: run["data"]["train_subset"] == 2000,
-        lambda run: run["epochs"],
+        lambda record: images(record) == 2000,
+        lambda record: int(record["config"]["epochs"]),
+    ),
+    "precision": Axis(
+        "precision of the base, 6,000 training images",
+        ("images", "precision"),
+        lambda record: images(record) == 6000,
+        lambda record: str(record["choices"]["quant"]),
     ),
 }
+BY_BITS = ["none", "int4", "ternary", "binary"]
 
 
 def accuracies(axis: Axis, what: str = "test/acc") -> dict[Any, Accuracies]:
     """Percent by value on the axis, baseline and seed: of the test, or of the last epoch's training for `train/acc`."""
     found: dict[Any, Accuracies] = {}
     for record in collect([HERE / folder / RECORDS for folder in axis.folders]).done:
-        if not axis.belongs(record["config"]):
+        if not axis.belongs(record):
             continue
         value = record["history"][what][-1] if what == "train/acc" else record["results"][what]
-        rows = found.setdefault(axis.value(record["config"]), {})
+        rows = found.setdefault(axis.value(record), {})
         rows.setdefault(record["choices"]["baseline"], {})[record["seed"]] = 100 * value
-    return dict(sorted(found.items()))
+    return dict(sorted(found.items(), key=lambda row: BY_BITS.index(row[0]) if row[0] in BY_BITS else row[0]))
 
 
 def gain(rows: Accuracies, reference: str) -> tuple[float, float]:
@@ -67,26 +79,28 @@ def verdict(mean: float, half_width: float) -> str:
 
 def main() -> None:
     """Print every axis and draw it."""
-    figure, panels = plt.subplots(1, len(AXES), figsize=(5.2 * len(AXES), 3.4), squeeze=False, layout="constrained")
+    figure, panels = plt.subplots(1, len(AXES), figsize=(4.6 * len(AXES), 3.4), squeeze=False, layout="constrained")
     for (name_of_axis, axis), panel in zip(AXES.items(), panels[0], strict=True):
         test, train = accuracies(axis), accuracies(axis, "train/acc")
-        for value, rows in test.items():
-            print(f"{name_of_axis} {value:,}")
+        references = {name: words for name, words in REFERENCES.items() if all(name in rows for rows in test.values())}
+        labels = [f"{value:,}" if isinstance(value, int) else value for value in test]
+        for label, (value, rows) in zip(labels, test.items(), strict=True):
+            print(f"{name_of_axis} {label}")
             for name, of_seeds in rows.items():
                 mean, deviation = mean_and_deviation(list(of_seeds.values()))
                 fitted = mean_and_deviation(list(train[value][name].values()))[0]
                 print(f"  {name}: {mean:.2f} ± {deviation or 0:.2f}, training images {fitted:.1f}, n {len(of_seeds)}")
-            for reference in REFERENCES:
+            for reference in references:
                 mean, half_width = gain(rows, reference)
                 interval = f"[{mean - half_width:+.2f}, {mean + half_width:+.2f}]"
                 print(f"  TNA minus {reference}: {mean:+.2f} {interval}: {verdict(mean, half_width)}")
-        for shift, (reference, words) in enumerate(REFERENCES.items()):
+        for shift, (reference, words) in enumerate(references.items()):
             gains = [gain(rows, reference) for rows in test.values()]
             places = [place + 0.12 * (shift - 0.5) for place in range(len(test))]
             means, halves = zip(*gains, strict=True)
             panel.errorbar(places, means, halves, fmt="os"[shift], capsize=4, label=f"to {words}")
         panel.axhline(0, color="grey", linewidth=0.8)
-        panel.set_xticks(range(len(test)), [f"{value:,}" for value in test])
+        panel.set_xticks(range(len(test)), labels)
         panel.set_xlabel(axis.words)
         panel.set_ylabel("gain of TNA, points (95 %)")
         panel.legend(frameon=False)
