@@ -42,14 +42,7 @@ AXES = {
         lambda record: images(record) == 2000,
         lambda record: int(record["config"]["epochs"]),
     ),
-    "precision": Axis(
-        "precision of the base, 6,000 training images",
-        ("images", "precision"),
-        lambda record: images(record) == 6000,
-        lambda record: str(record["choices"]["quant"]),
-    ),
 }
-BY_BITS = ["none", "int4", "ternary", "binary"]
 
 
 def accuracies(axis: Axis, what: str = "test/acc") -> dict[Any, Accuracies]:
@@ -61,7 +54,7 @@ def accuracies(axis: Axis, what: str = "test/acc") -> dict[Any, Accuracies]:
         value = record["history"][what][-1] if what == "train/acc" else record["results"][what]
         rows = found.setdefault(axis.value(record), {})
         rows.setdefault(record["choices"]["baseline"], {})[record["seed"]] = 100 * value
-    return dict(sorted(found.items(), key=lambda row: BY_BITS.index(row[0]) if row[0] in BY_BITS else row[0]))
+    return dict(sorted(found.items()))
 
 
 def gain(rows: Accuracies, reference: str) -> tuple[float, float]:
