@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,17 +17,24 @@ from tna_lightning.report.statistics import mean_and_deviation, paired_differenc
 from tna_lightning.running.archive import RECORDS
 
 HERE = Path(__file__).parent
-REFERENCES = {"plain": "plain training", "plain_twice": "plain training, twice the epochs"}
+REFERENCES = {
+    "plain": "plain training",
+    "plain_twice": "plain training, twice the epochs",
+    "kd": "distillation, spiking teacher",
+}
 Accuracies = dict[str, dict[int, float]]
 
 
 class Axis(NamedTuple):
-    """A factor that changes alone: the folders of its records, which of them, and its value in a record."""
+    """A factor that changes alone: the folders of its records, which of them, and its value in a record.
+
+    A value of None is that of a reference which serves all values.
+    """
 
     words: str
     folders: tuple[str, ...]
     belongs: Callable[[Mapping[str, Any]], bool]
-    value: Callable[[Mapping[str, Any]], int | str]
+    value: Callable[[Mapping[str, Any]], float | str | None]
 
 
 def images(record: Mapping[str, Any]) -> int:
@@ -46,15 +54,20 @@ AXES = {
 
 
 def accuracies(axis: Axis, what: str = "test/acc") -> dict[Any, Accuracies]:
-    """Percent by value on the axis, baseline and seed: of the test, or of the last epoch's training for `train/acc`."""
-    found: dict[Any, Accuracies] = {}
-    for record in collect([HERE / folder / RECORDS for folder in axis.folders]).done:
-        if not axis.belongs(record):
-            continue
-        value = record["history"][what][-1] if what == "train/acc" else record["results"][what]
-        rows = found.setdefault(axis.value(record), {})
-        rows.setdefault(record["choices"]["baseline"], {})[record["seed"]] = 100 * value
-    return dict(sorted(found.items()))
+    """Percent by value on the axis, baseline and seed: of the test, or of the last epoch's training for `train/acc`.
+
+    What is no reference is TNA of some kind, and stands under `tna`.
+    """
+    records = [r for r in collect([HERE / folder / RECORDS for folder in axis.folders]).done if axis.belongs(r)]
+    values = {axis.value(record) for record in records} - {None}
+    found: dict[Any, Accuracies] = {value: {} for value in sorted(values)}
+    for record in records:
+        accuracy = 100 * (record["history"][what][-1] if what == "train/acc" else record["results"][what])
+        baseline = record["choices"]["baseline"]
+        name = baseline if baseline in REFERENCES else "tna"
+        for value in values if axis.value(record) is None else {axis.value(record)}:
+            found[value].setdefault(name, {})[record["seed"]] = accuracy
+    return found
 
 
 def gain(rows: Accuracies, reference: str) -> tuple[float, float]:
@@ -72,8 +85,13 @@ def verdict(mean: float, half_width: float) -> str:
 
 def main() -> None:
     """Print every axis and draw it."""
-    figure, panels = plt.subplots(1, len(AXES), figsize=(4.6 * len(AXES), 3.4), squeeze=False, layout="constrained")
-    for (name_of_axis, axis), panel in zip(AXES.items(), panels[0], strict=True):
+    columns = min(3, len(AXES))
+    rows_of_panels = math.ceil(len(AXES) / columns)
+    size = (4.6 * columns, 3.4 * rows_of_panels)
+    figure, panels = plt.subplots(rows_of_panels, columns, figsize=size, squeeze=False, layout="constrained")
+    for panel in panels.flat[len(AXES) :]:
+        panel.set_visible(False)
+    for (name_of_axis, axis), panel in zip(AXES.items(), panels.flat, strict=False):
         test, train = accuracies(axis), accuracies(axis, "train/acc")
         references = {name: words for name, words in REFERENCES.items() if all(name in rows for rows in test.values())}
         labels = [f"{value:,}" if isinstance(value, int) else value for value in test]
@@ -83,7 +101,7 @@ def main() -> None:
                 mean, deviation = mean_and_deviation(list(of_seeds.values()))
                 fitted = mean_and_deviation(list(train[value][name].values()))[0]
                 print(f"  {name}: {mean:.2f} ± {deviation or 0:.2f}, training images {fitted:.1f}, n {len(of_seeds)}")
-            for reference in references:
+            for reference in (name for name in REFERENCES if name in rows):
                 mean, half_width = gain(rows, reference)
                 interval = f"[{mean - half_width:+.2f}, {mean + half_width:+.2f}]"
                 print(f"  TNA minus {reference}: {mean:+.2f} {interval}: {verdict(mean, half_width)}")
