@@ -11,7 +11,7 @@ import pytest
 from tna_lightning.report import dashboard
 from wandb_server import WandbServer
 
-STUDY = Path(__file__).parents[2] / "experiments" / "results" / "first_look"
+STUDY = Path(__file__).parents[2] / "experiments" / "results" / "first_look" / "records.jsonl.gz"
 
 pytest.importorskip("wandb_workspaces", reason="the extra [dashboards]")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb_workspaces", "ignore:.*:UserWarning:pydantic")
