@@ -51,6 +51,12 @@ def test_the_card_has_the_figures_of_the_record(folder):
     assert cell("operations an image", folder) == f"{ac:,.0f} AC, {mac:,.0f} MAC"
     assert cell("their energy", folder) == f"{cost['energy_uj']:.2f} uJ"
     assert cell("ANN of the same shape", folder) == f"{cost['ann_macs']:,.0f} MAC, {cost['energy_ann_uj']:.2f} uJ"
+    few = cost["quantized_ann"]
+    assert (
+        cell(f"ANN, {few['activation_bits']}-bit activations", folder)
+        == f"{few['acs']:,.0f} AC, {few['macs']:,.0f} MAC, {few['energy_uj']:.2f} uJ"
+    )
+    assert f"{cost['bytes_kept'] / 1000:.1f}" in CARD
     assert cell("commit", folder) == f"`{git['commit'][:7]}`"
 
 
