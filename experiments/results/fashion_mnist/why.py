@@ -2,7 +2,8 @@
 
 Without a folder it prints the table of what was measured, why.json. Flatness is the rise of the cross-entropy on the
 run's own training images when every weight w of a layer becomes w + r rms(w) n, with n standard normal; the mean of
-three draws. Pairs of plain networks are of neighbouring seeds, and say what two networks gain without a match term.
+three draws. Pairs of plain networks are of neighbouring seeds. Calibrated: logits over the one temperature that fits
+the run's validation images best (Guo et al., arXiv 1706.04599).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -32,6 +34,9 @@ ROWS = {
     "train_loss": "loss, training images",
     "nll": "loss, test images",
     "ece": "calibration error, points",
+    "temperature": "temperature that calibrates",
+    "calibrated nll": "loss, test images, calibrated",
+    "calibrated ece": "calibration error, calibrated",
     **{f"noise {r}": f"rise of the training loss, noise {r}" for r in NOISE},
     "agreement": "agreement with the twin (plain: with another seed), %",
     "other": "the twin alone (plain: another seed), %",
@@ -40,10 +45,23 @@ ROWS = {
 
 
 @torch.no_grad()
+def logits_of(network: nn.Module, inputs: Tensor) -> Tensor:
+    """Means over time, in batches of 500."""
+    return torch.cat([network(part).mean(0) for part in inputs.split(500)])
+
+
 def mean_loss(network: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Cross-entropy and accuracy of the mean over time, in batches of 500."""
-    logits = torch.cat([network(part).mean(0) for part in inputs.split(500)])
+    """Cross-entropy and accuracy."""
+    logits = logits_of(network, inputs)
     return cross_entropy(logits, labels).item(), figures.accuracy(logits, labels)
+
+
+def fitted_temperature(logits: Tensor, labels: Tensor) -> float:
+    """The temperature of least cross-entropy."""
+    found = minimize_scalar(
+        lambda temperature: cross_entropy(logits / temperature, labels).item(), bounds=(0.1, 10), method="bounded"
+    )
+    return float(found.x)
 
 
 @torch.no_grad()
@@ -75,6 +93,10 @@ def measure(folder: Path, data_root: str) -> tuple[dict[str, Any], Tensor, Tenso
     inputs, labels = datamodule.prepare(chosen.inputs[chosen.subset]), chosen.targets[chosen.subset]
     train_loss, train = mean_loss(network, inputs, labels)
     calibration = figures.calibration(answers.logits, answers.labels)
+    held_out = datamodule.val_set
+    held_out_logits = logits_of(network, datamodule.prepare(held_out.inputs[held_out.subset]))
+    temperature = fitted_temperature(held_out_logits, held_out.targets[held_out.subset])
+    calibrated = figures.calibration(answers.logits / temperature, answers.labels)
     shown = {
         "name": record["name"],
         "epochs": config["epochs"],
@@ -85,6 +107,9 @@ def measure(folder: Path, data_root: str) -> tuple[dict[str, Any], Tensor, Tenso
         "acc": 100 * figures.accuracy(answers.logits, answers.labels),
         "nll": calibration["nll"],
         "ece": 100 * calibration["ece"],
+        "temperature": temperature,
+        "calibrated nll": calibrated["nll"],
+        "calibrated ece": 100 * calibrated["ece"],
         **{f"noise {r}": under_noise(network, inputs, labels, r) - train_loss for r in NOISE},
     }
     if baseline == "tna":
@@ -133,7 +158,7 @@ def table(runs: list[dict[str, Any]]) -> str:
         for group in groups.values():
             values = [run[key] for run in group if key in run]
             mean, deviation = mean_and_deviation(values) if values else (None, None)
-            digits = 3 if "loss" in words else 1
+            digits = 3 if "loss" in words else 2 if "temperature" in words else 1
             cells.append(
                 "" if mean is None else f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if deviation else "")
             )
