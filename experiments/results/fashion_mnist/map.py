@@ -43,7 +43,7 @@ def images(record: Mapping[str, Any]) -> int:
 
 
 AXES = {
-    "images": Axis("training images, 40 epochs", ("images",), lambda _: True, images),
+    "images": Axis("training images, 40 epochs", ("images", "table"), lambda _: True, images),
     "epochs": Axis(
         "epochs, 2,000 training images",
         ("images", "epochs"),
