@@ -26,10 +26,7 @@ def minus(first: Accuracies, second: Accuracies, since: int = 0) -> str:
     """Mean difference over the seeds that both have, from `since` on, with its 95 % interval."""
     pairs = sorted(seed for seed in first.keys() & second.keys() if seed >= since)
     found = paired_difference([first[seed] - second[seed] for seed in pairs])
-    if found.half_width is None:
-        return f"{found.pairs} pairs"
-    interval = f"[{found.mean - found.half_width:+.2f}, {found.mean + found.half_width:+.2f}]"
-    return f"{found.mean:+.2f} {interval} ({found.pairs} pairs)"
+    return f"{found.words()} ({found.pairs} pairs)"
 
 
 def compare(title: str, rows: dict[str, Accuracies], references: tuple[str, ...], since: int = 0) -> None:

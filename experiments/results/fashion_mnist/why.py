@@ -28,6 +28,7 @@ from tna_lightning.running.trust import rebuilt
 HERE = Path(__file__).parent
 NOISE = (0.05, 0.1, 0.2)
 DRAWS = 3
+IMAGES = 2000  # of the training set, in the runs that are looked into
 ROWS = {
     "train": "training images, %",
     "acc": "test images, %",
@@ -46,7 +47,7 @@ ROWS = {
 
 @torch.no_grad()
 def logits_of(network: nn.Module, inputs: Tensor) -> Tensor:
-    """Means over time, in batches of 500."""
+    """Means over time, in batches of 500: ``[N, K]`` of inputs ``[N, C, H, W]``."""
     return torch.cat([network(part).mean(0) for part in inputs.split(500)])
 
 
@@ -57,7 +58,7 @@ def mean_loss(network: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[float
 
 
 def fitted_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The temperature of least cross-entropy."""
+    """The temperature of least cross-entropy (arXiv 1706.04599) for logits ``[N, K]`` and labels ``[N]``."""
     found = minimize_scalar(
         lambda temperature: cross_entropy(logits / temperature, labels).item(), bounds=(0.1, 10), method="bounded"
     )
@@ -136,6 +137,9 @@ def measure_all(study: Path, data_root: str) -> list[dict[str, Any]]:
         except ValueError as error:
             print(f"left out, {error}")
             continue
+        if finished_record(folder)["config"]["data"]["train_subset"] != IMAGES:
+            print(f"left out, {folder}: not of {IMAGES:,} images")
+            continue
         shown, logits, labels = measure(folder, data_root)
         found[shown["epochs"], shown["baseline"], shown["seed"]] = shown, logits, labels
         print(shown["name"], flush=True)
@@ -177,9 +181,7 @@ def differences(runs: list[dict[str, Any]]) -> str:
             if not all(key in run for both in pairs for run in both):
                 continue
             found = paired_difference([one[key] - other[key] for one, other in pairs])
-            if found.half_width is not None:
-                interval = f"[{found.mean - found.half_width:+.3f}, {found.mean + found.half_width:+.3f}]"
-                lines.append(f"TNA minus {reference}, {epochs} epochs, {ROWS[key]}: {found.mean:+.3f} {interval}")
+            lines.append(f"TNA minus {reference}, {epochs} epochs, {ROWS[key]}: {found.words(3)}")
     return "\n".join(lines)
 
 

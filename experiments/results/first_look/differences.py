@@ -27,12 +27,8 @@ def main() -> None:
         default = found["tna 0.05"]
         for name, of_seeds in found.items():
             difference = paired_difference([default[seed] - value for seed, value in of_seeds.items()])
-            half_width = difference.half_width or 0.0
-            interval = f"[{difference.mean - half_width:+.2f}, {difference.mean + half_width:+.2f}]"
-            mean = mean_and_deviation(list(of_seeds.values()))[0]
-            print(
-                f"  {name}: {mean:.2f}" + (f"; TNA minus this {difference.mean:+.2f} {interval}" * (name != "tna 0.05"))
-            )
+            mean, deviation = mean_and_deviation(list(of_seeds.values()))
+            print(f"  {name}: {mean:.2f} ± {deviation:.2f}; tna 0.05 minus this {difference.words()}")
 
 
 if __name__ == "__main__":

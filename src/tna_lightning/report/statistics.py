@@ -64,6 +64,13 @@ class Difference:
     half_width: float | None
     pairs: int
 
+    def words(self, digits: int = 2) -> str:
+        """With its interval, ``+1.49 [+0.28, +2.71]``, or ``+1.49 (1 pair)``."""
+        mean = f"{self.mean:+z.{digits}f}"
+        if self.half_width is None:
+            return f"{mean} (1 pair)"
+        return f"{mean} [{self.mean - self.half_width:+z.{digits}f}, {self.mean + self.half_width:+z.{digits}f}]"
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:

@@ -222,11 +222,8 @@ def difference(row: Row, reference: str | None) -> str:
     value = row.differences.get(reference or "")
     if value is None:
         return ""
-    if value.half_width is None:
-        return f"{value.mean:+z.2f} (1 pair)"
-    low, high = value.mean - value.half_width, value.mean + value.half_width
-    pairs = "" if value.pairs == len(row.records) else f" ({value.pairs} pairs)"
-    return f"{value.mean:+z.2f} [{low:+z.2f}, {high:+z.2f}]{pairs}"
+    pairs = "" if value.half_width is None or value.pairs == len(row.records) else f" ({value.pairs} pairs)"
+    return value.words() + pairs
 
 
 def distillation(row: Row) -> str:
