@@ -215,6 +215,13 @@ def test_a_setting_is_found_by_the_last_part_of_its_name():
     assert told == "model.widths: no such setting here; did you mean model.width? `--cfg job` prints all of them"
 
 
+@pytest.mark.parametrize("words", [["baseline=plain,tna"], ["baseline=tna,plain"], ["experiments=first_look"]])
+def test_a_setting_of_some_jobs_of_a_sweep_is_told_as_that(words):
+    error = ConfigCompositionException("Could not override 'objective.match_weight'.\nKey is not in struct")
+    told = explain(error, [*words, "objective.match_weight=0.1"])
+    assert told.startswith("objective.match_weight: not every job of the sweep has this setting; ")
+
+
 MEANT = {
     **{"lr": ["optimizer.lr"], "learning_rate": ["optimizer.lr"], "batch_size": ["data.batch_size"]},
     **{"time_steps": ["model.time_steps"], "device": ["companion.device", "trainer.devices"]},

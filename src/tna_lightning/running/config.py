@@ -606,14 +606,19 @@ def _unknown_key(key: str, words: Sequence[str]) -> str:
         return f"{key}: no such setting of Hydra's; `--cfg hydra` prints all of them"
     if key == "data.time_steps":
         return f"{key}: these are static images, shown for as many steps as model.time_steps says; set that"
-    config = _with_choices(words)
+    config, *others_of_sweep = _with_choices(words)
+    known, *known_of_sweep = (
+        [*leaves({name: each[name] for name in each if name in SETTINGS})] for each in (config, *others_of_sweep)
+    )
+    if any(key in each for each in (known, *known_of_sweep)):
+        return f"{key}: not every job of the sweep has this setting; sweep the choices that have it apart"
     path, _, name = key.rpartition(".")
     node: Any = config
     for part in path.split(".") if path else ():
         node = node.get(part) if isinstance(node, Mapping) else None
     if path and isinstance(node, Mapping) and _is_left_out(name, node):
         return f"{key}: no such setting here; +{key}=VALUE adds it, which the YAML leaves out"
-    meant = nearest(key, [*leaves({each: config[each] for each in config if each in SETTINGS}), *GROUPS])
+    meant = nearest(key, [*known, *GROUPS])
     if not path:
         return f"{key}: no such group or setting; {_did_you_mean(meant) or 'groups are ' + ', '.join(GROUPS)}"
     others = [str(each) for each in node or () if not str(each).startswith("_")]
@@ -621,18 +626,26 @@ def _unknown_key(key: str, words: Sequence[str]) -> str:
     return f"{key}: no such setting here; {hint}`--cfg job` prints all of them"
 
 
-def _with_choices(words: Sequence[str]) -> Mapping[str, Any]:
-    """The config with the choices of a command alone, which say what settings there are; of a sweep the first ones."""
-    choices = []
+def _with_choices(words: Sequence[str]) -> list[Mapping[str, Any]]:
+    """The configs with the choices of a command alone, which say what settings there are.
+
+    Of a sweep the first choices, then every other choice of a group beside the first of the others.
+    """
+    choices: dict[str, list[str]] = {}
     for word in words:
-        if word.partition("=")[0].partition("@")[0] in GROUPS:
+        if (group := word.partition("=")[0]).partition("@")[0] in GROUPS:
             (override,) = OverridesParser.create().parse_overrides([word])
-            first = next(override.sweep_string_iterator()) if override.is_sweep_override() else None
-            choices.append(word if first is None else f"{word.partition('=')[0]}={first}")
+            swept = override.is_sweep_override()
+            choices[group] = [f"{group}={value}" for value in override.sweep_string_iterator()] if swept else [word]
+    first = {group: among[0] for group, among in choices.items()}
+    own = own_folder(words)
     try:
-        return compose(choices, own_folder(words))
+        return [
+            compose(list(first.values()), own),
+            *(compose([*(first | {group: other}).values()], own) for group in choices for other in choices[group][1:]),
+        ]
     except ValueError:  # more than one thing is wrong
-        return compose()
+        return [compose()]
 
 
 def _is_left_out(name: str, node: Mapping[str, Any]) -> bool:
