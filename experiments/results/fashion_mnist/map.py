@@ -25,12 +25,17 @@ Accuracies = dict[str, dict[int, float]]
 
 
 class Axis(NamedTuple):
-    """A factor that changes alone: the folders of its records, which of them, and its value in a record."""
+    """A factor that changes alone: the folders of its records, which of them, a record's value, and all values.
+
+    Where the factor concerns the twin alone (`of_the_twin`), plain training serves all of its values.
+    """
 
     words: str
     folders: tuple[str, ...]
     belongs: Callable[[Mapping[str, Any]], bool]
-    value: Callable[[Mapping[str, Any]], int]
+    value: Callable[[Mapping[str, Any]], str]
+    values: tuple[str, ...]
+    of_the_twin: bool = False
 
 
 def images(record: Mapping[str, Any]) -> int:
@@ -38,26 +43,56 @@ def images(record: Mapping[str, Any]) -> int:
     return int(record["config"]["data"]["train_subset"])
 
 
+def match(record: Mapping[str, Any]) -> str:
+    """Weight of the match term, and the epoch that it starts with if it is not the first."""
+    objective = record["config"]["objective"]
+    start = objective["match_start_epoch"]
+    return f"{objective['match_weight']}" + (f" from {start}" if start else "")
+
+
 AXES = {
-    "images": Axis("training images, 40 epochs", ("images", "table"), lambda _: True, images),
+    "images": Axis(
+        "training images, 40 epochs",
+        ("images", "table"),
+        lambda _: True,
+        lambda record: f"{images(record):,}",
+        ("600", "2,000", "6,000", "20,000"),
+    ),
     "epochs": Axis(
         "epochs, 2,000 training images",
         ("images", "epochs"),
         lambda record: images(record) == 2000,
-        lambda record: int(record["config"]["epochs"]),
+        lambda record: str(record["config"]["epochs"]),
+        ("20", "40", "160"),
+    ),
+    "precision": Axis(
+        "weights of the base, 6,000 images",
+        ("images", "precision"),
+        lambda record: images(record) == 6000,
+        lambda record: record["choices"]["quant"],
+        ("none", "int4", "ternary", "binary"),
+    ),
+    "match": Axis(
+        "weight of the match term, 6,000 images",
+        ("images", "match"),
+        lambda record: images(record) == 6000,
+        match,
+        ("0.005", "0.05", "0.5", "0.005 from 20", "0.5 from 20"),
+        of_the_twin=True,
     ),
 }
 
 
-def accuracies(axis: Axis, what: str = "test/acc") -> dict[int, Accuracies]:
-    """Percent by value on the axis, baseline and seed: of the test, or of the last epoch's training for `train/acc`."""
-    found: dict[int, Accuracies] = {}
+def accuracies(axis: Axis, what: str = "test/acc") -> dict[str, Accuracies]:
+    """Percent by value on the axis, baseline and seed: of the test, or of the last epoch for `train/acc`, `val/acc`."""
+    found: dict[str, Accuracies] = {value: {} for value in axis.values}
     for record in collect([HERE / folder / RECORDS for folder in axis.folders]).done:
         if axis.belongs(record):
-            accuracy = 100 * (record["history"][what][-1] if what == "train/acc" else record["results"][what])
-            rows = found.setdefault(axis.value(record), {})
-            rows.setdefault(record["choices"]["baseline"], {})[record["seed"]] = accuracy
-    return dict(sorted(found.items()))
+            accuracy = 100 * (record["results"][what] if what == "test/acc" else record["history"][what][-1])
+            baseline = record["choices"]["baseline"]
+            for value in axis.values if axis.of_the_twin and baseline in REFERENCES else (axis.value(record),):
+                found[value].setdefault(baseline, {})[record["seed"]] = accuracy
+    return found
 
 
 def gain(rows: Accuracies, reference: str) -> Difference:
@@ -75,16 +110,17 @@ def verdict(difference: Difference) -> str:
 
 def main() -> None:
     """Print every axis and draw it."""
-    figure, panels = plt.subplots(1, len(AXES), figsize=(4.6 * len(AXES), 3.4), squeeze=False, layout="constrained")
-    for (name_of_axis, axis), panel in zip(AXES.items(), panels[0], strict=True):
-        test, train = accuracies(axis), accuracies(axis, "train/acc")
+    figure, panels = plt.subplots(2, 2, figsize=(9.6, 7.2), layout="constrained")
+    for (name_of_axis, axis), panel in zip(AXES.items(), panels.flat, strict=True):
+        test, train, validation = (accuracies(axis, what) for what in ("test/acc", "train/acc", "val/acc"))
         references = {name: words for name, words in REFERENCES.items() if all(name in rows for rows in test.values())}
         for value, rows in test.items():
-            print(f"{name_of_axis} {value:,}")
+            print(f"{name_of_axis} {value}")
             for name, of_seeds in rows.items():
                 mean, deviation = mean_and_deviation(list(of_seeds.values()))
-                fitted = mean_and_deviation(list(train[value][name].values()))[0]
-                print(f"  {name}: {mean:.2f} ± {deviation or 0:.2f}, training images {fitted:.1f}, n {len(of_seeds)}")
+                fitted, held_out = (mean_and_deviation([*of[value][name].values()])[0] for of in (train, validation))
+                others = f"training images {fitted:.1f}, validation images {held_out:.2f}"
+                print(f"  {name}: {mean:.2f} ± {deviation or 0:.2f}, {others}, n {len(of_seeds)}")
             for reference in (name for name in REFERENCES if name in rows):
                 difference = gain(rows, reference)
                 print(f"  TNA minus {reference}: {difference.words()}: {verdict(difference)}")
@@ -94,7 +130,7 @@ def main() -> None:
             means, halves = [each.mean for each in gains], [each.half_width for each in gains]
             panel.errorbar(places, means, halves, fmt="os"[shift], capsize=4, label=f"to {words}")
         panel.axhline(0, color="grey", linewidth=0.8)
-        panel.set_xticks(range(len(test)), [f"{value:,}" for value in test])
+        panel.set_xticks(range(len(test)), list(test))
         panel.set_xlabel(axis.words)
         panel.set_ylabel("gain of TNA, points (95 %)")
         panel.legend(frameon=False)
