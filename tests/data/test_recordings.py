@@ -353,9 +353,9 @@ def test_what_comes_close_is_named(tmp_path, place, words):
     path.write_bytes(b"?")
     with pytest.raises(FileNotFoundError) as error:
         find_recordings(tmp_path, CLASSES)
-    assert str(error.value).endswith(f"; there is {path}, {words}" if words else "... in it") or words in str(
-        error.value
-    )
+    told = f"root={str(tmp_path)!r}: no recordings of airplane, automobile in it"
+    assert str(error.value).startswith(f"{told}; there is {path}, {words}" if words else told)
+    assert words or str(error.value) == told
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
@@ -384,6 +384,8 @@ def test_a_folder_of_no_class_is_reported(tmp_path):
 def test_missing_mixed_and_absent_recordings_are_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"root='.*': no recordings of airplane, automobile"):
         find_recordings(tmp_path, CLASSES)
+    with pytest.raises(FileNotFoundError, match=r"root='.*': no recordings of truck in it"):
+        find_recordings(tmp_path, ["truck"])
     fill(tmp_path)
     (tmp_path / "automobile").rename(tmp_path / "other")
     with pytest.raises(ValueError, match="has no recordings of automobile"):

@@ -213,9 +213,8 @@ def find_recordings(root: Path, class_names: Sequence[str]) -> tuple[list[Record
             break
     else:
         close = _what_comes_close(root, class_names)
-        raise FileNotFoundError(
-            f"root={str(root)!r}: no recordings of {class_names[0]}, {class_names[1]}, ... in it{close}"
-        )
+        wanted = ", ".join([*class_names[:2], *(["..."] if len(class_names) > 2 else [])])
+        raise FileNotFoundError(f"root={str(root)!r}: no recordings of {wanted} in it{close}")
     missing = [name for label, name in enumerate(class_names) if label not in {file.label for file in files}]
     if missing:
         raise ValueError(f"root={str(root)!r}: {folder} has no recordings of {', '.join(missing)}")
