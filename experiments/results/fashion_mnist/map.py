@@ -21,6 +21,7 @@ REFERENCES = {
     "plain_twice": "plain training, twice the epochs",
     "kd": "distillation, spiking teacher",
 }
+DEFAULT_MATCH = "0.05"  # of baseline=tna
 Accuracies = dict[str, dict[int, float]]
 
 
@@ -65,19 +66,12 @@ AXES = {
         lambda record: str(record["config"]["epochs"]),
         ("20", "40", "160"),
     ),
-    "precision": Axis(
-        "weights of the base, 6,000 images",
-        ("images", "precision"),
-        lambda record: images(record) == 6000,
-        lambda record: record["choices"]["quant"],
-        ("none", "int4", "ternary", "binary"),
-    ),
     "match": Axis(
-        "weight of the match term, 6,000 images",
+        "match weight (from epoch), 6,000 images",
         ("images", "match"),
         lambda record: images(record) == 6000,
         match,
-        ("0.005", "0.05", "0.5", "0.005 from 20", "0.5 from 20"),
+        ("0.005", DEFAULT_MATCH, "0.5", "0.005 from 20", "0.5 from 20"),
         of_the_twin=True,
     ),
 }
@@ -110,30 +104,35 @@ def verdict(difference: Difference) -> str:
 
 def main() -> None:
     """Print every axis and draw it."""
-    figure, panels = plt.subplots(2, 2, figsize=(9.6, 7.2), layout="constrained")
-    for (name_of_axis, axis), panel in zip(AXES.items(), panels.flat, strict=True):
+    figure, panels = plt.subplots(1, len(AXES), figsize=(4.8 * len(AXES), 3.6), layout="constrained")
+    for (name_of_axis, axis), panel in zip(AXES.items(), panels, strict=True):
         test, train, validation = (accuracies(axis, what) for what in ("test/acc", "train/acc", "val/acc"))
         references = {name: words for name, words in REFERENCES.items() if all(name in rows for rows in test.values())}
         for value, rows in test.items():
             print(f"{name_of_axis} {value}")
             for name, of_seeds in rows.items():
                 mean, deviation = mean_and_deviation(list(of_seeds.values()))
-                fitted, held_out = (mean_and_deviation([*of[value][name].values()])[0] for of in (train, validation))
-                others = f"training images {fitted:.1f}, validation images {held_out:.2f}"
+                fitted, chosen_by = (mean_and_deviation([*of[value][name].values()])[0] for of in (train, validation))
+                others = f"training images {fitted:.1f}, validation images {chosen_by:.2f}"
                 print(f"  {name}: {mean:.2f} ± {deviation or 0:.2f}, {others}, n {len(of_seeds)}")
             for reference in (name for name in REFERENCES if name in rows):
                 difference = gain(rows, reference)
-                print(f"  TNA minus {reference}: {difference.words()}: {verdict(difference)}")
+                held_out = gain(validation[value], reference).words()
+                print(f"  TNA minus {reference}: {difference.words()}: {verdict(difference)}; validation {held_out}")
         for shift, (reference, words) in enumerate(references.items()):
             gains = [gain(rows, reference) for rows in test.values()]
             places = [place + 0.12 * (shift - 0.5) for place in range(len(test))]
             means, halves = [each.mean for each in gains], [each.half_width for each in gains]
-            panel.errorbar(places, means, halves, fmt="os"[shift], capsize=4, label=f"to {words}")
+            panel.errorbar(places, means, halves, fmt="os"[shift], capsize=4, label=f"over {words}")
         panel.axhline(0, color="grey", linewidth=0.8)
-        panel.set_xticks(range(len(test)), list(test))
+        panel.set_xticks(range(len(test)), [value.replace(" ", "\n", 1) for value in test])
         panel.set_xlabel(axis.words)
         panel.set_ylabel("gain of TNA, points (95 %)")
         panel.legend(frameon=False)
+    of_validation = {value: rows["tna"] for value, rows in accuracies(AXES["match"], "val/acc").items()}
+    for value in (value for value in of_validation if value != DEFAULT_MATCH):
+        pairs = [of_validation[value][seed] - of_default for seed, of_default in of_validation[DEFAULT_MATCH].items()]
+        print(f"match {value} minus {DEFAULT_MATCH}, validation images: {paired_difference(pairs).words()}")
     figure.savefig(HERE / "map.png", dpi=150)
 
 
