@@ -30,6 +30,9 @@ from tna_lightning.models import LIF, convnet, resnet20
 from tna_lightning.models.surrogates import ATan
 from tna_lightning.quantization import Ternary, quantize_network
 from tna_lightning.report import __main__ as report_door
+from tna_lightning.report.collect import collect
+from tna_lightning.report.statistics import mean_and_deviation, paired_difference
+from tna_lightning.running.archive import RECORDS
 from tna_lightning.running.config import companion_nodes, compose
 from tna_lightning.running.home import GROUPS, options
 from tna_lightning.running.record import finished_record
@@ -166,6 +169,33 @@ def test_from_a_folder_of_recordings_to_the_class_of_one_in_the_five_commands_of
 
 def test_the_readme_is_short_enough_to_be_read():
     assert len((ROOT / "README.md").read_text().split()) <= 700
+
+
+def test_the_readmes_result_is_that_of_the_records():
+    results = ROOT / "experiments" / "results"
+    accuracies = {}
+    for column, folder in enumerate((results / "fashion_mnist" / "table", results / "evidence" / "attempts")):
+        for record in collect([folder / RECORDS]).done:
+            of = accuracies.setdefault((column, record["choices"]["baseline"]), {})
+            of[record["seed"]] = 100 * record["results"]["test/acc"]
+    names = {
+        "plain": "plain",
+        "plain, twice the epochs": "plain_twice",
+        "distillation, spiking teacher": "kd",
+        "**TNA**": "tna",
+    }
+    shown = (ROOT / "README.md").read_text().partition("<!-- result -->")[2].partition("<!-- end -->")[0]
+    for words, baseline in names.items():
+        cells = [words]
+        for column in (0, 1):
+            mine, tna = accuracies[column, baseline], accuracies[column, "tna"]
+            assert mine.keys() == tna.keys()
+            assert f"{len(tna)} seeds | TNA minus it |" in shown
+            mean, deviation = mean_and_deviation(list(mine.values()))
+            gain = paired_difference([tna[seed] - mine[seed] for seed in sorted(mine)])
+            bold = "**" if gain.mean > gain.half_width else ""
+            cells += [f"{mean:.2f} ± {deviation:.2f}", "" if mine is tna else f"{bold}{gain.words(1)}{bold}"]
+        assert f"| {' | '.join(cells)} |".replace("|  |", "| |") in shown.splitlines()
 
 
 def test_the_readmes_python_example_runs(tmp_path):

@@ -1,9 +1,10 @@
-"""Inside runs, by their kept networks and checkpoints: `why.py FOLDER --data-root DIR` measures all runs of a study.
+"""Inside runs, by their kept networks and checkpoints: `why.py FOLDER... -o FILE` measures all runs of these studies.
 
-Without a folder it prints the table of what was measured, why.json. Flatness is the rise of the cross-entropy on the
-run's own training images when every weight w of a layer becomes w + r rms(w) n, with n standard normal; the mean of
-three draws. Pairs of plain networks are of neighbouring seeds. Calibrated: logits over the one temperature that fits
-the run's validation images best (Guo et al., arXiv 1706.04599).
+Without a folder it prints the tables of what was measured: why.json, and on other seeds why_again.json. Flatness is the
+rise of the cross-entropy on the run's own training images when every weight w of a layer becomes w + r rms(w) n, with n
+standard normal; the mean of three draws. Pairs of plain networks are of the same images (a run whose `data.seed` is
+the other's seed), and where there is none, of neighbouring seeds. Calibrated: logits over the one temperature that
+fits the run's validation images best (Guo et al., arXiv 1706.04599).
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ ROWS = {
     "calibrated nll": "loss, test images, calibrated",
     "calibrated ece": "calibration error, calibrated",
     **{f"noise {r}": f"rise of the training loss, noise {r}" for r in NOISE},
-    "agreement": "agreement with the twin (plain: with another seed), %",
-    "other": "the twin alone (plain: another seed), %",
+    "agreement": "agreement with the twin (plain: with a second network), %",
+    "other": "the twin alone (plain: the second network), %",
     "together": "both together, %",
 }
 
@@ -103,6 +104,7 @@ def measure(folder: Path, data_root: str) -> tuple[dict[str, Any], Tensor, Tenso
         "epochs": config["epochs"],
         "baseline": baseline,
         "seed": record["seed"],
+        "images": config["data"]["seed"],
         "train": 100 * train,
         "train_loss": train_loss,
         "acc": 100 * figures.accuracy(answers.logits, answers.labels),
@@ -128,26 +130,33 @@ def pair(logits: Tensor, others: Tensor, labels: Tensor) -> dict[str, float]:
     }
 
 
-def measure_all(study: Path, data_root: str) -> list[dict[str, Any]]:
-    """All finished runs of a study's folder."""
+def measure_all(studies: list[Path], data_root: str) -> list[dict[str, Any]]:
+    """All finished runs of the studies' folders; what another run's images were given to is measured for its pair."""
     found: dict[tuple[int, str, int], tuple[dict[str, Any], Tensor, Tensor]] = {}
-    for folder in find_runs(study):
+    second: dict[tuple[int, str, int], Tensor] = {}
+    for folder in (folder for study in studies for folder in find_runs(study)):
         try:
-            finished_record(folder)
+            record = finished_record(folder)
         except ValueError as error:
             print(f"left out, {error}")
             continue
-        if finished_record(folder)["config"]["data"]["train_subset"] != IMAGES:
+        if record["config"]["data"]["train_subset"] != IMAGES:
             print(f"left out, {folder}: not of {IMAGES:,} images")
             continue
         shown, logits, labels = measure(folder, data_root)
-        found[shown["epochs"], shown["baseline"], shown["seed"]] = shown, logits, labels
+        key = shown["epochs"], shown["baseline"], shown["images"]
+        if shown["images"] == shown["seed"]:
+            found[key] = shown, logits, labels
+        else:
+            second[key] = logits
         print(shown["name"], flush=True)
     ordered = sorted(found)
     for one, other in pairwise(ordered):
-        if one[:2] == other[:2] and one[1] != "tna":
-            shown, logits, labels = found[one]
-            shown |= pair(logits, found[other][1], labels)
+        if one[:2] == other[:2]:
+            second.setdefault(one, found[other][1])
+    for key, (shown, logits, labels) in found.items():
+        if shown["baseline"] != "tna" and key in second:
+            shown |= pair(logits, second[key], labels)
     return [found[key][0] for key in ordered]
 
 
@@ -188,15 +197,16 @@ def differences(runs: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Measure, or print what was."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", nargs="?", type=Path, help="folder of finished runs with their checkpoints")
+    parser.add_argument("studies", nargs="*", type=Path, help="folders of finished runs with their checkpoints")
     parser.add_argument("--data-root", default=".data")
     parser.add_argument("-o", "--output", type=Path, default=HERE / "why.json")
     arguments = parser.parse_args()
-    if arguments.study is not None:
-        runs = measure_all(arguments.study, arguments.data_root)
+    if arguments.studies:
+        runs = measure_all(arguments.studies, arguments.data_root)
         arguments.output.write_text(json.dumps(runs, indent=1) + "\n")
-    runs = json.loads(arguments.output.read_text())
-    print(table(runs), differences(runs), sep="\n\n")
+    for path in [arguments.output] if arguments.studies else [HERE / "why.json", HERE / "why_again.json"]:
+        runs = json.loads(path.read_text())
+        print(path.name, table(runs), differences(runs), sep="\n\n", end="\n\n")
 
 
 if __name__ == "__main__":
