@@ -173,29 +173,36 @@ def test_the_readme_is_short_enough_to_be_read():
 
 def test_the_readmes_result_is_that_of_the_records():
     results = ROOT / "experiments" / "results"
-    accuracies = {}
-    for column, folder in enumerate((results / "fashion_mnist" / "table", results / "evidence" / "attempts")):
-        for record in collect([folder / RECORDS]).done:
-            of = accuracies.setdefault((column, record["choices"]["baseline"]), {})
-            of[record["seed"]] = 100 * record["results"]["test/acc"]
-    names = {
-        "plain": "plain",
-        "plain, twice the epochs": "plain_twice",
-        "distillation, spiking teacher": "kd",
-        "**TNA**": "tna",
-    }
+    columns = []
+    for folder, first_seed in (("fashion_mnist/table", 0), ("fashion_mnist/epochs", 5), ("evidence/attempts", 0)):
+        columns.append(test := {})
+        fitted = []
+        for record in collect([results / folder / RECORDS]).done:
+            baseline = record["choices"]["baseline"]
+            if record["seed"] >= first_seed:
+                test.setdefault(baseline, {})[record["seed"]] = 100 * record["results"]["test/acc"]
+                fitted += [100 * record["history"]["train/acc"][-1]] if baseline == "tna" else []
+        test["fitted"] = sum(fitted) / len(fitted)
     shown = (ROOT / "README.md").read_text().partition("<!-- result -->")[2].partition("<!-- end -->")[0]
+    head, _, *rows = [
+        [cell.strip() for cell in line.strip("| ").split("|")] for line in shown.splitlines() if line.startswith("|")
+    ]
+    assert [re.search(r"\d+ seeds$", cell)[0] for cell in head[1:]] == [f"{len(test['tna'])} seeds" for test in columns]
+    names = {"plain": "plain", "plain, twice the epochs": "plain_twice", "distillation, spiking teacher": "kd"}
+    told = {row[0]: row[1:] for row in rows}
     for words, baseline in names.items():
-        cells = [words]
-        for column in (0, 1):
-            mine, tna = accuracies[column, baseline], accuracies[column, "tna"]
-            assert mine.keys() == tna.keys()
-            assert f"{len(tna)} seeds | TNA minus it |" in shown
-            mean, deviation = mean_and_deviation(list(mine.values()))
-            gain = paired_difference([tna[seed] - mine[seed] for seed in sorted(mine)])
+        for cell, test in zip(told.pop(words), columns, strict=True):
+            if baseline not in test:
+                assert cell == "not run"
+                continue
+            assert test[baseline].keys() == test["tna"].keys()
+            gain = paired_difference([test["tna"][seed] - test[baseline][seed] for seed in sorted(test["tna"])])
             bold = "**" if gain.mean > gain.half_width else ""
-            cells += [f"{mean:.2f} ± {deviation:.2f}", "" if mine is tna else f"{bold}{gain.words(1)}{bold}"]
-        assert f"| {' | '.join(cells)} |".replace("|  |", "| |") in shown.splitlines()
+            assert cell == f"{bold}{gain.words(1)}{bold}"
+    tna = [mean_and_deviation(list(test["tna"].values())) for test in columns]
+    assert told.pop("TNA, %") == [f"{mean:.2f} ± {deviation:.2f}" for mean, deviation in tna]
+    assert told.pop("its training images, %") == [f"{test['fitted']:.1f}" for test in columns]
+    assert not told
 
 
 def test_the_readmes_python_example_runs(tmp_path):
