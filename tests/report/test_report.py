@@ -19,7 +19,6 @@ from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
-import yaml
 from scipy import stats
 
 from tna_lightning.report import __main__ as door
@@ -43,7 +42,7 @@ from tna_lightning.report.tables import (
     shown,
 )
 from tna_lightning.running.archive import RECORDS, keep_records, read_records
-from tna_lightning.running.config import compose
+from tna_lightning.running.config import compose, swept_by
 from tna_lightning.running.home import home
 from tna_lightning.running.identity import differences, folder_name, identity
 from tna_lightning.running.record import Run
@@ -1186,18 +1185,24 @@ def test_a_damaged_file_of_records_is_refused(damage, study):
             collect([source])
 
 
-@pytest.mark.parametrize("study", ["evidence/attempts", "evidence/match_weight", "mixed_precision"])
+@pytest.mark.parametrize(
+    "study",
+    ["evidence/attempts", "evidence/match_weight", "mixed_precision", "fashion_mnist/match", "fashion_mnist/pairs"],
+)
 def test_the_command_that_repeats_a_row_gives_its_runs(study):
     for row in rows(collect([RESULTS / study / RECORDS]).done):
-        words = shlex.split(command(row.records))
-        assert words[:3] == ["python", "-m", "tna_lightning"]
-        *words, seeds = [word for word in words[3:] if word != "-m"]
-        assert seeds == "seed=" + ",".join(map(str, row.seeds))
-        (name,) = [word.partition("=")[2] for word in words if word.startswith("experiments=")] or [None]
-        if name is not None:  # what the study varies is said, so that it is this row alone
-            varied = yaml.safe_load((home() / "experiments" / f"{name}.yaml").read_text())["hydra"]["sweeper"]["params"]
-            assert varied.keys() <= {word.partition("=")[0] for word in [*words, "seed="]}
-        assert differences(row.records[0]["config"], compose([*words, f"seed={row.seeds[0]}"])) == []
+        configs, repeated = {record["seed"]: record["config"] for record in row.records}, []
+        for line in command(row.records).splitlines():  # one, but where data have seeds of their own
+            words = shlex.split(line)
+            assert words[:3] == ["python", "-m", "tna_lightning"]
+            *words, seeds = [word for word in words[3:] if word != "-m"]
+            seeds = [int(seed) for seed in seeds.removeprefix("seed=").split(",")]
+            (name,) = [word.partition("=")[2] for word in words if word.startswith("experiments=")] or [None]
+            if name is not None:  # what the study varies is said, so that it is this row alone
+                assert swept_by(name).keys() <= {word.partition("=")[0] for word in [*words, "seed="]}
+            assert differences(configs[seeds[0]], compose([*words, f"seed={seeds[0]}"])) == []
+            repeated += seeds
+        assert repeated == row.seeds
 
 
 def test_a_choice_of_ones_own_is_repeated_with_the_folder_that_has_it():

@@ -6,11 +6,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
 
-from tna_lightning.running.config import check, compose, register_resolvers
-from tna_lightning.running.home import home
+from tna_lightning.running.config import check, compose, swept_by
 from tna_lightning.running.identity import folder_name
 
 STUDIES = sorted((Path(__file__).parents[2] / "experiments").glob("*.yaml"))
@@ -18,10 +15,7 @@ STUDIES = sorted((Path(__file__).parents[2] / "experiments").glob("*.yaml"))
 
 def jobs(path):
     """The overrides of each job of a study, as Hydra's own sweeper makes them: what it inherits is swept too."""
-    register_resolvers()
-    with initialize_config_dir(str(home() / "conf"), version_base="1.3"):
-        config = hydra_compose("config", [f"experiments={path.stem}"], return_hydra_config=True)
-    params = config.hydra.sweeper.params
+    params = swept_by(path.stem)
     choices = [[f"{key}={value}" for value in str(values).split(",")] for key, values in params.items()]
     return [[f"experiments={path.stem}", "hydra.mode=RUN", *combination] for combination in itertools.product(*choices)]
 

@@ -72,15 +72,20 @@ def composed(record):
 
 def without_seed(record):
     return json.dumps(
-        {key: value for key, value in identity_config(record["config"]).items() if not key.endswith("seed")}
+        {
+            key: value
+            for key, value in identity_config(record["config"]).items()
+            if not key.endswith("seed") or value != record["seed"]
+        }
     )
 
 
 def with_seed(config, seed):
     """The config with another seed, in all the places that take theirs from it."""
     config = json.loads(json.dumps(config))
+    before = config["seed"]
     for node in (config, config["data"], config["companion"] or {}):
-        if "seed" in node:
+        if node.get("seed") == before:
             node["seed"] = seed
     return config
 

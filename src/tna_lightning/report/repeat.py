@@ -9,11 +9,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-import yaml
-
 from tna_lightning.report.statistics import QUESTION, Record
-from tna_lightning.running.config import compose
-from tna_lightning.running.home import default_choices, home
+from tna_lightning.running.config import compose, swept_by
+from tna_lightning.running.home import default_choices
 from tna_lightning.running.identity import identity_config
 from tna_lightning.running.versions import as_before, with_neutral
 
@@ -23,8 +21,20 @@ _EACH_SEED = ("seed", "data.seed", "companion.seed")  # of which `seed` is the o
 def command(records: Sequence[Record]) -> str:
     """``python -m tna_lightning -m experiments=evidence baseline=tna seed=0,1,2``: choices, seeds, further settings.
 
-    A choice of the user's own needs the folder that has it, of which a record does not know: its place is left open.
+    Runs whose data or companion had a seed of their own, ``data.seed=5 seed=105``, have a line for each such seed. A
+    choice of the user's own needs the folder that has it, of which a record does not know: its place is left open.
     """
+    by_seeds: dict[tuple[str, ...], list[Record]] = {}
+    for record in records:
+        settings = identity_config(record["config"])
+        own = tuple(
+            _word(key, settings[key], True) for key in _EACH_SEED if settings.get(key) not in (None, record["seed"])
+        )
+        by_seeds.setdefault(own, []).append(record)
+    return "\n".join(_command(members, own) for own, members in by_seeds.items())
+
+
+def _command(records: Sequence[Record], seeds_apart: Sequence[str]) -> str:
     first = records[0]
     defaults, has_study = default_choices(), first["choices"].get("experiments")
     choices = {
@@ -47,7 +57,7 @@ def command(records: Sequence[Record]) -> str:
         own = ["--config-dir", "DIR"]
     seeds = ",".join(str(record["seed"]) for record in records)
     sweep = ["-m"] if len(records) > 1 and not has_study else []
-    return shlex.join(["python", "-m", "tna_lightning", *sweep, *own, *words, f"seed={seeds}"])
+    return shlex.join(["python", "-m", "tna_lightning", *sweep, *own, *words, *seeds_apart, f"seed={seeds}"])
 
 
 def _places(record: Record) -> dict[str, Any]:
@@ -59,12 +69,12 @@ def _places(record: Record) -> dict[str, Any]:
     return {key: record["config"]["data"][key.partition(".")[2]] for key in named if key not in settings}
 
 
+@lru_cache(maxsize=64)
 def _varied(study: str | None) -> list[str]:
-    """What the file of a study varies, and a command must say, if it is to be one row alone."""
+    """What a study varies, and a command must say, if it is to be one row alone."""
     if study is None:
         return []
-    node = yaml.safe_load((home() / "experiments" / f"{study}.yaml").read_text())
-    return list(((node.get("hydra") or {}).get("sweeper") or {}).get("params") or {})
+    return list(swept_by(study))
 
 
 def _further(record: Record, words: tuple[str, ...]) -> list[tuple[str, Any, bool]]:

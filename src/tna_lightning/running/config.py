@@ -202,6 +202,22 @@ def compose(overrides: Sequence[str] = (), own: Path | str | None = None) -> dic
         raise ValueError(explain(error, overrides)) from error
 
 
+def swept_by(study: str) -> dict[str, Any]:
+    """What a study sweeps, key by key, as Hydra merges its file with those that it stands on.
+
+    Raises:
+        ValueError: there is no such study.
+    """
+    register_resolvers()
+    overrides = [f"experiments={study}"]
+    try:
+        with initialize_config_dir(str(home() / "conf"), version_base="1.3", job_name="tna_lightning"):
+            config = hydra_compose("config", overrides=overrides, return_hydra_config=True)
+    except HydraException as error:
+        raise ValueError(explain(error, overrides)) from error
+    return dict(OmegaConf.select(config, "hydra.sweeper.params") or {})
+
+
 def check(config: Mapping[str, Any]) -> None:
     """Check what no constructor can check alone.
 
