@@ -116,7 +116,7 @@ def test_the_command_of_every_committed_record_names_its_run(every):
         assert identity(today, record["config"]) == record["identity"], folder
         older[study_of(folder)] += identity(today) != record["identity"]
     if every:
-        assert len(RECORDS) == 462
+        assert len(RECORDS) == 464
         assert +older == OLDER
 
 
