@@ -35,6 +35,7 @@ def command(records: Sequence[Record]) -> str:
 
 
 def _command(records: Sequence[Record], seeds_apart: Sequence[str]) -> str:
+    """The line for runs that differ in `seed` alone, with the words for seeds that do not follow it."""
     first = records[0]
     defaults, has_study = default_choices(), first["choices"].get("experiments")
     choices = {

@@ -190,16 +190,11 @@ def compose(overrides: Sequence[str] = (), own: Path | str | None = None) -> dic
     Raises:
         ValueError: an unknown group, choice or key; or a choice of one's own bears the name of one that comes along.
     """
-    register_resolvers()
     if own is not None:
         refuse_hidden(Path(own))
         places = ",".join(json.dumps(f"file://{place}") for place in (home(), Path(own).absolute()))
         overrides = [*overrides, f"hydra.searchpath=[{places}]"]
-    try:
-        with initialize_config_dir(str(home() / "conf"), version_base="1.3", job_name="tna_lightning"):
-            return resolved(hydra_compose("config", overrides=list(overrides), return_hydra_config=True))
-    except HydraException as error:
-        raise ValueError(explain(error, overrides)) from error
+    return resolved(_composed(overrides))
 
 
 def swept_by(study: str) -> dict[str, Any]:
@@ -208,14 +203,17 @@ def swept_by(study: str) -> dict[str, Any]:
     Raises:
         ValueError: there is no such study.
     """
+    return dict(OmegaConf.select(_composed([f"experiments={study}"]), "hydra.sweeper.params") or {})
+
+
+def _composed(overrides: Sequence[str]) -> DictConfig:
+    """With Hydra's own settings, of which a sweep is one."""
     register_resolvers()
-    overrides = [f"experiments={study}"]
     try:
         with initialize_config_dir(str(home() / "conf"), version_base="1.3", job_name="tna_lightning"):
-            config = hydra_compose("config", overrides=overrides, return_hydra_config=True)
+            return hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
     except HydraException as error:
         raise ValueError(explain(error, overrides)) from error
-    return dict(OmegaConf.select(config, "hydra.sweeper.params") or {})
 
 
 def check(config: Mapping[str, Any]) -> None:
@@ -622,19 +620,17 @@ def _unknown_key(key: str, words: Sequence[str]) -> str:
         return f"{key}: no such setting of Hydra's; `--cfg hydra` prints all of them"
     if key == "data.time_steps":
         return f"{key}: these are static images, shown for as many steps as model.time_steps says; set that"
-    config, *others_of_sweep = _with_choices(words)
-    known, *known_of_sweep = (
-        [*leaves({name: each[name] for name in each if name in SETTINGS})] for each in (config, *others_of_sweep)
-    )
-    if any(key in each for each in (known, *known_of_sweep)):
+    configs = _with_choices(words)
+    known = [[*leaves({name: each[name] for name in each if name in SETTINGS})] for each in configs]
+    if any(key in each for each in known):
         return f"{key}: not every job of the sweep has this setting; sweep the choices that have it apart"
     path, _, name = key.rpartition(".")
-    node: Any = config
+    node: Any = configs[0]
     for part in path.split(".") if path else ():
         node = node.get(part) if isinstance(node, Mapping) else None
     if path and isinstance(node, Mapping) and _is_left_out(name, node):
         return f"{key}: no such setting here; +{key}=VALUE adds it, which the YAML leaves out"
-    meant = nearest(key, [*known, *GROUPS])
+    meant = nearest(key, [*known[0], *GROUPS])
     if not path:
         return f"{key}: no such group or setting; {_did_you_mean(meant) or 'groups are ' + ', '.join(GROUPS)}"
     others = [str(each) for each in node or () if not str(each).startswith("_")]
